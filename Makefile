@@ -1,0 +1,61 @@
+# Everything a contributor or a CI needs; `make` alone lists it. The environment is `.venv`, installed from
+# requirements.lock with hashes, so that two checkouts run the same bytes.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv demo demo-fast test test-unit test-integration lint format bench lock clean
+
+# python3.11 when there is one that runs, else python3; override with `make PYTHON=/path/to/python`.
+PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+UV ?= uv
+BIN := .venv/bin
+STAMP := .venv/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## install the locked environment and this package into .venv (does nothing when it is current)
+
+# The package itself is built by the locked setuptools: a build environment of pip's own would be downloaded unpinned.
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"Python 3.11 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}; call make PYTHON=/path/to/python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install --require-hashes -r requirements.lock
+	$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(STAMP) ## a year of flights: drift, retraining, canary, rollback; about eight minutes
+	$(BIN)/mlops-ray demo
+
+demo-fast: $(STAMP) ## the demo's short form
+	$(BIN)/mlops-ray demo --fast
+
+test: test-unit test-integration ## unit tests, then integration tests on a local Ray (not the slow ones)
+
+test-unit: $(STAMP) ## tests of the parts that decide; no Ray
+	$(BIN)/python -m pytest -q tests/unit
+
+test-integration: $(STAMP) ## tests on a local Ray and real servers
+	$(BIN)/python -m pytest -q tests/integration -m "not slow"
+
+lint: $(STAMP) ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## run every script in benchmarks/
+	@for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
+
+lock: ## resolve requirements.lock again from pyproject.toml (needs uv); keeps pins that still fit
+	$(UV) pip compile pyproject.toml --extra demo --extra dev --universal --python-version 3.11 \
+		--generate-hashes --no-header --no-annotate --quiet -o requirements.lock
+
+clean: ## remove caches and build products; .venv and .mlops_ray (your models and state) stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

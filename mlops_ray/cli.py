@@ -1,0 +1,351 @@
+"""The command `mlops-ray`: teaches by `--help`, shows progress to people, prints JSON for machines.
+
+Exit codes: 0 done, 1 fault, 2 wrong configuration or order, 3 refused by the gates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from mlops_ray.errors import MlopsRayError
+
+Config = Annotated[
+    list[Path],
+    typer.Option(
+        "--config", "-c", help="Project file; give it again for overlays, the last one wins.", show_default=False
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+
+app = typer.Typer(
+    name="mlops-ray",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=(
+        "The whole life of a tabular model as one closed loop on one Ray cluster.\n\n"
+        "Start with [bold]mlops-ray check -c configs/quickstart.yaml[/], then [bold]run[/], [bold]status[/], "
+        "[bold]down[/]; or watch a year of flights: [bold]mlops-ray demo[/]."
+    ),
+    epilog="Exit codes: 0 done, 1 fault, 2 wrong configuration or order, 3 refused by the gates.",
+)
+rollout = typer.Typer(no_args_is_help=True, help="Watch and steer the rollout of a new version.")
+app.add_typer(rollout, name="rollout")
+ledger_app = typer.Typer(no_args_is_help=True, help="Read and verify the chained record of every decision.")
+app.add_typer(ledger_app, name="ledger")
+
+
+def main() -> None:
+    """Entry point of the command."""
+    try:
+        app(standalone_mode=True)
+    except MlopsRayError as exc:
+        Console(stderr=True).print(f"[bold red]error[/] {escape(str(exc))}", soft_wrap=True, highlight=False)
+        sys.exit(exc.exit_code)
+
+
+@app.command()
+def check(config: Config, as_json: AsJson = False) -> None:
+    """Say everything that is wrong with a project file, with line, field, value and remedy. Needs no cluster."""
+    from mlops_ray import verbs
+
+    _say(
+        verbs.check(config, os.environ),
+        as_json,
+        lambda r: f"{r['project']}: {len(r['features'])} features, no problems",
+    )
+
+
+@app.command()
+def prepare(config: Config, as_json: AsJson = False) -> None:
+    """Read the source, check every row, quarantine bad ones, and commit an immutable dataset version.
+
+    The same rows again, in any order, give the same version and write nothing.
+    """
+    from mlops_ray import verbs
+
+    with _progress(as_json) as on_progress:
+        result = verbs.prepare(config, os.environ, on_progress)
+    _say(result, as_json, _prepared)
+
+
+@app.command()
+def train(config: Config, as_json: AsJson = False) -> None:
+    """Search, judge and register: Ray Tune over all candidates, then statistical gates against the champion.
+
+    Exit code 3 when the gates refuse the winner; their reasons are in the message and in the MLflow run.
+    """
+    from mlops_ray import verbs
+
+    with _progress(as_json) as on_progress:
+        result = verbs.train(config, os.environ, on_progress)
+    _say(result, as_json, _trained)
+
+
+@app.command()
+def up(config: Config, as_json: AsJson = False) -> None:
+    """Start (or join) the cluster, serve the champion, and keep monitor, collector and controller running."""
+    from mlops_ray import verbs
+
+    with _progress(as_json) as on_progress:
+        result = verbs.up(config, os.environ, on_progress)
+    _say(result, as_json, lambda r: r["hint"] or f"v{r['stable']} answers at {r['url']}/predict")
+
+
+@app.command()
+def run(config: Config, as_json: AsJson = False) -> None:
+    """Prepare, train and deploy. A first version serves at once; a later one goes through gates and a canary."""
+    from mlops_ray import verbs
+
+    with _progress(as_json) as on_progress:
+        result = verbs.run(config, os.environ, on_progress)
+    _say(
+        result,
+        as_json,
+        lambda r: (
+            f"{_prepared(r['prepare'])}\n{_trained(r['train'])}\n"
+            f"v{r['deploy']['stable']} answers at {r['deploy']['url']}/predict"
+            + (f"; rollout {r['rollout']} has started" if r["rollout"] else "")
+        ),
+    )
+
+
+@app.command()
+def down(config: Config, as_json: AsJson = False) -> None:
+    """Take the project down. Only its own processes end; state, models and logs stay."""
+    from mlops_ray import verbs
+
+    _say(verbs.down(config, os.environ), as_json, lambda r: f"{r['ended_processes']} processes ended")
+
+
+@app.command()
+def status(config: Config, as_json: AsJson = False) -> None:
+    """Where the project stands: versions, rollout, retrain, last windows, last decisions."""
+    from mlops_ray import verbs
+    from mlops_ray.verbs.tables import status_table
+
+    result = verbs.status(config, os.environ)
+    if as_json:
+        _say(result, True, str)
+    else:
+        Console().print(status_table(result))
+
+
+@app.command()
+def retrain(
+    config: Annotated[list[Path] | None, typer.Option("--config", "-c", help="Project file, then overlays.")] = None,
+    decision: Annotated[
+        str | None, typer.Option(help="Carry out this decision instead of recording a new one.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="What the ledger says about a manual retrain.")] = "manual",
+    as_json: AsJson = False,
+) -> None:
+    """Train on the newest labelled traffic, judge, and start a canary when the gates pass (exit code 3: refused)."""
+    from mlops_ray import verbs
+
+    result = verbs.retrain(config or (), os.environ, decision, reason)
+    _say(result, as_json, lambda r: f"v{r['version']} passed its gates; rollout {r.get('rollout')}")
+
+
+@rollout.command("start")
+def rollout_start(
+    config: Config,
+    version: Annotated[int, typer.Argument(help="A registered version.")],
+    why: Annotated[str, typer.Option(help="Reason for the ledger.")] = "ordered by hand",
+    as_json: AsJson = False,
+) -> None:
+    """Start a canary of a registered version."""
+    from mlops_ray import verbs
+
+    _say(
+        verbs.rollout_start(config, os.environ, version, why), as_json, lambda r: f"rollout {r['rollout']} has started"
+    )
+
+
+@rollout.command("status")
+def rollout_status(config: Config, as_json: AsJson = False) -> None:
+    """The open rollout: phase, step and share."""
+    from mlops_ray import verbs
+
+    found = verbs.status(config, os.environ)
+    result = {"rollout": found["rollout"], "share": found["share"], "stable": found["stable"]}
+    _say(result, as_json, _rollout_line)
+
+
+@rollout.command("history")
+def rollout_history(config: Config, as_json: AsJson = False) -> None:
+    """All rollouts, newest first, and how each ended."""
+    from mlops_ray import verbs
+
+    result = verbs.rollout_history(config, os.environ)
+    _say(
+        result, as_json, lambda r: "\n".join(_rollout_line({"rollout": o}) for o in r["rollouts"]) or "no rollouts yet"
+    )
+
+
+def _order(name: str, help_text: str) -> None:
+    @rollout.command(name, help=help_text)
+    def command(
+        config: Config,
+        why: Annotated[str, typer.Option(help="Reason for the ledger.")] = "ordered by hand",
+        as_json: AsJson = False,
+    ) -> None:
+        from mlops_ray import verbs
+
+        result = verbs.rollout_move(config, os.environ, name, why)
+        _say(result, as_json, lambda r: f"the rollout is {r['phase']}")
+
+
+_order("pause", "Hold the rollout at its present share.")
+_order("resume", "Go on with a paused rollout.")
+_order("promote", "Make the canary stable now, whatever the evidence says.")
+_order("abort", "Take the canary out; stable answers everything.")
+_order("rollback", "Go back to the version before the last promotion.")
+
+
+@ledger_app.command("show")
+def ledger_show(config: Config, as_json: AsJson = False) -> None:
+    """Every decision, oldest first: what, who, why."""
+    from mlops_ray import verbs
+
+    def lines(result: dict[str, Any]) -> str:
+        return "\n".join(
+            f"{e['seq']:4d}  {_day(e['at'])}  {e['kind']} {e['subject']} by {e['who']}: {e['why']}"
+            for e in result["entries"]
+        )
+
+    _say(verbs.ledger_show(config, os.environ), as_json, lines)
+
+
+@ledger_app.command("verify")
+def ledger_verify(config: Config, as_json: AsJson = False) -> None:
+    """Prove that no entry was changed, inserted or taken out; exit code 1 when one was."""
+    from mlops_ray import verbs
+
+    result = verbs.ledger_verify(config, os.environ)
+    _say(
+        result, as_json, lambda r: f"{r['n']} entries, chain " + ("unbroken" if r["ok"] else f"BROKEN: {r['problem']}")
+    )
+    if not result["ok"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    fast: Annotated[bool, typer.Option(help="Few weeks instead of seven months.")] = False,
+    speed: Annotated[
+        float | None, typer.Option(help="Seconds of flights per second; default: as fast as it goes.")
+    ] = None,
+    per_flight: Annotated[bool, typer.Option(help="One request per flight instead of one per departure hour.")] = False,
+    summary: Annotated[Path, typer.Option(help="Where the summary goes.")] = Path("demo-summary.json"),
+    as_json: AsJson = False,
+) -> None:
+    """Watch the loop close on real flights: train on January and February 2013, then live through the year.
+
+    Trains, serves, replays flights as HTTP requests with labels that arrive when the flights land, sees drift,
+    retrains, tries the new model on a canary, promotes it or rolls it back. Ends by itself.
+    """
+    from mlops_ray.demo.on_ray import run_demo
+
+    with _progress(as_json) as on_progress:
+        result = run_demo(os.environ, fast=fast, speed=speed, per_flight=per_flight, on_progress=on_progress)
+    summary.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    if as_json:
+        _say(result, True, str)
+    else:
+        from mlops_ray.verbs.tables import demo_table
+
+        Console().print(demo_table(result))
+        Console().print(f"summary: {summary}")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def submit(
+    context: typer.Context,
+    verb: Annotated[str, typer.Argument(help="prepare, train, run, retrain or up")],
+    address: Annotated[str | None, typer.Option(help="Dashboard of the cluster, http://host:8265.")] = None,
+    working_dir: Annotated[Path, typer.Option(help="Directory that the job sees.")] = Path(),
+) -> None:
+    """Run a verb as a Ray Job on a cluster and follow its log; the exit code is the job's.
+
+    Everything after the verb goes to it: mlops-ray submit train --address http://head:8265 -c configs/flights.yaml
+    """
+    from mlops_ray.cluster.on_jobs import submit_verb
+
+    raise typer.Exit(submit_verb(verb, context.args, address or os.environ.get("RAY_ADDRESS"), working_dir, print))
+
+
+# output
+
+
+def _say(result: dict[str, Any], as_json: bool, line: Callable[[dict[str, Any]], str]) -> None:
+    if as_json:
+        typer.echo(json.dumps(result, default=str))
+    else:
+        Console().print(escape(line(result)), soft_wrap=True, highlight=False)
+
+
+def _prepared(result: dict[str, Any]) -> str:
+    report, dataset = result["report"], result["dataset"]
+    return (
+        f"dataset v{dataset['version']} ({dataset['content_hash'][:12]}): {dataset['rows']:,} rows; "
+        f"{report['n_read']:,} read, {report['n_quarantined']:,} in quarantine"
+    )
+
+
+def _trained(result: dict[str, Any]) -> str:
+    metrics = ", ".join(f"{k} {v:.4f}" for k, v in result["metrics"].items())
+    return f"v{result['version']} registered: {metrics}"
+
+
+def _rollout_line(result: dict[str, Any]) -> str:
+    row = result["rollout"]
+    if not row:
+        return "no rollout is open"
+    state = row["state"]
+    share = f" at {result['share']:.0%}" if result.get("share") else ""
+    why = f" ({state['reason']})" if state["reason"] else ""
+    return f"v{row['version']} against v{row['stable']}: {state['phase']}{share}{why}, since {_day(state['since'])}"
+
+
+def _day(at: float) -> str:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+@contextlib.contextmanager
+def _progress(as_json: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A rich progress bar per stage on standard error; silent for machines."""
+    if as_json:
+        yield lambda stage, done, total: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def on_progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total or None)
+            bars.update(tasks[stage], completed=done, total=total or None)
+
+        yield on_progress

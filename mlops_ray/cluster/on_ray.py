@@ -1,0 +1,190 @@
+"""Start, join and end the Ray cluster of a project."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from mlops_ray.cluster import processes
+from mlops_ray.config import Project
+from mlops_ray.errors import BackendUnavailable
+
+NAMESPACE = "mlops_ray"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster of our own on this machine, as `up` wrote it down."""
+
+    id: str
+    address: str
+    dashboard: str
+    http: str
+    temp_dir: str
+
+
+def serve_environment(cluster_id: str, temp_dir: str, http_port: int) -> dict[str, str]:
+    """Environment for every process of a cluster of our own: Serve behind HAProxy, telemetry off, nothing shared.
+
+    HAProxy and the throughput mode bring ten times the requests of Serve's Python proxy and are read once, when the
+    cluster starts. HAProxy's files and side ports are this cluster's own, so that two clusters can live side by side.
+    """
+    proxy = f"{temp_dir}/ha"
+    return {
+        processes.MARK: cluster_id,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # A token file that happens to lie in the home directory would switch token mode on for half of the processes.
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{proxy}/haproxy.cfg",
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{proxy}/admin.sock",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": proxy,
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{proxy}/server-state",
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(processes.free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(processes.free_port()),
+        "RAY_DATA_USE_DATASOURCE_V2": "0",
+        "RAY_DEDUP_LOGS": "0",
+    }
+
+
+def start(project: Project) -> Cluster:
+    """The running cluster of this project, started now if there is none.
+
+    Raises: BackendUnavailable when a port is taken or Ray does not come up.
+    """
+    running = find(project)
+    if running is not None:
+        return running
+    wanted = project.cluster
+    processes.demand_free(wanted.http_port, wanted.host, "cluster.http_port")
+    processes.demand_free(project.monitoring.metrics_port, "127.0.0.1", "monitoring.metrics_port")
+    cluster_id = uuid.uuid4().hex[:12]
+    # HAProxy takes 97 characters for its socket's path, of which 68 are Ray's: a long TMPDIR would not do.
+    temp_dir = tempfile.mkdtemp(prefix="mr-", dir="/tmp")
+    Path(temp_dir, "ha").mkdir()
+    port, dashboard_port = processes.free_port(), processes.free_port()
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--disable-usage-stats"),
+        *("--node-ip-address=127.0.0.1", f"--port={port}", f"--temp-dir={temp_dir}"),
+        *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"),
+        *(f"--num-cpus={wanted.num_cpus}", f"--object-store-memory={wanted.object_store_mb * 1024 * 1024}"),
+    ]
+    env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")}
+    env |= serve_environment(cluster_id, temp_dir, wanted.http_port)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        processes.end(cluster_id)
+        shutil.rmtree(temp_dir, ignore_errors=True)
+        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()[-3:]
+        raise BackendUnavailable("the Ray cluster", "`ray start` failed: " + " ".join(lines))
+    cluster = Cluster(
+        id=cluster_id,
+        address=f"127.0.0.1:{port}",
+        dashboard=f"http://127.0.0.1:{dashboard_port}",
+        http=f"http://{wanted.host}:{wanted.http_port}",
+        temp_dir=temp_dir,
+    )
+    record = _record(project)
+    record.parent.mkdir(parents=True, exist_ok=True)
+    part = record.with_suffix(".part")
+    part.write_text(json.dumps(asdict(cluster)), encoding="utf-8")
+    part.replace(record)
+    return cluster
+
+
+def find(project: Project) -> Cluster | None:
+    """The cluster that `start` wrote down for this project, if it still lives."""
+    if project.storage.is_remote or not _record(project).exists():
+        return None
+    cluster = Cluster(**json.loads(_record(project).read_text(encoding="utf-8")))
+    return cluster if any(p.name() == "raylet" for p in processes.marked(cluster.id)) else None
+
+
+def stop(project: Project) -> int:
+    """End the cluster of our own and remove its files; returns how many processes ended. Others are never touched."""
+    record = _record(project)
+    if not record.exists():
+        return 0
+    cluster = Cluster(**json.loads(record.read_text(encoding="utf-8")))
+    ended = processes.end(cluster.id)
+    shutil.rmtree(cluster.temp_dir, ignore_errors=True)
+    record.unlink()
+    return ended
+
+
+def address(project: Project) -> str | None:
+    """GCS address to join: the environment's (inside a job), the project file's, or our own cluster's; else None."""
+    given = os.environ.get("RAY_ADDRESS") or project.cluster.address
+    if given:
+        return given
+    own = find(project)
+    return own.address if own else None
+
+
+@contextlib.contextmanager
+def connected(project: Project, *, start_local: bool = False) -> Iterator[str]:
+    """Joined to the project's cluster for the time of a `with` block; yields the dashboard's URL ("" if none).
+
+    With `start_local`, a cluster that ends with the block is started when there is none to join.
+    Raises: BackendUnavailable when there is no cluster, or it does not answer.
+    """
+    where = address(project)
+    if where is None and not start_local:
+        raise BackendUnavailable(f"project {project.project!r}", "it is not up; start it with `mlops-ray up -c FILE`")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    common = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        if where is None:
+            context = ray.init(num_cpus=project.cluster.num_cpus, include_dashboard=False, **common)  # type: ignore[arg-type]
+        else:
+            context = ray.init(address=where, **common)  # type: ignore[arg-type]
+    except (ConnectionError, RuntimeError) as exc:
+        raise BackendUnavailable(f"Ray cluster {where}", f"{exc}; check `cluster.address` and the head node") from exc
+    try:
+        url = context.dashboard_url or ""
+        yield url if not url or url.startswith("http") else f"http://{url}"
+    finally:
+        ray.shutdown()
+
+
+def joins(project: Project) -> bool:
+    """Whether the project lives on a cluster that others started, named by its file or (inside a job) by Ray."""
+    return bool(os.environ.get("RAY_ADDRESS") or project.cluster.address)
+
+
+def ensure_actor(kind: Any, name: str, *args: Any, concurrency: int = 4) -> int:
+    """A detached actor `name` runs, made with these arguments unless it ran already; its process id.
+
+    Raises: BackendUnavailable when it does not start.
+    """
+    options = {"namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True, "max_concurrency": concurrency}
+    actor = kind.options(name=name, **options).remote(*args)
+    try:
+        pid = int(ray.get(actor.ping.remote(), timeout=60))
+    except (ray.exceptions.RayError, TimeoutError) as exc:
+        raise BackendUnavailable(f"actor {name}", str(exc).strip().splitlines()[-1]) from exc
+    return pid
+
+
+def end_actor(name: str) -> None:
+    """End the detached actor `name` for good; nothing happens when there is none."""
+    with contextlib.suppress(ValueError):
+        ray.kill(ray.get_actor(name, NAMESPACE))
+
+
+def _record(project: Project) -> Path:
+    return Path(project.storage.path("cluster.json"))

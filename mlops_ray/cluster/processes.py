@@ -1,0 +1,73 @@
+"""Processes and ports of a cluster of our own, found by a mark in their environment.
+
+Everything that `ray start` launches inherits the environment: GCS, raylet, workers, dashboard and the HAProxy child,
+which can outlive its parents. The mark is therefore the only reliable list of what is ours; `ray stop` would end
+every Ray process of the machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+import psutil
+
+from mlops_ray.errors import BackendUnavailable
+
+MARK = "MLOPS_RAY_CLUSTER"
+
+
+def marked(cluster_id: str) -> list[psutil.Process]:
+    """Live processes of this user whose environment carries the mark of `cluster_id`."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == cluster_id:
+                found.append(process)
+    return found
+
+
+def end(cluster_id: str, *, grace_s: float = 5.0) -> int:
+    """End every process of the cluster, politely and then not; returns how many there were."""
+    ended = 0
+    while processes := marked(cluster_id):
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
+                process.terminate()
+        _, alive = psutil.wait_procs(processes, timeout=grace_s)
+        for process in alive:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(alive, timeout=grace_s)
+        ended += len(processes)
+    return ended
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody listens on now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def demand_free(port: int, host: str, field: str) -> None:
+    """Raises BackendUnavailable, naming the process that holds the port, when `port` cannot be bound on `host`."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((host, port))
+            return
+        except OSError as exc:
+            raise BackendUnavailable(
+                f"port {port} on {host}",
+                f"{exc.strerror}; held by {_holder(port)}. End that process or set another `{field}`",
+            ) from exc
+
+
+def _holder(port: int) -> str:
+    for connection in psutil.net_connections("tcp"):
+        listens = connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr[1] == port
+        if listens and connection.pid:
+            with contextlib.suppress(psutil.Error):
+                return f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
+    return "a process that this user may not see"

@@ -1,0 +1,1 @@
+"""The demonstrations: flights out of New York in 2013, and a quickstart in one minute."""

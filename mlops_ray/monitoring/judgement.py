@@ -1,0 +1,75 @@
+"""What a closed window says: drift of its inputs, and realised quality once its labels have had time to come. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlops_ray.config import Monitoring
+from mlops_ray.data.profile import Profile
+from mlops_ray.monitoring import drift, performance
+from mlops_ray.training.model import Reference
+
+# Detectors that share the false-alarm budget: drift over all features together, and quality.
+N_DETECTORS = 2
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One window judged for one trigger. `alarm` is False whenever data or calibration is missing."""
+
+    trigger: Literal["drift", "performance"]
+    alarm: bool
+    why: str
+    detail: dict[str, Any]
+
+
+def judge_drift(plan: Monitoring, reference: Reference, window: Profile, rng: np.random.Generator) -> Judgement:
+    """Inputs of a window against the reference of the stable version."""
+    if window.n < plan.min_rows:
+        return _silent("drift", f"{window.n} rows; {plan.min_rows} are needed", {"features": []})
+    thresholds = drift.calibrate(
+        [profile for _, profile in reference.blocks],
+        round(plan.window_s / reference.block_s),
+        drift.level(plan.false_alarms_per_month, plan.window_s, N_DETECTORS),
+        min_blocks=plan.min_blocks,
+        rng=rng,
+    )
+    if thresholds.limits is None:
+        return _silent("drift", f"uncalibrated: {thresholds.why}", {"features": []})
+    drifts = drift.compare(reference.total, window, thresholds.limits)
+    alarming = [d for d in drifts if d.alarm]
+    why = "; ".join(drift.in_words(d) for d in (alarming or drifts)[:3])
+    return Judgement("drift", bool(alarming), why, {"features": [vars(d) for d in drifts], "rows": window.n})
+
+
+def judge_quality(
+    plan: Monitoring,
+    reference: Reference,
+    labels: NDArray[np.float64],
+    scores: NDArray[np.float64],
+    rng: np.random.Generator,
+) -> Judgement:
+    """Realised quality of stable over a mature cohort. Args: labels shape (n,), NaN where not known; scores (n,)."""
+    found = performance.quality(labels, scores)
+    detail: dict[str, Any] = vars(found) | {"coverage": found.coverage, "limit": None}
+    if found.log_loss is None or found.n_labelled < plan.min_rows:
+        return _silent("performance", f"warming up: {found.n_labelled} labelled rows of {plan.min_rows}", detail)
+    limit = performance.limit(
+        reference.holdout,
+        round(plan.window_s / reference.block_s),
+        drift.level(plan.false_alarms_per_month, plan.window_s, N_DETECTORS),
+        min_blocks=plan.min_blocks,
+        rng=rng,
+    )
+    if limit is None:
+        return _silent("performance", f"uncalibrated: the holdout has {len(reference.holdout)} blocks", detail)
+    why = f"log-loss {found.log_loss:.4f} against a limit of {limit:.4f} ({found.n_labelled} labelled rows)"
+    return Judgement("performance", found.log_loss > limit, why, detail | {"limit": limit})
+
+
+def _silent(trigger: Literal["drift", "performance"], why: str, detail: dict[str, Any]) -> Judgement:
+    return Judgement(trigger, False, why, detail)

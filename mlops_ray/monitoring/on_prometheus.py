@@ -1,0 +1,87 @@
+"""Prometheus exposition of a project's state. Names are stable, labels few; values come from the state database.
+
+The loop never reads these numbers back: scrapes come too late for decisions.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from mlops_ray.state import Store, WindowRow
+
+
+class Exposition(Collector):
+    """What a scrape of the monitor sees."""
+
+    def __init__(self, store: Store, project: str) -> None:
+        self._store, self._project = store, project
+
+    def collect(self) -> Iterator[Metric]:
+        """All metric families of the project."""
+        with self._store.read() as tx:
+            serving = tx.serving(self._project)
+            watermark = tx.cursor(self._project, "watermark").at
+            rows = Counter[int]()
+            for version, _, body in tx.profiles(self._project, 0.0, float("inf")):
+                rows[version] += body["n"]
+            windows = tx.windows(self._project, 60)
+            retrains = Counter(r.status for r in tx.retrains(self._project))
+            rollouts = Counter(r.state["phase"] for r in tx.rollouts(self._project))
+        name = {"project": self._project}
+        yield self._gauge("mlops_ray_watermark_seconds", "Decision time of the project", [(name, watermark)])
+        yield self._counter(
+            "mlops_ray_rows", "Rows answered, by version", [(name | {"version": str(v)}, n) for v, n in rows.items()]
+        )
+        share = serving.spec.get("share", 0.0) if serving else 0.0
+        yield self._gauge("mlops_ray_canary_share", "Share of keys that the canary answers", [(name, share)])
+        stable = (serving.spec.get("stable") or {}).get("version", 0) if serving else 0
+        yield self._gauge("mlops_ray_stable_version", "Version that answers most traffic", [(name, stable)])
+        yield from self._windows(windows, name)
+        yield self._counter(
+            "mlops_ray_retrains", "Retrains by outcome", [(name | {"status": s}, n) for s, n in retrains.items()]
+        )
+        yield self._counter(
+            "mlops_ray_rollouts", "Rollouts by phase", [(name | {"phase": p}, n) for p, n in rollouts.items()]
+        )
+
+    def _windows(self, windows: list[WindowRow], name: dict[str, str]) -> Iterator[Metric]:
+        newest = {kind: next((w.result for w in windows if kind in w.result), None) for kind in ("drift", "quality")}
+        drift, quality = newest["drift"], newest["quality"]
+        features = drift["drift"]["features"] if drift else []
+        yield self._gauge(
+            "mlops_ray_drift_psi",
+            "Population stability index of the newest window",
+            [(name | {"feature": f["feature"]}, f["psi"]) for f in features],
+        )
+        yield self._gauge(
+            "mlops_ray_drift_limit",
+            "Calibrated alarm limit of the index",
+            [(name | {"feature": f["feature"]}, f["limit"]) for f in features],
+        )
+        found = quality["quality"] if quality else {}
+        for field, title in (
+            ("log_loss", "Realised log-loss (nats) of the newest mature window"),
+            ("limit", "Calibrated alarm limit of the log-loss"),
+            ("coverage", "Share of rows whose label is known"),
+        ):
+            value = found.get(field)
+            samples = [] if value is None else [(name, value)]
+            yield self._gauge(f"mlops_ray_{field}", title, samples)
+
+    @staticmethod
+    def _gauge(name: str, title: str, samples: list[tuple[dict[str, str], float]]) -> Metric:
+        family = GaugeMetricFamily(name, title, labels=list(samples[0][0]) if samples else [])
+        for labels, value in samples:
+            family.add_metric(list(labels.values()), value)
+        return family
+
+    @staticmethod
+    def _counter(name: str, title: str, samples: list[tuple[dict[str, str], float]]) -> Metric:
+        family = CounterMetricFamily(name, title, labels=list(samples[0][0]) if samples else [])
+        for labels, value in samples:
+            family.add_metric(list(labels.values()), value)
+        return family

@@ -1,0 +1,239 @@
+"""The monitoring actor: folds the collectors' profiles, judges windows when they close, and has the policy decide.
+
+Nothing that matters lives in it: profiles, cursors, windows and decisions are rows of the state database, and a
+restarted actor goes on from them. Policy and launcher are handed in by whoever starts it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import prometheus_client
+import ray
+
+from mlops_ray import ledger
+from mlops_ray.config import Project, parse_portable
+from mlops_ray.data import lake
+from mlops_ray.data.profile import Profile, empty
+from mlops_ray.monitoring import clock, judgement
+from mlops_ray.monitoring.labels import joined
+from mlops_ray.monitoring.on_prometheus import Exposition
+from mlops_ray.serving import log
+from mlops_ray.serving.on_ray import labels_uri_of, local, log_uri
+from mlops_ray.state import Cursor, RetrainRow, Store, Tx, VersionRow, WindowRow
+from mlops_ray.training import model
+
+_log = logging.getLogger(__name__)
+
+# How often the actor looks when nobody pushes: machine time.
+_TICK_S = 2.0
+
+
+class Launcher(Protocol):
+    """Starts and follows the job of a retrain."""
+
+    def launch(self, row: RetrainRow) -> None:
+        """Submit the job; again is harmless."""
+
+    def ended(self, row: RetrainRow) -> str | None:
+        """Why the job has ended, or None."""
+
+    def stop(self, row: RetrainRow) -> None:
+        """Stop the job."""
+
+
+@dataclass(frozen=True)
+class Brain:
+    """What the monitor is given: the policy, and the means to carry it out.
+
+    decide(tx, project, stable version, decision time): the reason in words, and a retrain when there is to be one.
+    """
+
+    decide: Callable[[Tx, Project, VersionRow, float], tuple[str, RetrainRow | None]]
+    close_failed: Callable[[Tx, RetrainRow, str], None]
+    launcher: Launcher
+
+
+class Monitor:
+    """Plain class; `MonitorActor` is the same on Ray."""
+
+    def __init__(self, text: str, make_brain: Callable[[str], Brain]) -> None:
+        self._project = parse_portable(text, env=os.environ)
+        self._name = self._project.project
+        self._store = Store.open(self._project.storage.state)
+        self._brain = make_brain(text)
+        self._busy = threading.Lock()
+        self._references: dict[str, model.Reference] = {}
+        registry = prometheus_client.CollectorRegistry()
+        registry.register(Exposition(self._store, self._name))
+        self._server, _ = prometheus_client.start_http_server(
+            self._project.monitoring.metrics_port, addr="127.0.0.1", registry=registry
+        )
+        threading.Thread(target=self._keep_ticking, name="monitor", daemon=True).start()
+
+    def ping(self) -> int:
+        """Process id."""
+        return os.getpid()
+
+    def push(self, profiles: Mapping[str, Any]) -> None:
+        """Fold a collector's numbered profiles, exactly once, whatever is repeated."""
+        name, number = profiles["spool"], profiles["number"]
+
+        def fold(tx: Tx) -> None:
+            if tx.cursor(self._name, name).number >= number:
+                return
+            for version, block, body in profiles["profiles"]:
+                known = tx.profile(self._name, version, block)
+                merged = Profile.from_dict(body) + Profile.from_dict(known) if known else Profile.from_dict(body)
+                tx.save_profile(self._name, version, block, merged.to_dict())
+            marks = [m for m in (profiles["watermark"], profiles["newest"]) if m is not None]
+            if marks:
+                watermark = tx.cursor(self._name, "watermark")
+                tx.save_cursor(self._name, "watermark", 0, max(watermark.at, *marks))
+                tx.save_cursor(self._name, "seen", 0, time.time())
+            tx.save_cursor(self._name, name, number, 0.0)
+
+        self._store.run(fold)
+
+    def tick(self) -> dict[str, Any]:
+        """Judge what has become due, decide, and see to the open retrain. Returns where things stand."""
+        with self._busy:
+            now = self._now()
+            if now is not None:
+                self._judge_until(now)
+            open_retrain = self._see_to_retrain()
+        return {"now": now, "open_retrain": open_retrain}
+
+    def _keep_ticking(self) -> None:
+        pause = threading.Event()
+        while not pause.wait(_TICK_S):
+            try:
+                self.tick()
+            except Exception as exc:  # noqa: BLE001 - outermost loop: state is saved, the next tick tries again
+                _log.warning("monitor of %s: %s", self._name, exc)
+
+    def _now(self) -> float | None:
+        with self._store.read() as tx:
+            watermark, seen = tx.cursor(self._name, "watermark"), tx.cursor(self._name, "seen")
+        if watermark == Cursor():
+            return None
+        return clock.decision_time(watermark.at, seen.at, time.time(), idle_s=self._project.monitoring.idle_s)
+
+    # windows
+
+    def _judge_until(self, now: float) -> None:
+        plan = self._project.monitoring
+        with self._store.read() as tx:
+            cursor = tx.cursor(self._name, "judged")
+        after = cursor.at if cursor != Cursor() else self._first_row()
+        if after is None:
+            return
+        due = [(end, end, "drift") for end in clock.passed(after, now, every_s=plan.window_s)]
+        mature = clock.passed(after - plan.label_horizon_s, now - plan.label_horizon_s, every_s=plan.window_s)
+        due += [(end + plan.label_horizon_s, end, "quality") for end in mature]
+        for at, end, kind in sorted(due):
+            self._judge(at, end, kind)
+
+    def _first_row(self) -> float | None:
+        with self._store.read() as tx:
+            blocks = tx.profiles(self._name, 0.0, float("inf"))
+        return blocks[0][1] if blocks else None
+
+    def _judge(self, at: float, end: float, kind: str) -> None:
+        """Judge one window, save the judgement, and let the policy decide, in one transaction."""
+        plan, start = self._project.monitoring, end - self._project.monitoring.window_s
+        with self._store.read() as tx:
+            serving = tx.serving(self._name)
+            stable = tx.version(self._name, serving.spec["stable"]["version"]) if serving else None
+            blocks = tx.profiles(self._name, start, end)
+        if stable is None:
+            return
+        reference = self._reference(stable)
+        rng = np.random.default_rng([self._project.seed, int(end)])
+        if kind == "drift":
+            window = sum((Profile.from_dict(b) for _, _, b in blocks), empty(reference.bins))
+            found = judgement.judge_drift(plan, reference, window, rng)
+        else:
+            labels, scores = self._cohort(start, end, at, stable.version)
+            found = judgement.judge_quality(plan, reference, labels, scores, rng)
+
+        def conclude(tx: Tx) -> None:
+            if tx.cursor(self._name, "judged").at > at:
+                return
+            known = {w.version: w.result for w in tx.windows(self._name) if (w.start, w.end) == (start, end)}
+            entry = {"alarm": found.alarm, "why": found.why, "at": at, **found.detail}
+            result = known.get(stable.version, {}) | {kind: entry}
+            tx.save_window(WindowRow(self._name, start, end, stable.version, result))
+            tx.save_cursor(self._name, "judged", 0, at)
+            entry["decision"], row = self._brain.decide(tx, self._project, stable, at)
+            tx.save_window(WindowRow(self._name, start, end, stable.version, result))
+            if row is not None:
+                tx.save_retrain(row)
+                ledger.append(tx, self._name, "retrain decided", row.id, "mlops_ray", row.reason, entry, at)
+
+        self._store.run(conclude)
+
+    def _cohort(self, start: float, end: float, known_by: float, version: int) -> tuple[Any, Any]:
+        """Labels (NaN where not known) and stable's scores of the rows of [start, end) that it scored."""
+        project = self._project
+        columns = ["prediction_id", "at", "event_time", "stable", "stable_score"]
+        wanted = log.prediction_schema(project).empty_table().select(columns).schema
+        predictions = lake.scan(log_uri(project), log.day_of(start), log.day_of(end), wanted)
+        labels = lake.scan(labels_uri_of(project), log.day_of(start), log.day_of(known_by), log.LABEL_SCHEMA)
+        rows = joined(predictions, labels, known_by=known_by)
+        times = rows["event_time"].cast("int64").to_numpy() / 1e6
+        inside = (times >= start) & (times < end) & (rows["stable"].to_numpy() == version)
+        label = rows["label"].to_numpy(zero_copy_only=False).astype(np.float64)
+        return label[inside], rows["stable_score"].to_numpy()[inside]
+
+    def _reference(self, version: VersionRow) -> model.Reference:
+        found = self._references.get(version.sha256)
+        if found is None:
+            found = self._references[version.sha256] = local(version.artifact, version.sha256).reference
+        return found
+
+    # retrains
+
+    def _see_to_retrain(self) -> str | None:
+        """Launch, follow or give up the open retrain; its id, or None when there is none."""
+        with self._store.read() as tx:
+            row = tx.open_retrain(self._name)
+        if row is None:
+            return None
+        # A job that computes is no idle time: decision time must not run on while traffic waits for it.
+        self._store.run(lambda tx: tx.save_cursor(self._name, "seen", 0, time.time()))
+        launcher = self._brain.launcher
+        if row.status == "decided":
+            launcher.launch(row)
+            self._store.run(lambda tx: self._note_submission(tx, row))
+            return row.id
+        trouble = launcher.ended(row)
+        if trouble is None and time.time() - row.updated > self._project.retraining.timeout_s:
+            launcher.stop(row)
+            trouble = f"the job was stopped after {self._project.retraining.timeout_s:g} s"
+        if trouble is not None:
+            why = trouble
+            self._store.run(lambda tx: self._brain.close_failed(tx, row, why))
+        return row.id
+
+    @staticmethod
+    def _note_submission(tx: Tx, row: RetrainRow) -> None:
+        """The quickest of jobs may have ended by now: only what is still decided becomes submitted."""
+        current = tx.retrain(row.id)
+        if current is not None and current.status == "decided":
+            tx.save_retrain(replace(current, status="submitted", updated=time.time()))
+
+
+MonitorActor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Monitor)
+
+
+def monitor_name(project: str) -> str:
+    """Name of the project's monitoring actor in our namespace."""
+    return f"monitor:{project}"

@@ -1,0 +1,1 @@
+"""Retraining: evidence to decision, and the job that a decision launches."""

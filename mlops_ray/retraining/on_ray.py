@@ -1,0 +1,245 @@
+"""The Ray Job of a decision: launched once, followed, stopped when it hangs; and what runs inside it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from mlops_ray import ledger
+from mlops_ray.config import Project
+from mlops_ray.data import lake
+from mlops_ray.data.on_ray import snapshot
+from mlops_ray.data.schema import conform
+from mlops_ray.errors import BackendUnavailable, DataError, MlopsRayError
+from mlops_ray.monitoring.labels import joined
+from mlops_ray.monitoring.on_ray import Brain
+from mlops_ray.retraining.policy import History, Judged, decide
+from mlops_ray.rollout.on_ray import save_start
+from mlops_ray.serving import log
+from mlops_ray.serving.on_ray import labels_uri_of, log_uri
+from mlops_ray.state import RetrainRow, Store, Tx, VersionRow
+from mlops_ray.training.gates import Verdict
+from mlops_ray.training.on_ray import Trained, train
+
+MANUAL = "manual"
+TEXT_VARIABLE = "MLOPS_RAY_PROJECT_TEXT"
+"""Environment variable that carries the project file (secrets as `${NAME}`) into a job that we launch."""
+
+
+def decided(project: str, trigger: str, reason: str, at: float, *, planted: bool = False) -> RetrainRow:
+    """A new decision; its job's submission id derives from it, so that one decision never launches two jobs.
+
+    `planted` asks for a deliberately bad candidate (trained on a shuffled target), to see the gates refuse it.
+    """
+    identity = f"{project}-{int(at)}-{uuid.uuid4().hex[:8]}"
+    outcome = {"planted": True} if planted else {}
+    return RetrainRow(identity, project, trigger, reason, at, f"retrain-{identity}", "decided", outcome, time.time())
+
+
+class Launcher:
+    """Submits and follows jobs through the dashboard of the cluster."""
+
+    def __init__(self, dashboard: str, text: str) -> None:
+        self._dashboard, self._text = dashboard, text
+
+    def launch(self, row: RetrainRow) -> None:
+        """Submit the decision's job unless it was submitted before. Raises: BackendUnavailable."""
+        client = self._client()
+        if self._status(client, row) is not None:
+            return
+        entrypoint = f"{sys.executable} -m mlops_ray retrain --decision {row.id} --json"
+        try:
+            client.submit_job(
+                entrypoint=entrypoint,
+                submission_id=row.submission_id,
+                runtime_env={"env_vars": {TEXT_VARIABLE: self._text}},
+            )
+        except RuntimeError as exc:
+            raise BackendUnavailable("Ray Jobs", f"{row.submission_id} was not accepted: {exc}") from exc
+
+    def ended(self, row: RetrainRow) -> str | None:
+        """Why the job has ended, or None while it runs (or was never submitted). Raises: BackendUnavailable."""
+        status = self._status(self._client(), row)
+        if status is None or not status.is_terminal():
+            return None
+        return f"the job ended as {status.value}"
+
+    def stop(self, row: RetrainRow) -> None:
+        """Stop the job. Raises: BackendUnavailable."""
+        client = self._client()
+        if self._status(client, row) is not None:
+            client.stop_job(row.submission_id)
+
+    def _client(self) -> JobSubmissionClient:
+        try:
+            return JobSubmissionClient(self._dashboard)
+        except (ConnectionError, RuntimeError) as exc:
+            raise BackendUnavailable(f"Ray dashboard {self._dashboard}", str(exc)) from exc
+
+    @staticmethod
+    def _status(client: JobSubmissionClient, row: RetrainRow) -> JobStatus | None:
+        try:
+            return client.get_job_status(row.submission_id)
+        except RuntimeError as exc:
+            if "404" in str(exc) or "does not exist" in str(exc):
+                return None
+            raise BackendUnavailable("Ray Jobs", str(exc)) from exc
+
+
+def order(store: Store, project: Project, reason: str, *, who: str) -> RetrainRow:
+    """An operator's retrain, recorded as under way: whoever ordered it carries it out.
+
+    Raises: DataError when another retrain is open.
+    """
+
+    def run(tx: Tx) -> RetrainRow:
+        now = time.time()
+        at = tx.cursor(project.project, "watermark").at or now
+        row = replace(decided(project.project, MANUAL, reason, at), status="submitted")
+        tx.save_retrain(row)
+        ledger.append(tx, project.project, "retrain decided", row.id, who, reason, {}, at)
+        return row
+
+    return store.run(run)
+
+
+def brain(text: str, *, dashboard: str) -> Brain:
+    """Policy and launcher for the monitoring actor."""
+    return Brain(decide=_decide, close_failed=_close_failed, launcher=Launcher(dashboard, text))
+
+
+def _decide(tx: Tx, project: Project, stable: VersionRow, at: float) -> tuple[str, RetrainRow | None]:
+    judged = [
+        Judged("performance" if kind == "quality" else kind, entry["at"], entry["alarm"], entry["why"])
+        for window in tx.windows(project.project)
+        if window.version == stable.version
+        for kind, entry in window.result.items()
+    ]
+    # An operator's retrain neither uses up the policy's cooldown nor opens its circuit.
+    retrains = [r for r in tx.retrains(project.project) if r.trigger != MANUAL]
+    history = History(
+        last_decided=retrains[0].decided if retrains else None,
+        endings=tuple(r.status for r in retrains if r.status not in RetrainRow.OPEN),
+        open_retrain=tx.open_retrain(project.project) is not None,
+        open_rollout=tx.open_rollout(project.project) is not None,
+    )
+    # Only what was judged now may fire: an alarm of an earlier instant had its say then.
+    fresh = {j.trigger for j in judged if j.at == at}
+    seen = sorted((j for j in judged if j.trigger in fresh), key=lambda j: j.at)
+    found = decide(project.retraining, seen, history, now=at)
+    row = decided(project.project, found.trigger, found.reason, at) if found.retrain else None
+    return found.reason or "nothing to do", row
+
+
+def _close_failed(tx: Tx, row: RetrainRow, why: str) -> None:
+    close(tx, row, "failed", {"error": why}, "retrain failed", why)
+
+
+def retrain(
+    project: Project, store: Store, row: RetrainRow, *, on_progress: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    """The work of a decision: data set, training, gates, and a rollout when they pass. Ray must be initialised.
+
+    Repeating it after a crash is safe: what it decides is saved in one transaction at the end.
+    Raises: what training raises; the decision is then saved as failed.
+    """
+    try:
+        with store.read() as tx:
+            champion = champion_of(tx, project.project)
+        dataset = training_set(project, row.decided)
+        planted = bool(row.outcome.get("planted"))
+        tags = {"trigger": row.trigger, "decision": row.id} | ({"planted": "true"} if planted else {})
+        trained = train(
+            project, dataset, store=store, champion=champion, tags=tags, now=row.decided, shuffle_target=planted
+        )
+    except MlopsRayError as exc:
+        why = str(exc)
+        store.run(lambda tx: _close_failed(tx, row, why))
+        raise
+    return store.run(lambda tx: _conclude(tx, project, row, trained))
+
+
+def close(tx: Tx, row: RetrainRow, status: str, outcome: dict[str, Any], kind: str, why: str) -> None:
+    """Save how a retrain ended, once, with its entry in the ledger; a retrain that has ended is left alone."""
+    current = tx.retrain(row.id)
+    if current is None or current.status not in RetrainRow.OPEN:
+        return
+    tx.save_retrain(replace(current, status=status, outcome=outcome, updated=time.time()))
+    ledger.append(tx, row.project, kind, row.id, "mlops_ray", why, outcome, row.decided)
+
+
+def champion_of(tx: Tx, project: str) -> VersionRow | None:
+    """The version that serves as stable, or None before the first one."""
+    row = tx.serving(project)
+    return tx.version(project, row.spec["stable"]["version"]) if row and row.spec.get("stable") else None
+
+
+def _conclude(tx: Tx, project: Project, row: RetrainRow, trained: Trained) -> dict[str, Any]:
+    result = trained.result.to_dict()
+    outcome = {**row.outcome, "run_id": trained.run_id, "metrics": trained.metrics, "seconds": trained.seconds}
+    if trained.verdict is not Verdict.PASS or trained.version is None:
+        why = "; ".join(trained.result.reasons)
+        close(tx, row, "rejected", outcome | {"gates": result}, "candidate rejected", why)
+        return {"status": "rejected", "reasons": list(trained.result.reasons), **outcome}
+    version, champion = trained.version, champion_of(tx, project.project)
+    outcome |= {"version": version.version}
+    if champion is not None and tx.open_retrain(project.project) is not None:
+        evidence = {"gates": result, "run_id": trained.run_id, "decision": row.id}
+        outcome["rollout"] = save_start(
+            tx, project, version, champion.version, at=row.decided, who="mlops_ray", why=row.reason, evidence=evidence
+        )
+    close(tx, row, "succeeded", outcome, "retrain succeeded", f"v{trained.version.version} passed its gates")
+    return {"status": "succeeded", **outcome}
+
+
+def training_set(project: Project, decided_at: float) -> lake.DatasetVersion:
+    """Labelled live rows of the configured window, older than the label horizon, and base rows of the same span.
+
+    Raises: DataError when there are too few.
+    """
+    plan, horizon = project.retraining, project.monitoring.label_horizon_s
+    since, until = decided_at - plan.window_s, decided_at - horizon
+    names = [c.name for c in project.request_columns] + [project.target]
+    schema = log.prediction_schema(project)
+    predictions = lake.scan(log_uri(project), log.day_of(since), log.day_of(until), schema)
+    labels = lake.scan(labels_uri_of(project), log.day_of(since), log.day_of(decided_at), log.LABEL_SCHEMA)
+    live = pl.DataFrame(pl.from_arrow(joined(predictions, labels, known_by=decided_at)))
+    live = live.filter(pl.col("label").is_not_null()).rename({"label": project.target, "key": project.key})
+    inputs = {f"x_{name}": name for name in project.features.columns if name != project.key}
+    live = live.rename(inputs | {"event_time": project.event_time})
+    specs = [project.column(name) for name in names]
+    rows, _ = conform(live.select(names).to_arrow(), specs)
+    base = base_set(project)
+    parts = [rows]
+    lineage: dict[str, Any] = {"decided": decided_at, "live_rows": rows.num_rows}
+    if base is not None:
+        known, _ = conform(lake.read(base, names), specs)
+        parts.insert(0, known)
+        lineage["base"] = base.content_hash
+    table = pl.DataFrame(pl.from_arrow(pa.concat_tables(parts)))
+    time_us = pl.col(project.event_time).dt.epoch("us")
+    table = table.filter((time_us >= round(since * 1e6)) & (time_us < round(until * 1e6)))
+    if table.height < project.validation.min_rows:
+        needed = project.validation.min_rows
+        raise DataError(project.project, f"{table.height} labelled rows in the window; {needed} are needed")
+    return snapshot(project, conform(table.to_arrow(), specs)[0], lineage)
+
+
+def base_set(project: Project) -> lake.DatasetVersion | None:
+    """The newest dataset version that came from the project's source, or None."""
+    uri = project.storage.path("data", project.project)
+    return next((v for v in lake.versions(uri) if "decided" not in v.lineage), None)
+
+
+def project_text() -> str | None:
+    """The project file that our launcher handed to this job, or None outside of one."""
+    return os.environ.get(TEXT_VARIABLE)

@@ -1,0 +1,1 @@
+"""Progressive delivery: the state machine, the sequential analysis, and the controller."""

@@ -1,0 +1,364 @@
+"""The rollout controller: looks, advances the state, saves it, then makes the world agree with it.
+
+Level-triggered: every tick derives the wanted serving configuration from the saved state and applies it, so a lost
+call, a killed controller or a restarted Serve heal at the next tick.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+import time
+import uuid
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import ray
+
+from mlops_ray import ledger
+from mlops_ray.config import Project, RolloutPlan, parse_portable
+from mlops_ray.data import lake
+from mlops_ray.errors import IllegalMove, LeaseLost
+from mlops_ray.monitoring.clock import decision_time
+from mlops_ray.monitoring.labels import joined
+from mlops_ray.rollout import canary
+from mlops_ray.rollout.analysis import Analysis, Outcomes, analyse
+from mlops_ray.rollout.canary import CanaryState, Phase, Reason
+from mlops_ray.serving import applications, log
+from mlops_ray.serving import on_ray as serving
+from mlops_ray.serving.service import Held, Wanted
+from mlops_ray.state import Lease, RolloutRow, ServingRow, Store, Tx, VersionRow
+from mlops_ray.training.on_mlflow import Tracker
+
+_log = logging.getLogger(__name__)
+
+# Machine time between looks of the actor's own loop, and the life of its lease.
+_TICK_S = 2.0
+_LEASE_S = 20.0
+# Machine time between two checks that the registry's aliases say what the state database says.
+_ALIAS_S = 60.0
+
+
+class Controller:
+    """Plain class; `ControllerActor` is the same on Ray. One project; the lease keeps a second one waiting."""
+
+    def __init__(self, text: str, dashboard: str) -> None:
+        self._project = parse_portable(text, env=os.environ)
+        self._name = self._project.project
+        self._dashboard = dashboard
+        self._store = Store.open(self._project.storage.state)
+        self._holder = f"controller-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._tracker: Tracker | None = None
+        self._aliases_checked = -math.inf
+        self._aliased: tuple[int | None, int | None] | None = None
+        self._busy = threading.Lock()
+        threading.Thread(target=self._keep_ticking, name="controller", daemon=True).start()
+
+    def ping(self) -> int:
+        """Process id."""
+        return os.getpid()
+
+    def tick(self) -> dict[str, Any]:
+        """One look. Returns phase, step, `settled` (Serve agrees with the saved state) and what is in the way."""
+        with self._busy:
+            try:
+                lease = self._store.acquire(f"rollout:{self._name}", self._holder, _LEASE_S, time.time())
+            except LeaseLost as exc:
+                return {"phase": None, "settled": False, "trouble": str(exc)}
+            return self._look(lease)
+
+    def _keep_ticking(self) -> None:
+        pause = threading.Event()
+        while not pause.wait(_TICK_S):
+            try:
+                self.tick()
+            except Exception as exc:  # noqa: BLE001 - outermost loop: state is saved, the next tick tries again
+                _log.warning("controller of %s: %s", self._name, exc)
+
+    def _look(self, lease: Lease) -> dict[str, Any]:
+        with self._store.read() as tx:
+            row, served, now = tx.open_rollout(self._name), tx.serving(self._name), _now(tx, self._project)
+        if served is None:
+            return {"phase": None, "settled": True, "trouble": None}
+        if row is not None:
+            self._advance(row, now, lease)
+        self._want(lease)
+        trouble = serving.try_apply(self._store, self._dashboard, holder=self._holder)
+        if trouble is None and row is not None:
+            trouble = self._observe(row.id, lease)
+        self._put_back_aliases()
+        with self._store.read() as tx:
+            open_row = tx.open_rollout(self._name)
+        state = CanaryState.from_dict(open_row.state) if open_row else None
+        settled = trouble is None and (state is None or state.phase in (Phase.RAMPING, Phase.PAUSED))
+        return {"phase": state and str(state.phase), "settled": settled, "trouble": trouble}
+
+    # deciding
+
+    def _advance(self, row: RolloutRow, now: float, lease: Lease) -> None:
+        """Look at the evidence when a look is due, and save what follows from it."""
+        plan, state = RolloutPlan.model_validate(row.plan), CanaryState.from_dict(row.state)
+        at = math.floor(now / plan.look_s) * plan.look_s
+        with self._store.read() as tx:
+            looked = tx.cursor(self._name, f"look:{row.id}").at
+        if state.phase is not Phase.RAMPING or at <= max(looked, row.created):
+            return
+        analysis = analyse(plan, self._outcomes(row, plan, at))
+        after = canary.advance(plan, state, analysis.verdict, now=at)
+
+        def save(tx: Tx) -> None:
+            tx.save_cursor(self._name, f"look:{row.id}", 0, at)
+            self._save(tx, row.id, state, after, at, analysis)
+
+        self._guarded(lease, save)
+
+    def _save(
+        self, tx: Tx, rollout: str, before: CanaryState, after: CanaryState, at: float, analysis: Analysis | None
+    ) -> None:
+        """Save a transition and its entry in the ledger, unless somebody else's came first."""
+        row = tx.rollout(rollout)
+        if row is None or after == before or CanaryState.from_dict(row.state) != before:
+            return
+        ended = at if after.phase in canary.ENDED else None
+        tx.save_rollout(replace(row, state=after.to_dict(), ended=ended))
+        evidence: dict[str, Any] = {"rollout": rollout, "state": after.to_dict()}
+        why = str(after.reason) or "the canary is ready"
+        if analysis is not None:
+            evidence["analysis"] = analysis.to_dict()
+            why = "; ".join(m.in_words() for m in analysis.metrics)
+        share = canary.canary_share(RolloutPlan.model_validate(row.plan), after)
+        kind = f"rollout {after.phase}" + (f" at {share:g}" if share else "")
+        ledger.append(tx, self._name, kind, f"v{row.version}", "mlops_ray", why, evidence, at)
+
+    def _outcomes(self, row: RolloutRow, plan: RolloutPlan, at: float) -> Outcomes:
+        """Rows that this rollout's canary was assigned before `at`, with the labels known by then."""
+        schema = log.prediction_schema(self._project)
+        columns = ["prediction_id", "at", "event_time", "key", "stable_score", "canary_score", "rollout"]
+        wanted = schema.empty_table().select(columns).schema
+        since = log.day_of(row.created)
+        predictions = lake.scan(serving.log_uri(self._project), since, log.day_of(at), wanted)
+        labels = lake.scan(serving.labels_uri_of(self._project), since, log.day_of(at), log.LABEL_SCHEMA)
+        mine = predictions.filter(pl.Series(pl.from_arrow(predictions["rollout"])).eq_missing(row.id).to_arrow())
+        rows = pl.DataFrame(pl.from_arrow(joined(mine, labels, known_by=at, take="first")))
+        rows = rows.filter(pl.col("event_time").dt.epoch("us") < round(at * 1e6))
+
+        def looks(column: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+            seconds = rows[column].dt.epoch("us").fill_null(0).to_numpy() / 1e6
+            return np.ceil(seconds / plan.look_s).astype(np.int64)
+
+        return Outcomes(
+            keys=rows["key"].to_numpy(),
+            seen=looks("event_time"),
+            labelled=looks("label_time"),
+            label=rows["label"].cast(pl.Float64).fill_null(float("nan")).to_numpy(),
+            stable=rows["stable_score"].to_numpy(),
+            canary=rows["canary_score"].cast(pl.Float64).fill_null(float("nan")).to_numpy(),
+        )
+
+    # making it so
+
+    def _want(self, lease: Lease) -> None:
+        """Save the serving configuration that follows from the open rollout, or from there being none."""
+
+        def save(tx: Tx) -> ServingRow | None:
+            served, row = tx.serving(self._name), tx.open_rollout(self._name)
+            if served is None:
+                return None
+            last = tx.rollouts(self._name)[:1]
+            wanted = wanted_configuration(Wanted.parse(served.spec, served.seq), row or (last[0] if last else None), tx)
+            return tx.save_serving(self._name, wanted.spec(), max(lease.fence, served.fence))
+
+        self._guarded(lease, save)
+
+    def _observe(self, rollout: str, lease: Lease) -> str | None:
+        """What Serve shows of the rollout, taken into its state; what is in the way, or None."""
+        with self._store.read() as tx:
+            row, served = tx.rollout(rollout), tx.serving(self._name)
+        if row is None or served is None:
+            return None
+        before, wanted = CanaryState.from_dict(row.state), Wanted.parse(served.spec, served.seq)
+        if before.phase in canary.ENDED:
+            return None
+        after, trouble = before, None
+        if before.phase is Phase.PROMOTING:
+            replicas = serving.replica_status(self._name, wanted)
+            if any(str(row.version) in r["failed"] for r in replicas):
+                after = replace(before, phase=Phase.ROLLED_BACK, reason=Reason.CRASH)
+            elif wanted.stable is None or wanted.stable.version != row.version:
+                if replicas and all(row.version in r["loaded"] for r in replicas):
+                    flip = Wanted.parse(served.spec, served.seq)
+                    target = next(h for h in flip.warm if h.version == row.version)
+                    spec = replace(flip, stable=target, warm=tuple(h for h in flip.held if h != target)).spec()
+                    self._guarded(lease, lambda tx: tx.save_serving(self._name, spec, served.fence))
+                trouble = f"stable's replicas are loading v{row.version}"
+            else:
+                answering = bool(replicas) and all(r["stable"] == row.version for r in replicas)
+                after = canary.flipped(before, answering=answering)
+                trouble = None if answering else f"stable's replicas are flipping to v{row.version}"
+        else:
+            name = applications.version_application(self._name, row.version)
+            status, message = serving.application_states(self._dashboard).get(name, ("absent", ""))
+            crashed = status in ("DEPLOY_FAILED", "UNHEALTHY")
+            after = canary.started(before, ready=status == "RUNNING", crashed=crashed)
+            trouble = f"{name} is {status}: {message[-200:]}" if after == before and status != "RUNNING" else None
+        if after != before:
+            at = row.created if before.phase is Phase.STARTING else before.since
+            self._guarded(lease, lambda tx: self._save(tx, rollout, before, after, at, None))
+            return f"the rollout is {after.phase} now"  # one more tick applies what follows from it
+        return trouble
+
+    def _put_back_aliases(self) -> None:
+        """Registry aliases are derived: `champion` is stable, `challenger` the canary. Put back what was moved."""
+        with self._store.read() as tx:
+            served = tx.serving(self._name)
+        if served is None or not served.spec.get("stable"):
+            return
+        wanted = (served.spec["stable"]["version"], served.spec.get("canary"))
+        if wanted == self._aliased and time.monotonic() - self._aliases_checked < _ALIAS_S:
+            return
+        if self._tracker is None:
+            self._tracker = Tracker(self._project)
+        for alias, version in zip(("champion", "challenger"), wanted, strict=True):
+            if self._tracker.alias(alias) != version:
+                moved = self._aliased == wanted
+                if version is None:
+                    self._tracker.delete_alias(alias)
+                else:
+                    self._tracker.set_alias(alias, version)
+                if moved:
+                    why = f"alias {alias!r} was moved by hand; put back to {version}"
+                    self._store.run(
+                        lambda tx, alias=alias, why=why: ledger.append(  # type: ignore[misc]
+                            tx, self._name, "alias put back", alias, "mlops_ray", why, {}, time.time()
+                        )
+                    )
+        self._aliased, self._aliases_checked = wanted, time.monotonic()
+
+    def _guarded(self, lease: Lease, work: Any) -> Any:
+        """A write transaction that fails when another controller has taken over."""
+
+        def run(tx: Tx) -> Any:
+            tx.guard(lease)
+            return work(tx)
+
+        return self._store.run(run)
+
+
+def wanted_configuration(served: Wanted, row: RolloutRow | None, tx: Tx) -> Wanted:
+    """Serving configuration that follows from the open (or else the last) rollout. Pure but for reading versions."""
+    if row is None:
+        return replace(served, canary=None, share=0.0, salt="")
+    plan, state = RolloutPlan.model_validate(row.plan), CanaryState.from_dict(row.state)
+
+    def held(version: int) -> Held:
+        found: VersionRow = tx.version(row.project, version)
+        return Held(version, found.artifact, found.sha256)
+
+    if state.phase in (Phase.STARTING, Phase.RAMPING, Phase.PAUSED):
+        share = canary.canary_share(plan, state)
+        return replace(served, stable=held(row.stable), canary=row.version, share=share, salt=row.id, warm=())
+    calm = replace(served, canary=None, share=0.0, salt="")
+    if state.phase is Phase.PROMOTING:
+        if served.stable and served.stable.version == row.version:
+            return calm
+        return replace(calm, warm=(held(row.version),))
+    if state.phase is Phase.PROMOTED:
+        return replace(calm, stable=held(row.version), warm=(held(row.stable),))
+    return replace(calm, stable=held(row.stable), warm=())
+
+
+def first_version(store: Store, project: Project, *, now: float) -> int | None:
+    """The stable version; when there is none yet, the newest registered one becomes it. None without versions."""
+
+    def run(tx: Tx) -> int | None:
+        served, versions = tx.serving(project.project), tx.versions(project.project)
+        if served is not None:
+            return int(served.spec["stable"]["version"])
+        if not versions:
+            return None
+        first = versions[-1]
+        spec = Wanted(stable=Held(first.version, first.artifact, first.sha256)).spec()
+        tx.save_serving(project.project, spec, 0)
+        why = "the first version: there is no champion to compare it with"
+        evidence = {"run_id": first.run_id, "sha256": first.sha256}
+        ledger.append(tx, project.project, "promoted", f"v{first.version}", "mlops_ray", why, evidence, now)
+        return first.version
+
+    return store.run(run)
+
+
+def begin(store: Store, project: Project, version: int, *, who: str, why: str) -> str:
+    """Start a rollout of a registered version against stable; its id. The controller takes it from here.
+
+    Raises: ModelNotFound; IllegalMove when another rollout is open, or nothing is served yet.
+    """
+
+    def run(tx: Tx) -> str:
+        served = tx.serving(project.project)
+        if served is None:
+            raise IllegalMove("start", "not possible before a first version serves", ("up",))
+        found, stable, at = tx.version(project.project, version), served.spec["stable"]["version"], _now(tx, project)
+        return save_start(tx, project, found, stable, at=at, who=who, why=why, evidence={"run_id": found.run_id})
+
+    return store.run(run)
+
+
+def save_start(
+    tx: Tx,
+    project: Project,
+    version: VersionRow,
+    stable: int,
+    *,
+    at: float,
+    who: str,
+    why: str,
+    evidence: dict[str, Any],
+) -> str:
+    """Save a rollout that starts at decision time `at`, with its entry in the ledger; its id. Raises: IllegalMove."""
+    rollout = f"{project.project}-v{version.version}-{int(at)}"
+    state = CanaryState(Phase.STARTING, 0, at)
+    plan = project.rollout.model_dump(mode="json")
+    tx.save_rollout(RolloutRow(rollout, project.project, version.version, stable, plan, state.to_dict(), at))
+    found = evidence | {"against": stable, "rollout": rollout}
+    ledger.append(tx, project.project, "rollout started", f"v{version.version}", who, why, found, at)
+    return rollout
+
+
+def order(store: Store, project: Project, move: canary.Move, *, who: str, why: str) -> CanaryState:
+    """An operator's order on the open rollout (or, for a rollback, the last one), saved with its ledger entry.
+
+    The controller applies it at its next tick. Raises: IllegalMove.
+    """
+
+    def run(tx: Tx) -> CanaryState:
+        row = tx.open_rollout(project.project) or next(iter(tx.rollouts(project.project)), None)
+        if row is None:
+            raise IllegalMove(move, "not there", ("start",))
+        now = _now(tx, project)
+        after = canary.move(CanaryState.from_dict(row.state), move, now=now)
+        ended = now if after.phase in canary.ENDED else None
+        tx.save_rollout(replace(row, state=after.to_dict(), ended=ended))
+        evidence = {"rollout": row.id, "state": after.to_dict()}
+        ledger.append(tx, project.project, f"rollout {move}", f"v{row.version}", who, why, evidence, now)
+        return after
+
+    return store.run(run)
+
+
+def _now(tx: Tx, project: Project) -> float:
+    """Decision time; the machine's clock before any traffic."""
+    watermark, seen = tx.cursor(project.project, "watermark"), tx.cursor(project.project, "seen")
+    now = time.time()
+    return decision_time(watermark.at, seen.at, now, idle_s=project.monitoring.idle_s) if seen.at else now
+
+
+ControllerActor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Controller)
+
+
+def controller_name(project: str) -> str:
+    """Name of the project's rollout controller in our namespace."""
+    return f"controller:{project}"

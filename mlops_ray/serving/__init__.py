@@ -1,0 +1,1 @@
+"""Serving: protocol, routing, prediction, capture, and the applications on Ray Serve."""

@@ -1,0 +1,102 @@
+"""Serve's declarative configuration, rendered from the state database: what `apply()` puts.
+
+`import_path` and `args` of an application depend only on the project file, so that a change of shares or versions
+reaches running replicas through `user_config` alone: anything else would restart them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlops_ray.config import Project
+from mlops_ray.serving.service import Wanted
+
+INGRESS = "Ingress"
+VERSION = "Version"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A project as it is to be served: its file's text (secrets as `${NAME}`) and its wanted configuration."""
+
+    project: Project
+    text: str
+    wanted: Wanted
+    fence: int
+
+
+def version_application(project: str, version: int) -> str:
+    """Name of the application of a version that lives apart from the ingress.
+
+    >>> version_application("flights", 7)
+    'flights--v7'
+    """
+    return f"{project}--v{version}"
+
+
+def render(served: Iterable[Served]) -> dict[str, Any]:
+    """The body of Serve's `PUT /api/serve/applications/` for all projects of a cluster.
+
+    Source: Ray Serve REST API, schema `ServeDeploySchema`.
+    """
+    applications: list[dict[str, Any]] = []
+    ordered = sorted(served, key=lambda s: s.project.project)
+    for one in ordered:
+        applications.append(_ingress(one))
+        if one.wanted.canary is not None:
+            applications.append(_canary(one, one.wanted.canary))
+    config: dict[str, Any] = {"proxy_location": "EveryNode", "applications": applications}
+    if ordered:  # Serve reads them once, when it starts
+        cluster = ordered[0].project.cluster
+        config["http_options"] = {"host": cluster.host, "port": cluster.http_port}
+    return config
+
+
+def differs(config: Mapping[str, Any], details: Mapping[str, Any]) -> bool:
+    """Whether what Serve was last told (its `GET` answer) is not this configuration."""
+    deployed = {name: a.get("deployed_app_config") or {} for name, a in details.get("applications", {}).items()}
+    if deployed.keys() != {a["name"] for a in config["applications"]}:
+        return True
+    return any(_told(a) != _told(deployed[a["name"]]) for a in config["applications"])
+
+
+def _told(application: Mapping[str, Any]) -> tuple[Any, ...]:
+    deployments = [
+        (d["name"], d.get("num_replicas"), d.get("max_ongoing_requests"), d.get("user_config"))
+        for d in application.get("deployments", ())
+    ]
+    return application.get("import_path"), application.get("args"), deployments
+
+
+def _ingress(served: Served) -> dict[str, Any]:
+    serving = served.project.serving
+    return {
+        "name": served.project.project,
+        "route_prefix": f"/{served.project.project}",
+        "import_path": "mlops_ray.serving.on_ray:ingress_application",
+        "args": {"text": served.text},
+        "deployments": [
+            {
+                "name": INGRESS,
+                "num_replicas": serving.replicas,
+                "max_ongoing_requests": serving.max_ongoing_requests,
+                "user_config": {
+                    "fence": served.fence,
+                    "sequence": served.wanted.sequence,
+                    "spec": served.wanted.spec(),
+                },
+            }
+        ],
+    }
+
+
+def _canary(served: Served, version: int) -> dict[str, Any]:
+    return {
+        "name": version_application(served.project.project, version),
+        "route_prefix": None,
+        "import_path": "mlops_ray.serving.on_ray:version_application",
+        "args": {"text": served.text, "version": version},
+        "deployments": [{"name": VERSION, "num_replicas": 1}],
+    }

@@ -1,0 +1,346 @@
+"""The serving room on Ray: ingress, version applications, the node's collector, and `apply`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray import serve
+from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+
+from mlops_ray.config import Project, parse_portable
+from mlops_ray.data import lake
+from mlops_ray.data.profile import Bins, Columns
+from mlops_ray.errors import BackendUnavailable, LeaseLost
+from mlops_ray.serving import applications, capture, log
+from mlops_ray.serving.http import application
+from mlops_ray.serving.service import Held, Scorer, Service, Wanted
+from mlops_ray.state import Store
+from mlops_ray.training import model
+
+_log = logging.getLogger(__name__)
+_QUIET = {"enable_access_log": False}
+APPLY_LEASE = "serve-configuration"
+
+
+def spool_folder(project: Project) -> Path:
+    """The spool of this node: below `storage.root`, or below the temporary directory when that is remote."""
+    if project.storage.is_remote:
+        return Path(tempfile.gettempdir(), "mlops-ray-spool", project.project)
+    return Path(project.storage.path("spool", project.project))
+
+
+def load_version(held: Held) -> Scorer:
+    """The version's model, checked by hash and by its golden requests. Raises: ArtifactRefused."""
+    loaded = local(held.artifact, held.sha256)
+    loaded.replay()
+    return loaded
+
+
+def local(artifact: str, sha256: str) -> model.Model:
+    """The artifact at an address, by way of this node's cache when that is remote. Raises: ArtifactRefused."""
+    return model.load(model.fetch(artifact, Path(tempfile.gettempdir(), "mlops-ray-models"), sha256), sha256)
+
+
+def _asgi() -> Any:
+    return application(lambda: serve.get_replica_context().servable_object.service)  # type: ignore[attr-defined]
+
+
+@serve.deployment(name=applications.INGRESS, ray_actor_options={"num_cpus": 0.1}, logging_config=_QUIET)
+@serve.ingress(_asgi)
+class Ingress:
+    """One replica of a project's ingress; all it does is in `Service`."""
+
+    def __init__(self, text: str) -> None:
+        project = parse_portable(text, env=os.environ)
+        spool = capture.SpoolWriter(spool_folder(project), fsync=project.capture.durability == "disk")
+        store = Store.open(project.storage.state)
+        with store.read() as tx:
+            row = tx.serving(project.project)
+        store.close()
+        first = Wanted.parse(row.spec, row.seq) if row else None
+        self._handles: dict[int, Any] = {}
+        self.service = Service(project, spool, load_version, self._canary, first=first)
+
+    def reconfigure(self, config: Mapping[str, Any]) -> None:
+        """Serve's hook for `user_config`: stores what is wanted and returns."""
+        self.service.want(Wanted.parse(config["spec"], config["sequence"]))
+
+    def want(self, spec: Mapping[str, Any], sequence: int) -> dict[str, Any]:
+        """The same by broadcast, which is quicker; answers with what this replica has."""
+        self.service.want(Wanted.parse(spec, sequence))
+        return self.service.status()
+
+    async def _canary(self, version: int, columns: Columns) -> np.ndarray[Any, Any]:
+        handle = self._handles.get(version)
+        if handle is None:
+            name = applications.version_application(self.service.project.project, version)
+            handle = self._handles[version] = serve.get_app_handle(name)
+        return await handle.score.remote(dict(columns))  # type: ignore[no-any-return]
+
+
+@serve.deployment(name=applications.VERSION, ray_actor_options={"num_cpus": 0.1}, logging_config=_QUIET)
+class Version:
+    """A version on trial, in a process of its own: whatever it does, stable's replicas do not feel it."""
+
+    def __init__(self, text: str, version: int) -> None:
+        project = parse_portable(text, env=os.environ)
+        store = Store.open(project.storage.state)
+        with store.read() as tx:
+            row = tx.version(project.project, version)
+        store.close()
+        self._scorer = load_version(Held(version, row.artifact, row.sha256))
+
+    def score(self, columns: Columns) -> np.ndarray[Any, Any]:
+        """Probabilities, shape (n,)."""
+        return self._scorer.score(columns)
+
+
+def ingress_application(args: Mapping[str, Any]) -> Any:
+    """Serve's application builder for a project."""
+    return Ingress.bind(args["text"])  # type: ignore[attr-defined]
+
+
+def version_application(args: Mapping[str, Any]) -> Any:
+    """Serve's application builder for a version that lives apart."""
+    return Version.bind(args["text"], int(args["version"]))  # type: ignore[attr-defined]
+
+
+class Collector:
+    """Owns one node's spool of one project: claims segments, commits them to the log, tells the monitor.
+
+    Log and monitor see the same segments under the same numbers, so a recount of the log equals the windows. Every
+    step is repeated after a crash and recognised as done: the tables by their transaction version, the monitor by its
+    cursor. Segments are removed last.
+    """
+
+    def __init__(self, text: str, monitor: str) -> None:
+        self._project = parse_portable(text, env=os.environ)
+        self._folder = spool_folder(self._project)
+        self._lock_fd = capture.lock_folder(self._folder)
+        if self._lock_fd is None:
+            raise BackendUnavailable(f"spool {self._folder}", "another collector owns it")
+        self._spool = _spool_id(self._folder)
+        self._store = Store.open(self._project.storage.state)
+        self._monitor = monitor
+        self._bins: Bins | None = None
+        self._busy = threading.Lock()
+        self._stop = threading.Event()
+        threading.Thread(target=self._keep_committing, name="collector", daemon=True).start()
+
+    def flush(self) -> dict[str, Any]:
+        """Commit all that was acknowledged before this call; returns the last segment's number."""
+        with self._busy:
+            return {"number": self._collect()}
+
+    def ping(self) -> int:
+        """Process id; answers once the collector owns its spool."""
+        return os.getpid()
+
+    def _keep_committing(self) -> None:
+        while not self._stop.wait(self._project.capture.commit_s):
+            try:
+                with self._busy:
+                    self._collect()
+            except Exception as exc:  # noqa: BLE001 - outermost loop: segments stay claimed and are tried again
+                _log.warning("collector of %s: %s", self._project.project, exc)
+
+    def _collect(self) -> int:
+        name = f"spool:{self._spool}"
+        with self._store.read() as tx:
+            done = tx.cursor(self._project.project, name).number
+        predictions_uri, labels_uri = log_uri(self._project), labels_uri_of(self._project)
+        segments = [s for s in capture.claimed(self._folder) if not self._forget(s, done)]
+        known = [done, *(s.number for s in segments)]
+        known += [lake.committed(uri, self._spool) for uri in (predictions_uri, labels_uri)]
+        segments += (fresh := capture.claim(self._folder, max(known) + 1))
+        arrived = self._read(segments)
+        # A watermark promises that all before it is written, but another writer's file may have been claimed a moment
+        # too early: claim once more after seeing one.
+        while fresh and arrived.watermark is not None:
+            fresh = capture.claim(self._folder, segments[-1].number + 1)
+            if fresh:
+                segments += fresh
+                later = self._read(fresh)
+                both = self._read(segments)
+                arrived = log.Arrivals(both.predictions, both.labels, arrived.watermark, both.newest)
+                fresh = fresh if later.watermark is not None else []
+        if not segments:
+            return done
+        last = segments[-1].number
+        self._append(predictions_uri, segments, last, "predictions")
+        self._append(labels_uri, segments, last, "labels")
+        folded = log.profiles(self._project, self._known_bins(), arrived.predictions)
+        push = {
+            "spool": name,
+            "number": last,
+            "profiles": [(version, block, profile.to_dict()) for (version, block), profile in folded.items()],
+            "watermark": arrived.watermark,
+            "newest": arrived.newest,
+        }
+        ray.get(ray.get_actor(self._monitor).push.remote(push), timeout=60)
+        for segment in segments:
+            segment.path.unlink()
+        return last
+
+    def _read(self, segments: list[capture.Segment]) -> log.Arrivals:
+        return log.arrivals(self._project, (record for s in segments for record in s.records()))
+
+    def _append(self, uri: str, segments: list[capture.Segment], last: int, table: str) -> None:
+        """Append what of these segments the table does not hold yet, and note the last one's number with it."""
+        there = lake.committed(uri, self._spool)
+        missing = [s for s in segments if s.number > there]
+        rows = getattr(self._read(missing), table)
+        if rows.num_rows:
+            lake.append_once(uri, rows, self._spool, last, partition_by=("day",))
+
+    def _forget(self, segment: capture.Segment, done: int) -> bool:
+        """Remove a segment that both log and monitor have seen."""
+        if segment.number <= done:
+            segment.path.unlink()
+            return True
+        return False
+
+    def _known_bins(self) -> Bins:
+        """The project's bins, from the newest registered version's reference."""
+        if self._bins is None:
+            with self._store.read() as tx:
+                versions = tx.versions(self._project.project)
+            newest = max(versions, key=lambda v: v.version)
+            self._bins = local(newest.artifact, newest.sha256).reference.bins
+        return self._bins
+
+
+def log_uri(project: Project) -> str:
+    """Delta table of the prediction log."""
+    return project.storage.path("log", project.project, "predictions")
+
+
+def labels_uri_of(project: Project) -> str:
+    """Delta table of the labels."""
+    return project.storage.path("log", project.project, "labels")
+
+
+def _spool_id(folder: Path) -> str:
+    """The spool's own name, made once: the application id of its commits."""
+    file = folder / "spool.id"
+    if not file.exists():
+        part = folder / "spool.id.part"
+        part.write_text(uuid.uuid4().hex, encoding="ascii")
+        part.replace(file)
+    return file.read_text(encoding="ascii")
+
+
+def apply(store: Store, dashboard: str, *, holder: str, timeout_s: float = 90.0) -> None:
+    """Make Serve agree with the state database, for all projects of the cluster; returns when it does.
+
+    The one writer of Serve's configuration: under the cluster's lease, put, broadcast, and look until every
+    application runs and every replica has the wanted sequence. Calling it again changes nothing.
+    Raises: LeaseLost when another process is at it; BackendUnavailable when Serve does not get there in time.
+    """
+    lease = store.acquire(APPLY_LEASE, holder, timeout_s * 2, time.time())
+    try:
+        with store.read() as tx:
+            served = [
+                applications.Served(
+                    parse_portable(row.config_text, env=os.environ),
+                    row.config_text,
+                    Wanted.parse(wanted.spec, wanted.seq),
+                    lease.fence,
+                )
+                for row in tx.projects()
+                if (wanted := tx.serving(row.name)) is not None
+            ]
+        config = applications.render(served)
+        if applications.differs(config, _client(dashboard).get_serve_details()):
+            _put(dashboard, config)
+        deadline = time.monotonic() + timeout_s
+        while trouble := _disagreement(dashboard, served):
+            if time.monotonic() > deadline:
+                raise BackendUnavailable("Ray Serve", f"after {timeout_s:g} s: {trouble}")
+            time.sleep(0.1)  # Serve has no event to wait for: its status is polled
+    finally:
+        store.release(lease)
+
+
+def try_apply(store: Store, dashboard: str, *, holder: str) -> str | None:
+    """`apply`, for a loop that will come again: what is in the way, or None when Serve agrees."""
+    try:
+        apply(store, dashboard, holder=holder, timeout_s=30.0)
+    except (LeaseLost, BackendUnavailable) as exc:
+        return str(exc)
+    return None
+
+
+def replica_status(project: str, wanted: Wanted) -> list[dict[str, Any]]:
+    """Send `wanted` to every live replica of the ingress; what each has now. Empty when there is none."""
+    try:
+        handle = serve.get_app_handle(project)
+        return list(handle.broadcast("want", wanted.spec(), wanted.sequence).results(timeout_s=5))
+    except Exception as exc:  # noqa: BLE001 - Serve raises many kinds while replicas come and go; the caller asks again
+        _log.info("ingress of %s does not answer yet: %s", project, exc)
+        return []
+
+
+def application_states(dashboard: str) -> dict[str, tuple[str, str]]:
+    """Status and message of each application that Serve knows.
+
+    Raises: BackendUnavailable when the dashboard does not answer."""
+    details = _client(dashboard).get_serve_details()
+    return {name: (a["status"], a["message"]) for name, a in details["applications"].items()}
+
+
+def _disagreement(dashboard: str, served: list[applications.Served]) -> str | None:
+    states = application_states(dashboard)
+    for one in served:
+        name, wanted = one.project.project, one.wanted
+        status, message = states.get(name, ("absent", ""))
+        if status != "RUNNING":
+            return f"application {name} is {status} {_last_line(message)}"
+        replicas = replica_status(name, wanted)
+        if len(replicas) < one.project.serving.replicas:
+            return f"{len(replicas)} replicas of {name} answer, {one.project.serving.replicas} are wanted"
+        if any(r["sequence"] < wanted.sequence for r in replicas):
+            return f"a replica of {name} has not heard of configuration {wanted.sequence}"
+        if wanted.canary is not None:
+            canary = applications.version_application(name, wanted.canary)
+            # A canary that cannot start is the rollout's business and must not hold up the others.
+            if states.get(canary, ("absent", ""))[0] not in ("RUNNING", "DEPLOY_FAILED", "UNHEALTHY"):
+                return f"application {canary} is {states.get(canary, ('absent', ''))[0]}"
+    return None
+
+
+def _last_line(message: str) -> str:
+    lines = message.strip().splitlines()
+    return f"({lines[-1].strip()})" if lines else ""
+
+
+def _client(dashboard: str) -> ServeSubmissionClient:
+    try:
+        return ServeSubmissionClient(dashboard)
+    except ConnectionError as exc:
+        raise BackendUnavailable(f"Ray dashboard {dashboard}", f"{exc}; is the head node up?") from exc
+
+
+def _put(dashboard: str, config: dict[str, Any]) -> None:
+    try:
+        _client(dashboard).deploy_applications(config)
+    except (ConnectionError, RuntimeError) as exc:
+        raise BackendUnavailable("Ray Serve", f"refused its configuration: {exc}") from exc
+
+
+def collector_name(project: str) -> str:
+    """Name of the project's collector on this node in our namespace."""
+    return f"collector:{project}"
+
+
+CollectorActor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Collector)

@@ -1,0 +1,31 @@
+"""Who answers a row: a keyed, salted hash against the canary's share.
+
+The hash is deterministic (a key always lands on the same point), sticky (the same key, the same version, as long as
+the share stands) and monotone (a rising share moves keys to the canary, never back). The salt is the rollout's id, so
+that no key is the guinea pig of every rollout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+
+def points(keys: Sequence[str], salt: str) -> NDArray[np.float64]:
+    """Where each key lies in [0, 1) under this salt. Shape (n,).
+
+    Source: XXH3 (Collet), 64 bits of which the upper 53 fill a double evenly.
+    >>> bool(points(["a"], "r1")[0] == points(["a"], "r1")[0])
+    True
+    """
+    state = xxhash.xxh3_64_intdigest(salt.encode())
+    hashes = np.fromiter((xxhash.xxh3_64_intdigest(k.encode(), seed=state) for k in keys), np.uint64, len(keys))
+    return (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def to_canary(keys: Sequence[str], salt: str, share: float) -> NDArray[np.bool_]:
+    """Which rows the canary answers: those whose key lies below `share`. Shape (n,)."""
+    return points(keys, salt) < share

@@ -1,0 +1,298 @@
+"""The verbs of the command and of the jobs: one function each, from project files to a JSON-friendly result.
+
+Imports stand inside the functions: a verb that needs no cluster must not pay for Ray, and `--help` for nothing.
+"""
+
+from __future__ import annotations
+
+import getpass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlops_ray.config import Project, load_project, parse_portable, portable
+
+if TYPE_CHECKING:
+    from mlops_ray.state import Store
+
+Paths = Sequence[str | Path]
+Env = Mapping[str, str]
+Progress = Callable[[str, int, int], None]
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """No progress shown."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A project with the text that jobs and replicas are handed."""
+
+    project: Project
+    text: str
+
+
+def load(paths: Paths, env: Env) -> Loaded:
+    """The project that the files describe, or, inside a job of ours without files, the one that it was handed."""
+    if paths:
+        return Loaded(load_project(paths, env=env), portable(paths))
+    from mlops_ray.errors import ConfigError
+    from mlops_ray.retraining.on_ray import TEXT_VARIABLE
+
+    if TEXT_VARIABLE not in env:
+        raise ConfigError("(no file)", ("give a project file: --config configs/flights.yaml",))
+    return Loaded(parse_portable(env[TEXT_VARIABLE], env=env), env[TEXT_VARIABLE])
+
+
+def open_store(project: Project) -> Store:
+    """The state database of a project; the directory of an embedded one is made. Raises: BackendUnavailable."""
+    from mlops_ray.state import Store
+
+    if not project.storage.is_remote:
+        Path(project.storage.path()).mkdir(parents=True, exist_ok=True)
+    return Store.open(project.storage.state)
+
+
+def check(paths: Paths, env: Env) -> dict[str, Any]:
+    """Read the project file and say what it describes. Raises: ConfigError with every mistake."""
+    project = load_project(paths, env=env)
+    return {
+        "project": project.project,
+        "features": list(project.features.columns),
+        "candidates": [c.estimator for c in project.search.candidates],
+        "storage": project.storage.path(),
+    }
+
+
+def prepare(paths: Paths, env: Env, on_progress: Progress = _silent) -> dict[str, Any]:
+    """Read the source, check every row, commit a dataset version. Raises: DataError."""
+    from mlops_ray.cluster.on_ray import connected
+    from mlops_ray.data import on_ray
+
+    project = load(paths, env).project
+    with connected(project, start_local=True):
+        done = on_ray.prepare(project, on_progress=lambda n, total: on_progress("rows", n, total))
+    return {"dataset": _dataset(done.dataset), "report": done.report.to_dict()}
+
+
+def train(paths: Paths, env: Env, on_progress: Progress = _silent) -> dict[str, Any]:
+    """Train on the newest dataset version of the source; register the winner if its gates pass.
+
+    Raises: DataError without a dataset version; GateRejected (exit code 3) with the gates' reasons.
+    """
+    from mlops_ray.cluster.on_ray import connected
+    from mlops_ray.errors import DataError, GateRejected
+    from mlops_ray.retraining.on_ray import base_set, champion_of
+    from mlops_ray.training import on_ray
+
+    project = load(paths, env).project
+    store = open_store(project)
+    dataset = base_set(project)
+    if dataset is None:
+        raise DataError(project.project, "there is no dataset version yet; run `mlops-ray prepare` first")
+    with store.read() as tx:
+        champion = champion_of(tx, project.project)
+    with connected(project, start_local=True):
+        trained = on_ray.train(
+            project, dataset, store=store, champion=champion, now=time.time(), on_progress=on_progress
+        )
+    if trained.version is None:
+        raise GateRejected(f"run {trained.run_id}", trained.result.reasons)
+    return {
+        "version": trained.version.version,
+        "run_id": trained.run_id,
+        "dataset": _dataset(dataset),
+        "metrics": trained.metrics,
+        "seconds": trained.seconds,
+        "verdict": trained.verdict.value,
+    }
+
+
+def up(paths: Paths, env: Env, on_progress: Progress = _silent) -> dict[str, Any]:
+    """Start or join the cluster; serve the champion (or the newest version); keep monitor and controller running."""
+    from mlops_ray.cluster import on_ray as cluster
+
+    loaded = load(paths, env)
+    project = loaded.project
+    on_progress("cluster", 0, 1)
+    own = None if cluster.joins(project) else cluster.start(project)
+    on_progress("cluster", 1, 1)
+    result = deploy(loaded, on_progress)
+    return {"cluster": cluster.address(project), "dashboard": own.dashboard if own else None, **result}
+
+
+def deploy(loaded: Loaded, on_progress: Progress = _silent) -> dict[str, Any]:
+    """Serve the project on the cluster that is up, and keep its actors running."""
+    from mlops_ray.cluster.on_ray import connected
+    from mlops_ray.verbs.deployment import ensure_actors, ensure_served
+
+    project = loaded.project
+    store = open_store(project)
+    with connected(project) as dashboard:
+        on_progress("serving", 0, 1)
+        stable = ensure_served(loaded.text, project, store, dashboard)
+        on_progress("serving", 1, 1)
+        if stable is not None:
+            ensure_actors(loaded.text, project, dashboard)
+    url = f"http://{project.cluster.host}:{project.cluster.http_port}/{project.project}"
+    hint = None if stable is not None else "no version is registered yet; run `mlops-ray run`"
+    return {"project": project.project, "stable": stable, "url": url, "hint": hint}
+
+
+def serve(paths: Paths, env: Env) -> dict[str, Any]:
+    """Make Ray Serve agree with the serving configuration of the state database."""
+    from mlops_ray.cluster.on_ray import connected
+    from mlops_ray.verbs.deployment import ensure_served
+
+    loaded = load(paths, env)
+    store = open_store(loaded.project)
+    with connected(loaded.project) as dashboard:
+        return {"stable": ensure_served(loaded.text, loaded.project, store, dashboard)}
+
+
+def monitor(paths: Paths, env: Env) -> dict[str, Any]:
+    """Make sure that collector, monitor and rollout controller run."""
+    from mlops_ray.cluster.on_ray import connected
+    from mlops_ray.verbs.deployment import ensure_actors
+
+    loaded = load(paths, env)
+    with connected(loaded.project) as dashboard:
+        return {"actors": ensure_actors(loaded.text, loaded.project, dashboard)}
+
+
+def down(paths: Paths, env: Env) -> dict[str, Any]:
+    """Take the project down: its own cluster ends whole; on a joined one, its applications and actors end."""
+    from mlops_ray.cluster import on_ray as cluster
+    from mlops_ray.verbs.deployment import withdraw
+
+    project = load(paths, env).project
+    if not cluster.joins(project):
+        return {"ended_processes": cluster.stop(project)}
+    with cluster.connected(project) as dashboard:
+        withdraw(project, open_store(project), dashboard)
+    return {"ended_processes": 0}
+
+
+def run(paths: Paths, env: Env, on_progress: Progress = _silent) -> dict[str, Any]:
+    """Prepare, train and deploy: a first version serves at once, a later one goes through a rollout.
+
+    Raises: GateRejected, DataError, BackendUnavailable.
+    """
+    from mlops_ray.cluster import on_ray as cluster
+
+    loaded = load(paths, env)
+    if not cluster.joins(loaded.project):
+        on_progress("cluster", 0, 1)
+        cluster.start(loaded.project)
+        on_progress("cluster", 1, 1)
+    prepared = prepare(paths, env, on_progress)
+    trained = train(paths, env, on_progress)
+    deployed = deploy(loaded, on_progress)
+    rollout = None
+    if deployed["stable"] != trained["version"]:
+        rollout = rollout_start(paths, env, trained["version"], "deployed by `run`")["rollout"]
+    return {"prepare": prepared, "train": trained, "deploy": deployed, "rollout": rollout}
+
+
+def retrain(paths: Paths, env: Env, decision: str | None = None, reason: str = "manual") -> dict[str, Any]:
+    """Carry out a retraining decision, or record a manual one and carry that out.
+
+    Raises: GateRejected when the candidate was refused; DataError, also for a decision that is unknown or has ended.
+    """
+    from mlops_ray.cluster.on_ray import connected
+    from mlops_ray.errors import DataError, GateRejected
+    from mlops_ray.retraining import on_ray as retraining
+    from mlops_ray.state import RetrainRow
+
+    project = load(paths, env).project
+    store = open_store(project)
+    if decision is None:
+        row = retraining.order(store, project, reason, who=getpass.getuser())
+    else:
+        with store.read() as tx:
+            found = tx.retrain(decision)
+        if found is None or found.status not in RetrainRow.OPEN:
+            what = "is unknown" if found is None else f"has ended as {found.status}"
+            raise DataError(f"decision {decision}", f"it {what}; `mlops-ray status` lists decisions")
+        row = found
+    with connected(project, start_local=True):
+        result = retraining.retrain(project, store, row)
+    if result["status"] == "rejected":
+        raise GateRejected(f"run {result['run_id']}", tuple(result["reasons"]))
+    return result
+
+
+def status(paths: Paths, env: Env) -> dict[str, Any]:
+    """Where the project stands, from the state database alone: no cluster is asked."""
+    from mlops_ray import ledger
+
+    project = load(paths, env).project
+    name = project.project
+    with open_store(project).read() as tx:
+        serving, rollout, retrain_row = tx.serving(name), tx.open_rollout(name), tx.open_retrain(name)
+        return {
+            "project": name,
+            "served": serving is not None,
+            "stable": serving.spec["stable"]["version"] if serving else None,
+            "canary": serving.spec["canary"] if serving else None,
+            "share": serving.spec["share"] if serving else 0.0,
+            "watermark": tx.cursor(name, "watermark").at or None,
+            "rollout": vars(rollout) if rollout else None,
+            "retrain": vars(retrain_row) if retrain_row else None,
+            "versions": [{"version": v.version, "created": v.created, "tags": v.tags} for v in tx.versions(name)],
+            "windows": [vars(w) for w in tx.windows(name, 8)],
+            "ledger": [
+                {"at": e.at, "kind": e.kind, "subject": e.subject, "who": e.who, "why": e.why}
+                for e in ledger.entries(tx, name)[-20:]
+            ],
+        }
+
+
+def rollout_start(paths: Paths, env: Env, version: int, why: str) -> dict[str, Any]:
+    """Start a rollout of a registered version. Raises: ModelNotFound, IllegalMove when one is open."""
+    from mlops_ray.rollout.on_ray import begin
+
+    project = load(paths, env).project
+    return {"rollout": begin(open_store(project), project, version, who=getpass.getuser(), why=why)}
+
+
+def rollout_move(paths: Paths, env: Env, move: str, why: str) -> dict[str, Any]:
+    """Give an operator's order to the rollout. Raises: IllegalMove."""
+    from mlops_ray.rollout.canary import Move
+    from mlops_ray.rollout.on_ray import order
+
+    project = load(paths, env).project
+    state = order(open_store(project), project, Move(move), who=getpass.getuser(), why=why)
+    return {"phase": str(state.phase), "step": state.step, "reason": str(state.reason)}
+
+
+def rollout_history(paths: Paths, env: Env) -> dict[str, Any]:
+    """All rollouts of the project, newest first."""
+    project = load(paths, env).project
+    with open_store(project).read() as tx:
+        return {"rollouts": [vars(r) for r in tx.rollouts(project.project)]}
+
+
+def _dataset(found: Any) -> dict[str, Any]:
+    return {"version": found.version, "content_hash": found.content_hash, "rows": found.n_rows}
+
+
+def ledger_show(paths: Paths, env: Env) -> dict[str, Any]:
+    """Every entry of the project's ledger, oldest first."""
+    from mlops_ray import ledger
+
+    project = load(paths, env).project
+    with open_store(project).read() as tx:
+        return {"entries": [vars(e) for e in ledger.entries(tx, project.project)]}
+
+
+def ledger_verify(paths: Paths, env: Env) -> dict[str, Any]:
+    """Whether the project's chain is unbroken, and what cannot be proven."""
+    from mlops_ray import ledger
+
+    project = load(paths, env).project
+    with open_store(project).read() as tx:
+        found = ledger.verify(tx, project.project)
+    return vars(found) | {"says": str(found)}

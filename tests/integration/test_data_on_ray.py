@@ -1,0 +1,249 @@
+"""The data room on a real Ray cluster, Delta tables and files."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray.data
+from deltalake import DeltaTable
+
+from mlops_ray.config import Project, load_project
+from mlops_ray.data import features, lake
+from mlops_ray.data.on_ray import fit_features, prepare, snapshot
+from mlops_ray.errors import DataError
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+START = 1_700_000_000
+
+
+def rows(n: int = 300) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(11)
+    return [
+        {
+            "id": f"k{i:05d}",
+            "at": pd.Timestamp(START + 60 * i, unit="s", tz="UTC").as_unit("us"),
+            "y": int(rng.random() < 0.4),
+            "x": None if rng.random() < 0.1 else round(float(rng.normal(5, 1)), 6),
+            "c": str(rng.choice(["a", "b", "c"])),
+        }
+        for i in range(n)
+    ]
+
+
+def table(listed: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(listed)
+
+
+HANDED: dict[str, Any] = {}
+"""What the source functions below return; they run in the driver, so a module's variable reaches them."""
+
+
+def from_memory(name: str) -> Any:
+    return HANDED[name]
+
+
+def project(root: Path, source: dict[str, Any], **validation: Any) -> Project:
+    return Project.model_validate(
+        {
+            "project": "tiny",
+            "task": "binary",
+            "target": "y",
+            "key": "id",
+            "event_time": "at",
+            "storage": {"root": str(root / "lake")},
+            "source": source,
+            "columns": [
+                {"name": "id", "dtype": "string"},
+                {"name": "at", "dtype": "timestamp"},
+                {"name": "y", "dtype": "int"},
+                {"name": "x", "dtype": "float", "nullable": True, "min": 0, "max": 10},
+                {"name": "c", "dtype": "string", "values": ["a", "b", "c"]},
+            ],
+            "validation": {"max_bad_share": 0.1, "min_rows": 10, "unique": ["id"]} | validation,
+            "features": {"numeric": {"columns": ["x"]}, "categorical": {"columns": ["c"]}},
+            "search": {"candidates": [{"estimator": "sklearn.linear_model:LogisticRegression"}]},
+        }
+    )
+
+
+def parquet(root: Path, shards: list[list[dict[str, Any]]], name: str = "source") -> dict[str, Any]:
+    folder = root / name
+    folder.mkdir()
+    for i, shard in enumerate(shards):
+        pq.write_table(table(shard), folder / f"{i}.parquet")
+    return {"kind": "parquet", "path": str(folder)}
+
+
+def on_disk(root: Path) -> set[tuple[str, int]]:
+    return {(str(p), p.stat().st_size) for p in (root / "lake").rglob("*") if p.is_file()}
+
+
+def quarantine(given: Project) -> list[dict[str, Any]]:
+    uri = given.storage.path("quarantine", given.project)
+    return DeltaTable(uri).to_pyarrow_table().to_pylist() if DeltaTable.is_deltatable(uri) else []
+
+
+def test_the_same_rows_make_one_version_whatever_their_order_files_and_reader(tmp_path):
+    listed = rows()
+    seen: list[tuple[int, int]] = []
+    first = prepare(
+        project(tmp_path, parquet(tmp_path, [listed[:50], listed[50:]])), on_progress=lambda *at: seen.append(at)
+    )
+    assert first.dataset.version == 0
+    assert (first.report.n_read, first.report.n_kept, first.report.n_quarantined) == (300, 300, 0)
+    assert seen[-1][0] == 300
+    before = on_disk(tmp_path)
+    random.Random(1).shuffle(listed)
+    table(listed).to_pandas().to_csv(tmp_path / "rows.csv", index=False)
+    table(listed).to_pandas().to_json(tmp_path / "rows.json", orient="records", lines=True, date_format="iso")
+    lake.append_once(str(tmp_path / "delta"), table(listed), "writer", 0)
+    HANDED.update(arrow=table(listed), pandas=table(listed).to_pandas(), ray=ray.data.from_arrow(table(listed)))
+    sources = [
+        parquet(tmp_path, [listed[:7], listed[7:200], listed[200:]], "again"),
+        {"kind": "csv", "path": str(tmp_path / "rows.csv")},
+        {"kind": "json", "path": [str(tmp_path / "rows.json")]},
+        {"kind": "delta", "path": str(tmp_path / "delta")},
+        *({"kind": "python", "function": f"{__name__}:from_memory", "options": {"name": name}} for name in HANDED),
+    ]
+    for source in sources:
+        again = prepare(project(tmp_path, source))
+        assert again.dataset == first.dataset, source
+        assert again.report.n_kept == 300
+        assert on_disk(tmp_path) == before, source
+    read = lake.read(first.dataset)
+    assert lake.row_hash(read).hex() == first.dataset.content_hash
+    assert sorted(read["id"].to_pylist()) == [f"k{i:05d}" for i in range(300)]
+
+
+def test_bad_rows_go_to_quarantine_and_no_row_vanishes(tmp_path):
+    listed = rows()
+    listed[3]["x"], listed[60]["c"], listed[61]["y"], listed[62]["id"] = -1.0, "zebra", None, None
+    listed[120] |= {"x": 99.0, "c": None}
+    given = project(tmp_path, parquet(tmp_path, [listed[:100], listed[100:]]))
+    found = prepare(given)
+    assert (found.report.n_read, found.report.n_kept, found.report.n_quarantined) == (300, 295, 5)
+    assert found.report.broken == {"c.null": 1, "c.set": 1, "id.null": 1, "x.range": 2, "y.null": 1}
+    held = quarantine(given)
+    assert len(held) == 5
+    assert {row["key"]: row["rules"] for row in held}["k00120"] == ["c.null", "x.range"]
+    assert found.dataset.n_rows == lake.read(found.dataset).num_rows == 295
+    before = on_disk(tmp_path)
+    assert prepare(given).dataset == found.dataset
+    assert on_disk(tmp_path) == before
+
+
+@pytest.mark.parametrize("cut", [1, 30, 200])
+def test_of_rows_that_repeat_a_key_the_same_one_stays_in_any_order(tmp_path, cut):
+    listed = rows(250)
+    twice = [dict(listed[5]), {**listed[6], "x": 1.25}, {**listed[6], "x": 8.75}]
+    kept = []
+    for i, order in enumerate([[*listed, *twice], [*reversed(twice), *reversed(listed)]]):
+        given = project(tmp_path / str(i), parquet(tmp_path, [order[:cut], order[cut:]], f"source{i}"))
+        found = prepare(given)
+        assert (found.report.n_read, found.report.n_kept, found.report.n_quarantined) == (253, 250, 3)
+        assert found.report.broken == {"unique": 3}
+        assert sorted(row["key"] for row in quarantine(given)) == ["k00005", "k00006", "k00006"]
+        read = lake.read(found.dataset)
+        assert len(set(read["id"].to_pylist())) == 250
+        assert lake.row_hash(read).hex() == found.dataset.content_hash
+        kept.append(found.dataset.content_hash)
+    assert kept[0] == kept[1]
+
+
+def test_too_many_bad_rows_stop_before_the_dataset_is_touched(tmp_path):
+    listed = rows(100)
+    good = prepare(project(tmp_path, parquet(tmp_path, [listed], "good")))
+    for row in listed[:40]:
+        row["c"] = "zebra"
+    given = project(tmp_path, parquet(tmp_path, [listed]))
+    with pytest.raises(DataError, match=r"40\.00% of the rows are bad(.|\n)*c\.set: 40 \(for example k0000"):
+        prepare(given)
+    assert lake.latest(good.dataset.uri) == good.dataset
+    assert {p.parent.name for p in Path(good.dataset.uri).rglob("*.parquet")} == {
+        lake.files(good.dataset)[0].partition("/")[0]
+    }
+    assert len(quarantine(given)) == 40
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t.slice(0, 9), "9 good rows, validation.min_rows asks for 10"),
+        (lambda t: t.slice(0, 0), "0 good rows"),
+        (lambda t: t.drop_columns(["x"]), "x: column is missing"),
+        (lambda t: t.set_column(3, "x", t["at"]), "x: expected dtype float, found timestamp"),
+    ],
+)
+def test_what_cannot_be_used_stops_and_leaves_nothing(tmp_path, change, says):
+    HANDED["arrow"] = change(table(rows(50)))
+    source = {"kind": "python", "function": f"{__name__}:from_memory", "options": {"name": "arrow"}}
+    with pytest.raises(DataError, match=says):
+        prepare(project(tmp_path, source))
+    assert on_disk(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (
+            {"kind": "parquet", "path": "/nowhere/rows.parquet"},
+            "source /nowhere/rows.parquet: cannot be read as parquet",
+        ),
+        ({"kind": "python", "function": "mlops_ray.demo.flights:future"}, "cannot be imported"),
+        ({"kind": "python", "function": "mlops_ray.demo.flights:LATE_MIN"}, "cannot be imported|not callable"),
+        ({"kind": "python", "function": "builtins:dict"}, "must return a ray.data.Dataset"),
+    ],
+)
+def test_an_unreadable_source_is_named(tmp_path, source, says):
+    with pytest.raises(DataError, match=says):
+        prepare(project(tmp_path, source))
+
+
+def test_snapshots_are_versions_like_any_other(tmp_path):
+    given = project(tmp_path, {"kind": "parquet", "path": "unused"})
+    whole = table(rows(80))
+    first = snapshot(given, whole.append_column("more", pa.array(range(80))), {"window": [0, 1]})
+    assert (first.version, first.n_rows, first.lineage) == (0, 80, {"window": [0, 1]})
+    assert snapshot(given, whole.take(list(reversed(range(80)))), {"other": True}) == first
+    second = snapshot(given, whole.slice(0, 40), {})
+    assert second.version == 1
+    assert lake.read(first).num_rows == 80
+    with pytest.raises(DataError, match=r"x\.dtype"):
+        snapshot(given, table([{**row, "x": "warm"} for row in rows(3)]), {})
+
+
+def test_feature_statistics_on_shards_equal_those_of_the_rows(tmp_path):
+    listed = rows(200)
+    given = project(tmp_path, parquet(tmp_path, [listed[:20], listed[20:]]))
+    dataset = prepare(given).dataset
+    until, since = START + 60.0 * 150, START + 60.0 * 10
+    found = fit_features(given, dataset, until, since)
+    expected = features.fold(given.features, table(listed[10:150]))
+    assert found.n == expected.n == 140
+    assert features.bins(given.features, found) == features.bins(given.features, expected)
+    assert found.categorical == expected.categorical
+    assert found.numeric["x"].moments.mean == pytest.approx(expected.numeric["x"].moments.mean, rel=1e-9)
+    assert fit_features(given, dataset, until).n == 150
+    with pytest.raises(DataError, match="no rows in that span"):
+        fit_features(given, dataset, START)
+
+
+def test_the_flights_end_to_end(tmp_path):
+    base = load_project(CONFIGS / "flights.yaml", env={})
+    given = base.model_copy(update={"storage": base.storage.model_copy(update={"root": str(tmp_path / "lake")})})
+    found = prepare(given)
+    assert (found.report.n_read, found.dataset.n_rows) == (49_855, 49_855)
+    assert set(found.dataset.lineage) == {"source", "config_sha256", "code_sha256"}
+    before = on_disk(tmp_path)
+    assert prepare(given).dataset == found.dataset
+    assert on_disk(tmp_path) == before
+    assert fit_features(given, found.dataset, until=1_362_096_000.0).n == 49_855

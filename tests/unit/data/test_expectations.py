@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+
+import hypothesis.strategies as st
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+
+from mlops_ray.config import Project
+from mlops_ray.data.expectations import EXAMPLES, QUARANTINE, Report, broken, check
+from mlops_ray.data.schema import conform
+from mlops_ray.errors import DataError
+
+PROJECT = Project.model_validate(
+    {
+        "project": "tiny",
+        "task": "binary",
+        "target": "y",
+        "key": "id",
+        "event_time": "at",
+        "source": {"kind": "parquet", "path": "nowhere"},
+        "columns": [
+            {"name": "id", "dtype": "string", "pattern": r"k\d+"},
+            {"name": "at", "dtype": "timestamp"},
+            {"name": "y", "dtype": "int", "nullable": True},
+            {"name": "x", "dtype": "float", "nullable": True, "min": 0, "max": 10},
+            {"name": "low", "dtype": "int", "min": 1},
+            {"name": "c", "dtype": "string", "values": ["a", "b"]},
+        ],
+        "features": {"numeric": {"columns": ["x", "low"]}, "categorical": {"columns": ["c"]}},
+        "search": {"candidates": [{"estimator": "sklearn.linear_model:LogisticRegression"}]},
+    }
+)
+GOOD = {"id": "k1", "at": "2013-01-01", "y": 1, "x": 5.0, "low": 3, "c": "a"}
+
+
+def table(*changes: dict[str, object]) -> pa.Table:
+    return pa.Table.from_pylist([{**GOOD, **change} for change in changes])
+
+
+@pytest.mark.parametrize(
+    ("change", "rules"),
+    [
+        ({}, []),
+        ({"x": None, "y": None}, []),
+        ({"x": 0.0}, []),
+        ({"x": 10.0}, []),
+        ({"x": -0.1}, ["x.range"]),
+        ({"x": 10.1}, ["x.range"]),
+        ({"low": 0}, ["low.range"]),
+        ({"low": None}, ["low.null"]),
+        ({"c": "z"}, ["c.set"]),
+        ({"c": None}, ["c.null"]),
+        ({"id": "k1x"}, ["id.pattern"]),
+        ({"id": "k1\n"}, ["id.pattern"]),
+        ({"id": None}, ["id.null"]),
+        ({"y": 2}, ["y.set"]),
+        ({"at": None}, ["at.null"]),
+        ({"at": "soon"}, ["at.dtype"]),
+        ({"x": 11.0, "c": "z", "low": None}, ["c.set", "low.null", "x.range"]),
+    ],
+)
+def test_each_rule_by_name(change, rules):
+    checked = check(PROJECT, table({}, change))
+    assert sorted(checked.report.broken) == rules
+    assert checked.good.num_rows == 2 - bool(rules)
+    assert checked.bad["rules"].to_pylist() == ([rules] if rules else [])
+    assert checked.bad.schema == QUARANTINE
+
+
+def test_masks_are_per_row():
+    rows, _ = conform(table({}, {"x": 11.0}, {"c": None}), PROJECT.columns)
+    assert {k: v.tolist() for k, v in broken(PROJECT, rows).items()} == {
+        "x.range": [False, True, False],
+        "c.null": [False, False, True],
+    }
+    assert broken(PROJECT, rows.drop_columns(["x", "c"])) == {}
+
+
+def test_quarantine_holds_the_row_as_it_came_and_the_report_says_which():
+    checked = check(PROJECT, table({}, {"id": "k2", "at": "soon", "x": -1.0}))
+    (row,) = checked.bad.to_pylist()
+    assert (row["key"], row["rules"]) == ("k2", ["at.dtype", "x.range"])
+    assert json.loads(row["row"]) == {**GOOD, "id": "k2", "at": "soon", "x": -1.0}
+    assert checked.report.examples == {"at.dtype": ("k2: soon",), "x.range": ("k2: -1.0",)}
+    assert "x.range: 1 (for example k2: -1.0)" in str(checked.report)
+    assert checked.report.bad_share == 0.5
+
+
+def test_no_rows_is_no_error():
+    checked = check(PROJECT, table({}).slice(0, 0))
+    assert checked.report == Report()
+    assert (checked.good.num_rows, checked.bad.num_rows, checked.report.bad_share) == (0, 0, 0.0)
+
+
+def test_a_missing_column_stops():
+    with pytest.raises(DataError, match="c: column is missing"):
+        check(PROJECT, table({}).drop_columns(["c"]))
+
+
+changes = st.lists(
+    st.fixed_dictionaries({}, optional={"x": st.sampled_from([None, -1.0, 3.0, 99.0]), "c": st.sampled_from("abz")}),
+    max_size=15,
+)
+
+
+@given(changes, st.integers(0, 15))
+def test_every_row_is_kept_or_quarantined_and_reports_add(rows, cut):
+    numbered = [{**row, "id": f"k{i:02d}"} for i, row in enumerate(rows)]
+    whole = table({}, *numbered)
+    checked = check(PROJECT, whole)
+    report = checked.report
+    assert report.n_read == report.n_kept + report.n_quarantined == whole.num_rows
+    assert (checked.good.num_rows, checked.bad.num_rows) == (report.n_kept, report.n_quarantined)
+    parts = [check(PROJECT, whole.slice(0, cut)).report, check(PROJECT, whole.slice(cut)).report]
+    merged = parts[0] + parts[1]
+    assert merged.to_dict() == (parts[1] + parts[0]).to_dict() == (merged + Report()).to_dict()
+    assert (merged.n_read, merged.broken) == (report.n_read, report.broken)
+    assert all(len(found) <= EXAMPLES for found in merged.examples.values())
+    assert json.loads(json.dumps(merged.to_dict()))["n_read"] == whole.num_rows
+
+
+def test_rules_see_all_of_several_chunks():
+    chunked = pa.concat_tables([table({}), table({"id": "bad"}), table({"x": 11.0}).slice(0, 1)])
+    assert check(PROJECT, chunked).report.broken == {"id.pattern": 1, "x.range": 1}
+    assert np.array_equal(broken(PROJECT, conform(chunked, PROJECT.columns)[0])["id.pattern"], [False, True, False])
