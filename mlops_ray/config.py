@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -373,6 +374,12 @@ class RolloutPlan(Config):
     def _ordered(self) -> RolloutPlan:
         if self.step_min_s > self.step_max_s:
             raise ValueError("step_min_s is above step_max_s")
+        largest = math.log((1 - self.clip) / self.clip)
+        if self.margins.log_loss >= largest:
+            raise ValueError(
+                f"margins.log_loss {self.margins.log_loss:g} is no demand: with clip {self.clip:g} two losses never "
+                f"differ by more than {largest:.2f}; lower it"
+            )
         return self
 
 

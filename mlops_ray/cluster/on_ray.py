@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -146,6 +147,7 @@ def connected(project: Project, *, start_local: bool = False) -> Iterator[str]:
     if where is None and not start_local:
         raise BackendUnavailable(f"project {project.project!r}", "it is not up; start it with `mlops-ray up -c FILE`")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     common = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
     try:
         if where is None:
@@ -172,7 +174,9 @@ def ensure_actor(kind: Any, name: str, *args: Any, concurrency: int = 4) -> int:
     Raises: BackendUnavailable when it does not start.
     """
     options = {"namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True, "max_concurrency": concurrency}
-    actor = kind.options(name=name, **options).remote(*args)
+    # The cluster's throughput mode gives handles no loop of their own, which suits replicas only.
+    environment = {"env_vars": {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1"}}
+    actor = kind.options(name=name, runtime_env=environment, **options).remote(*args)
     try:
         pid = int(ray.get(actor.ping.remote(), timeout=60))
     except (ray.exceptions.RayError, TimeoutError) as exc:

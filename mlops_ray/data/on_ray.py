@@ -25,7 +25,7 @@ import ray
 import ray.data
 import ray.exceptions
 
-from mlops_ray.config import Project, Source
+from mlops_ray.config import Column, Project, Source
 from mlops_ray.data import features, lake
 from mlops_ray.data.expectations import QUARANTINE, UNIQUE, Report, check, examples, quarantined
 from mlops_ray.data.features import Partial
@@ -123,13 +123,17 @@ def _prepare(project: Project, run: str, on_progress: Callable[[int, int], None]
     return Prepared(_commit(_table_uri(project), run, good_files, schema, good_hash, lineage), report)
 
 
-def snapshot(project: Project, table: pa.Table, lineage: Mapping[str, Any]) -> DatasetVersion:
-    """Commits the rows of `table` (declared columns, others are dropped) as a dataset version, without validation.
+def snapshot(
+    project: Project, table: pa.Table, lineage: Mapping[str, Any], columns: Sequence[Column] | None = None
+) -> DatasetVersion:
+    """Commits the rows of `table` as a dataset version, without validation.
+
+    Args: columns: those to keep (all that the project declares, unless given); others are dropped.
 
     The same rows as in an existing version write nothing. Needs no Ray.
     Raises: DataError when a column is missing, or cells are not of their column's dtype.
     """
-    rows, uncast = conform(table, project.columns)
+    rows, uncast = conform(table, columns or project.columns)
     if uncast:
         raise DataError(project.project, f"cells do not fit their columns' dtypes: {sorted(uncast)}")
     uri, content, run = _table_uri(project), lake.row_hash(rows), f"files-{uuid.uuid4().hex[:16]}"

@@ -34,6 +34,9 @@ _log = logging.getLogger(__name__)
 
 # How often the actor looks when nobody pushes: machine time.
 _TICK_S = 2.0
+# What is judged at one instant, in this order; the numbers stand in the cursor.
+_DRIFT, _QUALITY = 0, 1
+_ENTRY = ("drift", "quality")
 
 
 class Launcher(Protocol):
@@ -131,22 +134,20 @@ class Monitor:
     def _judge_until(self, now: float) -> None:
         plan = self._project.monitoring
         with self._store.read() as tx:
-            cursor = tx.cursor(self._name, "judged")
-        after = cursor.at if cursor != Cursor() else self._first_row()
-        if after is None:
+            cursor, blocks = tx.cursor(self._name, "judged"), tx.profiles(self._name, 0.0, float("inf"))
+        if not blocks:
             return
-        due = [(end, end, "drift") for end in clock.passed(after, now, every_s=plan.window_s)]
+        first = blocks[0][1]
+        after = max(cursor.at, first) - plan.block_s  # what is due at the cursor's own instant may be half done
+        due = [(end, _DRIFT, end) for end in clock.passed(after, now, every_s=plan.window_s)]
         mature = clock.passed(after - plan.label_horizon_s, now - plan.label_horizon_s, every_s=plan.window_s)
-        due += [(end + plan.label_horizon_s, end, "quality") for end in mature]
-        for at, end, kind in sorted(due):
-            self._judge(at, end, kind)
+        due += [(end + plan.label_horizon_s, _QUALITY, end) for end in mature]
+        for at, kind, end in sorted(due):
+            # A window that began before the traffic did is a part of one, no fair sample of its hours and weekdays.
+            if end - plan.window_s >= first and (at, kind) > (cursor.at, cursor.number):
+                self._judge(at, end, kind)
 
-    def _first_row(self) -> float | None:
-        with self._store.read() as tx:
-            blocks = tx.profiles(self._name, 0.0, float("inf"))
-        return blocks[0][1] if blocks else None
-
-    def _judge(self, at: float, end: float, kind: str) -> None:
+    def _judge(self, at: float, end: float, kind: int) -> None:
         """Judge one window, save the judgement, and let the policy decide, in one transaction."""
         plan, start = self._project.monitoring, end - self._project.monitoring.window_s
         with self._store.read() as tx:
@@ -157,7 +158,7 @@ class Monitor:
             return
         reference = self._reference(stable)
         rng = np.random.default_rng([self._project.seed, int(end)])
-        if kind == "drift":
+        if kind == _DRIFT:
             window = sum((Profile.from_dict(b) for _, _, b in blocks), empty(reference.bins))
             found = judgement.judge_drift(plan, reference, window, rng)
         else:
@@ -165,13 +166,14 @@ class Monitor:
             found = judgement.judge_quality(plan, reference, labels, scores, rng)
 
         def conclude(tx: Tx) -> None:
-            if tx.cursor(self._name, "judged").at > at:
+            judged = tx.cursor(self._name, "judged")
+            if (judged.at, judged.number) >= (at, kind):
                 return
             known = {w.version: w.result for w in tx.windows(self._name) if (w.start, w.end) == (start, end)}
             entry = {"alarm": found.alarm, "why": found.why, "at": at, **found.detail}
-            result = known.get(stable.version, {}) | {kind: entry}
+            result = known.get(stable.version, {}) | {_ENTRY[kind]: entry}
             tx.save_window(WindowRow(self._name, start, end, stable.version, result))
-            tx.save_cursor(self._name, "judged", 0, at)
+            tx.save_cursor(self._name, "judged", kind, at)
             entry["decision"], row = self._brain.decide(tx, self._project, stable, at)
             tx.save_window(WindowRow(self._name, start, end, stable.version, result))
             if row is not None:

@@ -62,7 +62,7 @@ def limit(
     drawn to the length of a window and to that of the holdout; the limit is the holdout's mean plus the
     (1 - alarm_level) quantile of the difference of the two means. Source: moving block bootstrap (Künsch 1989).
     """
-    if len(holdout) < min_blocks:
+    if len(holdout) < max(2, min_blocks):
         return None
     rows = np.array([b[1] for b in holdout], dtype=np.float64)
     sums = np.array([b[2] for b in holdout])

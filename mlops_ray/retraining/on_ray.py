@@ -231,7 +231,7 @@ def training_set(project: Project, decided_at: float) -> lake.DatasetVersion:
     if table.height < project.validation.min_rows:
         needed = project.validation.min_rows
         raise DataError(project.project, f"{table.height} labelled rows in the window; {needed} are needed")
-    return snapshot(project, conform(table.to_arrow(), specs)[0], lineage)
+    return snapshot(project, table.to_arrow(), lineage, specs)
 
 
 def base_set(project: Project) -> lake.DatasetVersion | None:

@@ -92,7 +92,7 @@ def advance(plan: RolloutPlan, state: CanaryState, verdict: Verdict, *, now: flo
         return CanaryState(Phase.ROLLED_BACK, state.step, now, Reason.EVIDENCE)
     if verdict is Verdict.INCONCLUSIVE:
         return state if waited <= plan.step_max_s else _undecided(plan, state, now)
-    if waited < plan.step_min_s:
+    if waited <= 0 or waited < plan.step_min_s:  # one look is one step, even when `step_min_s` is 0
         return state
     if state.step + 1 == len(plan.shares):
         return CanaryState(Phase.PROMOTING, state.step, now, Reason.EVIDENCE)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 
 _OPEN = ".open"
@@ -37,10 +38,9 @@ class SpoolWriter:
 
         Raises: OSError when the disk refuses; the caller must not acknowledge then.
         """
-        line = orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
+        line = orjson.dumps(record, _strings, orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
         fcntl.flock(self._fd, fcntl.LOCK_EX)
         while not self._still_ours():
-            os.close(self._fd)
             self._open()
             fcntl.flock(self._fd, fcntl.LOCK_EX)
         try:
@@ -60,15 +60,24 @@ class SpoolWriter:
         self._fd = -1
 
     def _open(self) -> None:
-        self._path = self._folder / f"{uuid.uuid4().hex}{_OPEN}"
-        self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        self._inode = os.fstat(self._fd).st_ino
+        path = self._folder / f"{uuid.uuid4().hex}{_OPEN}"
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        if self._fd >= 0:  # only now: were opening to fail, a closed number could soon be somebody else's file
+            os.close(self._fd)
+        self._fd, self._path, self._inode = fd, path, os.fstat(fd).st_ino
 
     def _still_ours(self) -> bool:
         try:
             return self._path.stat().st_ino == self._inode
         except FileNotFoundError:
             return False
+
+
+def _strings(value: Any) -> Any:
+    """What orjson does not take by itself: arrays of strings."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise TypeError(f"a record cannot hold a {type(value).__name__}")
 
 
 @dataclass(frozen=True)

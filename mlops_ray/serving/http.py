@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable
 
 import orjson
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -16,6 +18,8 @@ from mlops_ray.config import Project
 from mlops_ray.errors import BackendUnavailable, BadRequest
 from mlops_ray.serving import protocol
 from mlops_ray.serving.service import Service
+
+_log = logging.getLogger(__name__)
 
 _JSON = "application/json"
 _PROBLEM = "application/problem+json"
@@ -57,7 +61,8 @@ def application(service: Callable[[], Service]) -> Starlette:
             Route("/watermark", _guarded(watermark), methods=["POST"]),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
-        ]
+        ],
+        exception_handlers={HTTPException: _no_route},
     )
 
 
@@ -71,8 +76,20 @@ def _guarded(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Req
             trouble = BadRequest(503, "not available", str(exc))
             body = protocol.problem(trouble, request.url.path)
             return Response(body, 503, media_type=_PROBLEM, headers={"Retry-After": "1"})
+        except Exception:  # noqa: BLE001 - outermost: no traceback leaves the process
+            _log.exception("request %s failed", request.url.path)
+            trouble = BadRequest(500, "internal error", "the replica's log has the details")
+            return Response(protocol.problem(trouble, request.url.path), 500, media_type=_PROBLEM)
 
     return guarded
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    """Unknown path (404) or method (405)."""
+    assert isinstance(error, HTTPException)
+    trouble = BadRequest(error.status_code, error.detail.lower(), f"{request.method} {request.url.path} does not exist")
+    body = protocol.problem(trouble, request.url.path)
+    return Response(body, error.status_code, media_type=_PROBLEM, headers=error.headers)
 
 
 def _answer(content: object, status: int = 200) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import tempfile
@@ -284,11 +285,17 @@ def try_apply(store: Store, dashboard: str, *, holder: str) -> str | None:
 def replica_status(project: str, wanted: Wanted) -> list[dict[str, Any]]:
     """Send `wanted` to every live replica of the ingress; what each has now. Empty when there is none."""
     try:
-        handle = serve.get_app_handle(project)
-        return list(handle.broadcast("want", wanted.spec(), wanted.sequence).results(timeout_s=5))
+        return list(_handle(project).broadcast("want", wanted.spec(), wanted.sequence).results(timeout_s=5))
     except Exception as exc:  # noqa: BLE001 - Serve raises many kinds while replicas come and go; the caller asks again
         _log.info("ingress of %s does not answer yet: %s", project, exc)
+        _handle.cache_clear()
         return []
+
+
+@functools.cache
+def _handle(project: str) -> Any:
+    """The ingress's handle; making one costs a router and a long poll, so a process keeps it."""
+    return serve.get_app_handle(project)
 
 
 def application_states(dashboard: str) -> dict[str, tuple[str, str]]:

@@ -68,7 +68,7 @@ def parse_predict(document: Any, project: Project, *, now: float) -> Batch:
     if not isinstance(document, dict) or len(document.keys() & {"rows", "columns"}) != 1:
         raise BadRequest(422, "wrong shape", 'the body must be an object with either "rows" or "columns"')
     if extra := sorted(document.keys() - {"rows", "columns"}):
-        raise BadRequest(422, "unknown field", f"{extra[0]!r} is not a field of a predict request")
+        raise BadRequest(422, "unknown field", f"{_shown(extra[0])} is not a field of a predict request")
     names = [c.name for c in project.request_columns]
     table = _from_rows(document["rows"], names) if "rows" in document else _from_columns(document["columns"], names)
     optional = {project.event_time}
@@ -84,11 +84,9 @@ def parse_predict(document: Any, project: Project, *, now: float) -> Batch:
         elif spec.name == project.key:
             keys = tuple(_key(v, i, spec) for i, v in enumerate(values))
             if spec.name in project.features.columns:
-                columns[spec.name] = _strings(values, spec)
-        elif spec.dtype == "string":
-            columns[spec.name] = _strings(values, spec)
+                columns[spec.name] = _column(values, spec)
         else:
-            columns[spec.name] = _numbers(values, spec)
+            columns[spec.name] = _column(values, spec)
     return Batch(keys, times, {name: columns[name] for name in project.features.columns})
 
 
@@ -107,7 +105,7 @@ def parse_feedback(document: Any, *, now: float) -> Labels:
         if not isinstance(entry, dict):
             raise BadRequest(422, "wrong type", f"labels[{i}] must be an object, not {_kind(entry)}")
         if extra := sorted(entry.keys() - {"prediction_id", "label", "time"}):
-            raise BadRequest(422, "unknown field", f"labels[{i}]: {extra[0]!r} is not a field of a label")
+            raise BadRequest(422, "unknown field", f"labels[{i}]: {_shown(extra[0])} is not a field of a label")
         identity, label = entry.get("prediction_id"), entry.get("label")
         if not isinstance(identity, str) or not identity:
             raise BadRequest(422, "wrong type", f"labels[{i}].prediction_id must be a string, not {_kind(identity)}")
@@ -144,7 +142,7 @@ def _from_rows(rows: Any, names: Sequence[str]) -> dict[str, list[Any]]:
         if not row.keys() <= allowed:
             extra = sorted(row.keys() - allowed)[0]
             expected = ", ".join(names)
-            raise BadRequest(422, "unknown column", f"rows[{i}]: {extra!r} is not a column; expected {expected}")
+            raise BadRequest(422, "unknown column", f"rows[{i}]: {_shown(extra)} is not a column; expected {expected}")
     table = {}
     for name in names:
         values = [row.get(name, _ABSENT) for row in rows]
@@ -163,7 +161,8 @@ def _from_columns(columns: Any, names: Sequence[str]) -> dict[str, list[Any]]:
     if not isinstance(columns, dict) or not columns:
         raise BadRequest(422, "no columns", '"columns" must be an object of lists')
     if extra := sorted(columns.keys() - set(names)):
-        raise BadRequest(422, "unknown column", f"columns.{extra[0]} is not a column; expected {', '.join(names)}")
+        expected = ", ".join(names)
+        raise BadRequest(422, "unknown column", f"columns: {_shown(extra[0])} is not a column; expected {expected}")
     for name, values in columns.items():
         if not isinstance(values, list):
             raise BadRequest(422, "wrong type", f"columns.{name} must be a list, not {_kind(values)}")
@@ -188,7 +187,7 @@ def _kind(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = _kind(value) if isinstance(value, list | dict) else repr(value)  # repr() of deep nesting raises
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -202,6 +201,10 @@ def _key(value: Any, i: int, spec: Column) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and spec.dtype == "int":
         return str(value)
     raise _refuse(i, spec, value, "a key: a non-empty " + ("string" if spec.dtype == "string" else "integer"))
+
+
+def _column(values: Sequence[Any], spec: Column) -> NDArray[Any]:
+    return _strings(values, spec) if spec.dtype == "string" else _numbers(values, spec)
 
 
 def _strings(values: Sequence[Any], spec: Column) -> NDArray[Any]:
@@ -251,5 +254,7 @@ def _time(value: Any, place: str) -> float:
         except ValueError:
             parsed = None
         if parsed is not None:
-            return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
+            seconds = (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
+            if 0 <= seconds < _MAX_EPOCH_S:  # the log's day must exist in every time zone
+                return seconds
     raise BadRequest(422, "wrong value", f"{place}: expected ISO 8601 or seconds since the epoch, got {_shown(value)}")

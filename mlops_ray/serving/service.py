@@ -138,7 +138,7 @@ class Service:
             "sequence": self._wanted.sequence,
             "stable": self._answering[0] if self._answering else None,
             "loaded": sorted(self._scorers),
-            "failed": {str(v): why for v, why in self._failed.items()},
+            "failed": {str(v): why for v, why in list(self._failed.items())},
         }
 
     def ready(self) -> bool:
@@ -150,14 +150,22 @@ class Service:
 
         Raises: BackendUnavailable when no version is loaded yet, or when the record cannot be written.
         """
+        while (other := self._under_way.get(request_id)) is not None:
+            try:
+                return await asyncio.shield(other)
+            except asyncio.CancelledError:
+                if not other.cancelled():
+                    raise
+                # That client hung up before its answer was recorded: this one, its retry, does the work.
         if request_id in self._answered:
             return self._answered[request_id]
-        if request_id in self._under_way:
-            return await asyncio.shield(self._under_way[request_id])
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._under_way[request_id] = future
         try:
             answer = await self._predict(request_id, batch)
+        except asyncio.CancelledError:
+            future.cancel()
+            raise
         except BaseException as exc:
             future.set_exception(exc)
             future.exception()  # mark as seen: often nobody else waits
@@ -178,6 +186,8 @@ class Service:
         started = time.perf_counter()
         scores = scorer.score(batch.columns)
         score_us = (time.perf_counter() - started) * 1e6
+        if not _are_probabilities(scores, batch.n_rows):
+            raise BackendUnavailable(f"version {version}", "it answered with something that is no probability")
         answers, versions, variants = scores, [version] * batch.n_rows, ["stable"] * batch.n_rows
         record: dict[str, Any] = {
             "kind": "predict",
@@ -194,7 +204,7 @@ class Service:
             chosen = np.flatnonzero(to_canary(batch.keys, wanted.salt, wanted.share))
             if len(chosen):
                 rows = {name: values[chosen] for name, values in batch.columns.items()}
-                theirs = await self._canary_scores(wanted.canary, rows, len(chosen))
+                theirs = await self._canary_scores(wanted.canary, rows)
                 record |= {
                     "canary": wanted.canary,
                     "rollout": wanted.salt,
@@ -242,8 +252,8 @@ class Service:
             detail = f"cannot be written ({exc.strerror}); free its disk"
             raise BackendUnavailable("the prediction log", detail) from exc
 
-    async def _canary_scores(self, version: int, columns: Columns, n: int) -> NDArray[np.float64] | None:
-        """The canary's scores for these rows, shape (n,); None when it failed, was late or answered nonsense."""
+    async def _canary_scores(self, version: int, columns: Columns) -> NDArray[np.float64] | None:
+        """The canary's scores for these rows, one each; None when it failed, was late or answered nonsense."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[NDArray[np.float64] | None] = loop.create_future()
         waiting = self._waiting.get(version)
@@ -274,7 +284,7 @@ class Service:
             scores = np.asarray(await asyncio.wait_for(call, self.project.serving.canary_deadline_s), dtype=np.float64)
         except Exception:  # noqa: BLE001 - whatever a canary does, stable answers and the row counts against it
             return None
-        return scores if scores.shape == (n,) and bool(np.isfinite(scores).all()) else None
+        return scores if _are_probabilities(scores, n) else None
 
     def _keep_loaded(self) -> None:
         """The loader thread: brings what is loaded to what is wanted, then flips, then lets go of the rest."""
@@ -295,3 +305,8 @@ class Service:
             keep = {held.version for held in wanted.held}
             for version in [v for v in self._scorers if v not in keep]:
                 del self._scorers[version]
+
+
+def _are_probabilities(scores: NDArray[np.float64], n: int) -> bool:
+    """Whether there is one number in [0, 1] for each row: anything else would stop the collector later."""
+    return scores.shape == (n,) and bool(((scores >= 0) & (scores <= 1)).all())

@@ -274,8 +274,11 @@ def fetch(address: str, cache: Path, sha256: str) -> Path:
                     (partial / name).write_bytes(stream.read())
             elif name != "model.onnx":
                 raise ArtifactRefused(address, f"{name} is missing")
-        with contextlib.suppress(FileExistsError, OSError) if target.is_dir() else contextlib.nullcontext():
+        try:
             partial.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was quicker, with the same files
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target

@@ -29,7 +29,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from mlops_ray.config import Candidate, Project, Search
 from mlops_ray.data import lake, profile
-from mlops_ray.data.features import bins, to_columns, to_frame, transformer
+from mlops_ray.data.features import Partial, bins, to_columns, to_frame, transformer
 from mlops_ray.data.lake import DatasetVersion
 from mlops_ray.data.on_ray import fit_features
 from mlops_ray.data.profile import Bins, Columns
@@ -176,7 +176,7 @@ def _train(
         pipeline = _pipeline(fitted, estimator)
     with clock.stage("package"):
         every_score = np.concatenate([scores, pipeline.predict_proba(frame.iloc[rows.n_fit :])[:, 1]])
-        reference = _reference(project, bins(project.features, every), rows, every_score)
+        reference = _reference(project, _bins(project, every, rival), rows, every_score)
         artifact, sha256 = _package(project, pipeline, reference, rows, run_id)
     with clock.stage("judge"), tempfile.TemporaryDirectory() as cache:
         candidate = model.load(model.fetch(artifact, Path(cache), sha256), sha256)
@@ -208,6 +208,14 @@ def _train(
             saved = version
             store.run(lambda tx: tx.save_version(saved))
     return Trained(run_id, result.verdict, result, version, artifact, sha256, choice, metrics, clock.seconds)
+
+
+def _bins(project: Project, seen: Partial, rival: Model | None) -> Bins:
+    """The champion's bins where the features are the same: live windows must survive a promotion and add."""
+    found = bins(project.features, seen)
+    if rival is not None and rival.reference.bins.widths.keys() == found.widths.keys():
+        return rival.reference.bins
+    return found
 
 
 def _label(dataset: DatasetVersion) -> str:
@@ -253,8 +261,8 @@ class _Log(tune.Callback):
         self._write(trial, None if "log_loss" in trial.last_result else "stopped by the time budget")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial that raised."""
-        self._write(trial, _reason(trial.get_error()))
+        """A trial that raised; its stack stands in a local file that reaches storage only later."""
+        self._write(trial, _reason(Path(trial.error_file).read_text(encoding="utf-8")))
 
     def _write(self, trial: Any, error: str | None) -> None:
         self._done += 1
@@ -273,9 +281,9 @@ class _Log(tune.Callback):
         self._on_progress("search", self._done, self._total)
 
 
-def _reason(error: Exception | None) -> str:
+def _reason(error: str) -> str:
     """The last line of an error that brought a worker's stack with it."""
-    lines = str(error or "").strip().splitlines()
+    lines = error.strip().splitlines()
     return lines[-1] if lines else "failed without a message"
 
 
@@ -325,7 +333,7 @@ def _search(
     ended = [results[i] for i in range(len(results))]
     done = [r for r in ended if r.error is None and np.isfinite((r.metrics or {}).get("log_loss", np.nan))]
     if not done:
-        errors = [_reason(e) for e in results.errors]
+        errors = [_reason(str(e)) for e in results.errors]
         raise DataError("search", f"no trial succeeded; {errors[0] if errors else 'give search.max_s more seconds'}")
     best = min(done, key=lambda r: float((r.metrics or {})["log_loss"]))
     config = best.config or {}

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
+from sklearn import metrics
+from sklearn.linear_model import LogisticRegression
 
 from mlops_ray.config import Candidate
 from mlops_ray.errors import ConfigError
@@ -85,3 +88,35 @@ def test_a_space_over_an_unknown_parameter_is_found_before_the_search() -> None:
     typo = LOGISTIC.model_copy(update={"space": {"c": LOGISTIC.space["C"]}})
     with pytest.raises(ConfigError, match="takes no parameter 'c'"):
         candidates.check([BOOSTING, typo], seed=0)
+
+
+def test_a_trial_scores_the_rows_that_it_did_not_fit() -> None:
+    matrix, labels = signal()
+    point = {"candidate": 0, "estimator": LOGISTIC.estimator, "params": {"C": 1.0}}
+    found = candidates.trial(point, matrix=matrix, labels=labels, n_train=300, seed=0)
+    fitted = LogisticRegression(C=1.0).fit(matrix[:300], labels[:300])
+    expected = metrics.log_loss(labels[300:400], fitted.predict_proba(matrix[300:])[:, 1])
+    assert found["log_loss"] == pytest.approx(expected)
+    assert found["fit_s"] > 0
+
+
+def test_cross_scores_come_from_fits_that_did_not_see_the_row() -> None:
+    matrix, labels = signal()
+    choice = Choice(0, "sklearn.tree:DecisionTreeClassifier", {})
+    own = candidates.fit(choice, matrix, labels, seed=0).predict_proba(matrix)[:, 1]
+    crossed = candidates.cross_scores(choice, matrix, labels, n_folds=3, seed=0)
+    assert (own == labels[:400]).all()  # a full tree knows its rows by heart
+    assert (crossed == labels[:400]).mean() < 0.95
+    first = candidates.fit(choice, matrix[134:], labels[134:], seed=0)
+    np.testing.assert_array_equal(crossed[:134], first.predict_proba(matrix[:134])[:, 1])
+
+
+def signal() -> tuple[np.ndarray, np.ndarray]:
+    """400 rows, and labels of further ones, as the object store holds them: read-only."""
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(size=(400, 2))
+    labels = (rng.random(450) < 0.5).astype(np.int64)
+    labels[:400] = matrix[:, 0] + rng.normal(size=400) > 0
+    for array in (matrix, labels):
+        array.setflags(write=False)
+    return matrix, labels
