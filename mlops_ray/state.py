@@ -35,6 +35,7 @@ from sqlalchemy import (
     Table,
     Text,
     create_engine,
+    func,
     event,
     inspect,
     select,
@@ -415,6 +416,12 @@ class Tx:
     def save_profile(self, project: str, version: int, block: float, body: Mapping[str, Any]) -> None:
         """Insert or replace the profile of one block."""
         self._upsert(PROFILES, {"project": project, "version": version, "block": block, "body": dict(body)})
+
+    def first_block(self, project: str) -> float | None:
+        """Start of the earliest block that has a profile, or None."""
+        c = PROFILES.c
+        found = self.connection.execute(select(func.min(c.block)).where(c.project == project)).scalar_one()
+        return None if found is None else float(found)
 
     def profiles(
         self, project: str, since: float, until: float, version: int | None = None

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 
 from mlops_ray.config import Project
 from mlops_ray.data.profile import Columns
 from mlops_ray.serving import capture
 from mlops_ray.serving.service import Held
-
-Fails = Callable[[Columns], Any]
 
 
 def project(**blocks: Any) -> Project:
@@ -60,7 +57,7 @@ class FakeScorer:
 
 
 class FakeLoader:
-    """Loads version v as a scorer that answers v / 100; `broken` versions raise, `slow` ones wait for `release`."""
+    """Loads version v as a scorer that answers v / 100; `broken` versions raise."""
 
     def __init__(self, *, broken: tuple[int, ...] = ()) -> None:
         self.broken, self.loaded = broken, list[int]()
@@ -109,7 +106,3 @@ def eventually(condition: Callable[[], bool], *, within_s: float = 5.0) -> None:
     while not condition():
         assert time.monotonic() < end, "it never came about"
         time.sleep(0.002)
-
-
-def body(document: Mapping[str, Any]) -> bytes:
-    return orjson.dumps(document)

@@ -57,6 +57,9 @@ def serve_environment(cluster_id: str, temp_dir: str, http_port: int) -> dict[st
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{proxy}/server-state",
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(processes.free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(processes.free_port()),
+        # Fixed ports by default, and bound so that two clusters would share them: requests would go astray.
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(processes.free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(processes.free_port()),
         "RAY_DATA_USE_DATASOURCE_V2": "0",
         "RAY_DEDUP_LOGS": "0",
     }
@@ -77,11 +80,16 @@ def start(project: Project) -> Cluster:
     # HAProxy takes 97 characters for its socket's path, of which 68 are Ray's: a long TMPDIR would not do.
     temp_dir = tempfile.mkdtemp(prefix="mr-", dir="/tmp")
     Path(temp_dir, "ha").mkdir()
-    port, dashboard_port = processes.free_port(), processes.free_port()
+    port, dashboard_port, agent_port, client_port = (processes.free_port() for _ in range(4))
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--disable-usage-stats"),
         *("--node-ip-address=127.0.0.1", f"--port={port}", f"--temp-dir={temp_dir}"),
         *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"),
+        # Fixed by default too: beside another cluster the agent has no port, and no job can be submitted.
+        *(
+            f"--dashboard-agent-listen-port={processes.free_port()}",
+            f"--ray-client-server-port={processes.free_port()}",
+        ),
         *(f"--num-cpus={wanted.num_cpus}", f"--object-store-memory={wanted.object_store_mb * 1024 * 1024}"),
     ]
     env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")}
@@ -116,12 +124,18 @@ def find(project: Project) -> Cluster | None:
 
 
 def stop(project: Project) -> int:
-    """End the cluster of our own and remove its files; returns how many processes ended. Others are never touched."""
+    """End the cluster of our own; returns how many processes ended. Others are never touched.
+
+    Its logs are kept below `storage.root`, in `logs/<cluster id>`.
+    """
     record = _record(project)
     if not record.exists():
         return 0
     cluster = Cluster(**json.loads(record.read_text(encoding="utf-8")))
     ended = processes.end(cluster.id)
+    logs = Path(cluster.temp_dir, "session_latest", "logs")
+    if logs.is_dir():
+        shutil.copytree(logs, project.storage.path("logs", cluster.id), dirs_exist_ok=True)
     shutil.rmtree(cluster.temp_dir, ignore_errors=True)
     record.unlink()
     return ended

@@ -1,8 +1,8 @@
 """Processes and ports of a cluster of our own, found by a mark in their environment.
 
 Everything that `ray start` launches inherits the environment: GCS, raylet, workers, dashboard and the HAProxy child,
-which can outlive its parents. The mark is therefore the only reliable list of what is ours; `ray stop` would end
-every Ray process of the machine.
+which can outlive its parents. Some overwrite it with a title of their own, but these are descendants of marked ones.
+`ray stop` would end every Ray process of the machine.
 """
 
 from __future__ import annotations
@@ -18,13 +18,19 @@ MARK = "MLOPS_RAY_CLUSTER"
 
 
 def marked(cluster_id: str) -> list[psutil.Process]:
-    """Live processes of this user whose environment carries the mark of `cluster_id`."""
-    found = []
+    """Live processes of this user whose environment carries the mark of `cluster_id`, and their descendants."""
+    found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == cluster_id:
-                found.append(process)
-    return found
+            if process.environ().get(MARK) == cluster_id:
+                found |= {p.pid: p for p in (process, *process.children(recursive=True))}
+    return [p for p in found.values() if _lives(p)]
+
+
+def _lives(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def end(cluster_id: str, *, grace_s: float = 5.0) -> int:

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,25 +42,26 @@ def run_demo(
     fast: bool = False,
     speed: float | None = None,
     per_flight: bool = False,
-    config: Path = CONFIG,
+    config: Sequence[Path] = (CONFIG,),
     until: str | None = None,
     on_progress: verbs.Progress = lambda stage, done, total: None,
 ) -> dict[str, Any]:
     """Train, serve, replay, take down; the summary as a JSON-friendly dict.
 
-    Args: fast: March and April only. speed: seconds of flights per second. until: first day that is not replayed.
+    Args: config: project file and overlays. fast: March and April only. speed: seconds of flights per second.
+        until: first day that is not replayed.
     Raises: BackendUnavailable when a port is taken or the loop does not settle.
     """
-    if not config.exists():
-        raise DataError(str(config), "not found; run the demonstration in a checkout of the project")
+    if not config[0].exists():
+        raise DataError(str(config[0]), "not found; run the demonstration in a checkout of the project")
     began = time.monotonic()
-    project = verbs.load([config], env).project
-    verbs.down([config], env)
+    project = verbs.load(config, env).project
+    verbs.down(config, env)
     shutil.rmtree(project.storage.path(), ignore_errors=True)
     since = _seconds("2013-03-01")
     end = _seconds(until or ("2013-05-01" if fast else "2013-10-01"))
     try:
-        first = verbs.run([config], env, on_progress)
+        first = verbs.run(config, env, on_progress)
         store = verbs.open_store(project)
         tally = replay.Tally()
         with cluster.connected(project):
@@ -81,7 +82,7 @@ def run_demo(
             )
             summary = summarise(project, store, tally, since, end)
     finally:
-        verbs.down([config], env)
+        verbs.down(config, env)
     return summary | {"seconds": round(time.monotonic() - began, 1), "machine": {"speed": speed, "fast": fast}}
 
 

@@ -14,6 +14,11 @@ from prometheus_client.registry import Collector
 from mlops_ray.state import Store, WindowRow
 
 
+def rows_cursor(version: int) -> str:
+    """Name of the cursor that counts the rows which a version answered."""
+    return f"rows:v{version}"
+
+
 class Exposition(Collector):
     """What a scrape of the monitor sees."""
 
@@ -25,9 +30,8 @@ class Exposition(Collector):
         with self._store.read() as tx:
             serving = tx.serving(self._project)
             watermark = tx.cursor(self._project, "watermark").at
-            rows = Counter[int]()
-            for version, _, body in tx.profiles(self._project, 0.0, float("inf")):
-                rows[version] += body["n"]
+            versions = [v.version for v in tx.versions(self._project)]
+            rows = {v: max(tx.cursor(self._project, rows_cursor(v)).number, 0) for v in versions}
             windows = tx.windows(self._project, 60)
             retrains = Counter(r.status for r in tx.retrains(self._project))
             rollouts = Counter(r.state["phase"] for r in tx.rollouts(self._project))

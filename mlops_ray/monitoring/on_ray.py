@@ -24,7 +24,7 @@ from mlops_ray.data import lake
 from mlops_ray.data.profile import Profile, empty
 from mlops_ray.monitoring import clock, judgement
 from mlops_ray.monitoring.labels import joined
-from mlops_ray.monitoring.on_prometheus import Exposition
+from mlops_ray.monitoring.on_prometheus import Exposition, rows_cursor
 from mlops_ray.serving import log
 from mlops_ray.serving.on_ray import labels_uri_of, local, log_uri
 from mlops_ray.state import Cursor, RetrainRow, Store, Tx, VersionRow, WindowRow
@@ -96,6 +96,8 @@ class Monitor:
                 known = tx.profile(self._name, version, block)
                 merged = Profile.from_dict(body) + Profile.from_dict(known) if known else Profile.from_dict(body)
                 tx.save_profile(self._name, version, block, merged.to_dict())
+                rows = tx.cursor(self._name, rows_cursor(version)).number
+                tx.save_cursor(self._name, rows_cursor(version), max(rows, 0) + body["n"], 0.0)
             marks = [m for m in (profiles["watermark"], profiles["newest"]) if m is not None]
             if marks:
                 watermark = tx.cursor(self._name, "watermark")
@@ -134,10 +136,9 @@ class Monitor:
     def _judge_until(self, now: float) -> None:
         plan = self._project.monitoring
         with self._store.read() as tx:
-            cursor, blocks = tx.cursor(self._name, "judged"), tx.profiles(self._name, 0.0, float("inf"))
-        if not blocks:
+            cursor, first = tx.cursor(self._name, "judged"), tx.first_block(self._name)
+        if first is None:
             return
-        first = blocks[0][1]
         after = max(cursor.at, first) - plan.block_s  # what is due at the cursor's own instant may be half done
         due = [(end, _DRIFT, end) for end in clock.passed(after, now, every_s=plan.window_s)]
         mature = clock.passed(after - plan.label_horizon_s, now - plan.label_horizon_s, every_s=plan.window_s)

@@ -55,6 +55,7 @@ class Controller:
         self._tracker: Tracker | None = None
         self._aliases_checked = -math.inf
         self._aliased: tuple[int | None, int | None] | None = None
+        self._agreed = (-1, -math.inf)  # the sequence that Serve was last seen to agree with, and when
         self._busy = threading.Lock()
         threading.Thread(target=self._keep_ticking, name="controller", daemon=True).start()
 
@@ -86,8 +87,7 @@ class Controller:
             return {"phase": None, "settled": True, "trouble": None}
         if row is not None:
             self._advance(row, now, lease)
-        self._want(lease)
-        trouble = serving.try_apply(self._store, self._dashboard, holder=self._holder)
+        trouble = self._make_so(self._want(lease))
         if trouble is None and row is not None:
             trouble = self._observe(row.id, lease)
         self._put_back_aliases()
@@ -161,7 +161,17 @@ class Controller:
 
     # making it so
 
-    def _want(self, lease: Lease) -> None:
+    def _make_so(self, wanted: ServingRow | None) -> str | None:
+        """Have Serve agree with what is wanted, unless it was just seen to; what is in the way, or None."""
+        sequence = wanted.seq if wanted else 0
+        if self._agreed[0] == sequence and time.monotonic() - self._agreed[1] < _TICK_S:
+            return None
+        trouble = serving.try_apply(self._store, self._dashboard, holder=self._holder)
+        if trouble is None:
+            self._agreed = sequence, time.monotonic()
+        return trouble
+
+    def _want(self, lease: Lease) -> ServingRow | None:
         """Save the serving configuration that follows from the open rollout, or from there being none."""
 
         def save(tx: Tx) -> ServingRow | None:
@@ -172,7 +182,8 @@ class Controller:
             wanted = wanted_configuration(Wanted.parse(served.spec, served.seq), row or (last[0] if last else None), tx)
             return tx.save_serving(self._name, wanted.spec(), max(lease.fence, served.fence))
 
-        self._guarded(lease, save)
+        found: ServingRow | None = self._guarded(lease, save)
+        return found
 
     def _observe(self, rollout: str, lease: Lease) -> str | None:
         """What Serve shows of the rollout, taken into its state; what is in the way, or None."""

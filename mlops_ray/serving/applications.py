@@ -6,13 +6,15 @@ reaches running replicas through `user_config` alone: anything else would restar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mlops_ray.config import Project
 from mlops_ray.serving.service import Wanted
 
+# Between a project's name and a version's number; names of projects hold no hyphen.
+_APART = "--v"
 INGRESS = "Ingress"
 VERSION = "Version"
 
@@ -33,12 +35,15 @@ def version_application(project: str, version: int) -> str:
     >>> version_application("flights", 7)
     'flights--v7'
     """
-    return f"{project}--v{version}"
+    return f"{project}{_APART}{version}"
 
 
-def render(served: Iterable[Served]) -> dict[str, Any]:
-    """The body of Serve's `PUT /api/serve/applications/` for all projects of a cluster.
+def render(
+    served: Iterable[Served], there: Mapping[str, Any], withdrawn: Collection[str] = frozenset()
+) -> dict[str, Any]:
+    """The body of Serve's `PUT /api/serve/applications/` for these projects, and others' applications as they stand.
 
+    Args: there: Serve's `GET` answer. withdrawn: projects whose applications are to go.
     Source: Ray Serve REST API, schema `ServeDeploySchema`.
     """
     applications: list[dict[str, Any]] = []
@@ -47,6 +52,12 @@ def render(served: Iterable[Served]) -> dict[str, Any]:
         applications.append(_ingress(one))
         if one.wanted.canary is not None:
             applications.append(_canary(one, one.wanted.canary))
+    ours = {one.project.project for one in ordered} | set(withdrawn)
+    applications += [
+        found["deployed_app_config"]
+        for name, found in there.get("applications", {}).items()
+        if name.partition(_APART)[0] not in ours and found.get("deployed_app_config")
+    ]
     config: dict[str, Any] = {"proxy_location": "EveryNode", "applications": applications}
     if ordered:  # Serve reads them once, when it starts
         cluster = ordered[0].project.cluster

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import ray
+import requests
 from ray import serve
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
@@ -241,11 +242,14 @@ def _spool_id(folder: Path) -> str:
     return file.read_text(encoding="ascii")
 
 
-def apply(store: Store, dashboard: str, *, holder: str, timeout_s: float = 90.0) -> None:
-    """Make Serve agree with the state database, for all projects of the cluster; returns when it does.
+def apply(
+    store: Store, dashboard: str, *, holder: str, timeout_s: float = 90.0, withdrawn: frozenset[str] = frozenset()
+) -> None:
+    """Make Serve agree with the state database, for all projects in it; returns when it does.
 
-    The one writer of Serve's configuration: under the cluster's lease, put, broadcast, and look until every
-    application runs and every replica has the wanted sequence. Calling it again changes nothing.
+    The one writer of Serve's configuration: under the lease, put, broadcast, and look until every application runs and
+    every replica has the wanted sequence. Calling it again changes nothing. Applications of others are put back as they
+    stand, because Serve deletes what a PUT does not name; those of `withdrawn` projects are left out.
     Raises: LeaseLost when another process is at it; BackendUnavailable when Serve does not get there in time.
     """
     lease = store.acquire(APPLY_LEASE, holder, timeout_s * 2, time.time())
@@ -261,8 +265,9 @@ def apply(store: Store, dashboard: str, *, holder: str, timeout_s: float = 90.0)
                 for row in tx.projects()
                 if (wanted := tx.serving(row.name)) is not None
             ]
-        config = applications.render(served)
-        if applications.differs(config, _client(dashboard).get_serve_details()):
+        there = _details(dashboard)
+        config = applications.render(served, there, withdrawn)
+        if applications.differs(config, there):
             _put(dashboard, config)
         deadline = time.monotonic() + timeout_s
         while trouble := _disagreement(dashboard, served):
@@ -302,8 +307,8 @@ def application_states(dashboard: str) -> dict[str, tuple[str, str]]:
     """Status and message of each application that Serve knows.
 
     Raises: BackendUnavailable when the dashboard does not answer."""
-    details = _client(dashboard).get_serve_details()
-    return {name: (a["status"], a["message"]) for name, a in details["applications"].items()}
+    applications_there = _details(dashboard)["applications"]
+    return {name: (a["status"], a["message"]) for name, a in applications_there.items()}
 
 
 def _disagreement(dashboard: str, served: list[applications.Served]) -> str | None:
@@ -331,18 +336,24 @@ def _last_line(message: str) -> str:
     return f"({lines[-1].strip()})" if lines else ""
 
 
+@functools.cache
 def _client(dashboard: str) -> ServeSubmissionClient:
+    """Making one asks the dashboard for its version, so a process keeps it."""
+    return ServeSubmissionClient(dashboard)
+
+
+def _details(dashboard: str) -> dict[str, Any]:
     try:
-        return ServeSubmissionClient(dashboard)
-    except ConnectionError as exc:
-        raise BackendUnavailable(f"Ray dashboard {dashboard}", f"{exc}; is the head node up?") from exc
+        return dict(_client(dashboard).get_serve_details())
+    except (requests.RequestException, ConnectionError, RuntimeError) as exc:
+        raise BackendUnavailable(f"Ray dashboard {dashboard}", f"{_last_line(str(exc))}; is the head node up?") from exc
 
 
 def _put(dashboard: str, config: dict[str, Any]) -> None:
     try:
         _client(dashboard).deploy_applications(config)
-    except (ConnectionError, RuntimeError) as exc:
-        raise BackendUnavailable("Ray Serve", f"refused its configuration: {exc}") from exc
+    except (requests.RequestException, ConnectionError, RuntimeError) as exc:
+        raise BackendUnavailable("Ray Serve", f"refused its configuration {_last_line(str(exc))}") from exc
 
 
 def collector_name(project: str) -> str:

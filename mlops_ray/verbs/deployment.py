@@ -45,4 +45,4 @@ def withdraw(project: Project, store: Store, dashboard: str) -> None:
     for name in (controller_name, serving.collector_name, monitor_name):
         end_actor(name(project.project))
     store.run(lambda tx: tx.forget_project(project.project))
-    serving.apply(store, dashboard, holder="withdraw")
+    serving.apply(store, dashboard, holder="withdraw", withdrawn=frozenset({project.project}))

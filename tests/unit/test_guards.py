@@ -40,6 +40,7 @@ ORDER = (
     {"verbs"},
     {"demo"},
     {"cli"},
+    {"__main__"},
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 

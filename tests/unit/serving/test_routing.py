@@ -12,12 +12,7 @@ KEYS = [f"key-{i}" for i in range(100_000)]
 
 def test_points_never_change() -> None:
     """Golden values: another hash would move every subject of a running rollout."""
-    assert points(["a", "b", ""], "r1").tolist() == points(["a", "b", ""], "r1").tolist()
-    found = [round(float(p), 12) for p in points(["a", "b"], "r1")]
-    assert found == GOLDEN
-
-
-GOLDEN = [0.0, 0.0]
+    assert points(["a", "b"], "r1").round(12).tolist() == [0.497430005242, 0.773776206421]
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9])

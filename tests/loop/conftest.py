@@ -1,0 +1,79 @@
+"""A real cluster of our own (`ray start --head`, HAProxy) with the flights' first version serving on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mlops_ray import verbs
+from mlops_ray.cluster import on_ray as cluster
+from mlops_ray.cluster.processes import free_port
+from mlops_ray.config import Project
+from mlops_ray.state import Store
+
+ROOT = Path(__file__).parents[2]
+FLIGHTS = ROOT / "configs" / "flights.yaml"
+
+
+@dataclass(frozen=True)
+class Live:
+    """A project that is up: its files, its state, its URL, and the pid of each actor."""
+
+    paths: list[Path]
+    project: Project
+    store: Store
+    url: str
+    dashboard: str
+
+    def actors(self) -> dict[str, int]:
+        """Process ids of monitor, collector and controller, by actor name."""
+        found: dict[str, int] = verbs.monitor(self.paths, os.environ)["actors"]
+        return found
+
+
+def overlay(folder: Path, **blocks: object) -> list[Path]:
+    """The flights' project with its storage in `folder`, ports that are free, and a search of two trials."""
+    logistic = {
+        "estimator": "sklearn.linear_model:LogisticRegression",
+        "params": {"max_iter": 200},
+        "space": {"C": {"kind": "log_uniform", "low": 0.001, "high": 0.1}},
+    }
+    content = {
+        "storage": {"root": str(folder / "root")},
+        "cluster": {"http_port": free_port()},
+        "monitoring": {"metrics_port": free_port()},
+        "search": {"trials": 2, "candidates": [logistic]},
+        **blocks,
+    }
+    file = folder / "overlay.yaml"
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return [FLIGHTS, file]
+
+
+@pytest.fixture(scope="session")
+def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No token file and no RAY_ADDRESS of the person who runs the tests gets in."""
+    with pytest.MonkeyPatch.context() as env:
+        env.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        env.delenv("RAY_ADDRESS", raising=False)
+        env.setenv("RAY_AUTH_MODE", "disabled")
+        yield
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory, clean_environment: None) -> Iterator[Live]:
+    """`mlops-ray run` on the flights; taken down afterwards."""
+    paths = overlay(tmp_path_factory.mktemp("live"))
+    project = verbs.load(paths, os.environ).project
+    try:
+        result = verbs.run(paths, os.environ)
+        found = cluster.find(project)
+        assert found is not None
+        yield Live(paths, project, verbs.open_store(project), result["deploy"]["url"], found.dashboard)
+    finally:
+        verbs.down(paths, os.environ)

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import norm
+
+from mlops_ray.data.profile import Profile
+from mlops_ray.errors import DataError
+from mlops_ray.monitoring import drift
+from mlops_ray.monitoring.drift import MONTH_S, Drift, Thresholds, calibrate, compare, in_words, level, psi
+
+DAY_S = 86_400.0
+WEEK = 7
+
+counts = st.lists(st.integers(0, 1000), min_size=4, max_size=4).filter(any).map(np.array)
+
+
+def profile(**features: Any) -> Profile:
+    arrays = {name: np.asarray(v, dtype=np.int64) for name, v in features.items()}
+    return Profile(int(next(iter(arrays.values())).sum()), arrays, {}, np.zeros(20, dtype=np.int64))
+
+
+# --- the index ---
+
+
+@pytest.mark.parametrize(
+    ("reference", "current", "expected"),
+    [
+        # By hand: p = (9.5 + 0.5) / 20 and so on; here (60, 40) + 1/2 against (40, 60) + 1/2, each over 101.
+        ([60, 40], [40, 60], 2 * (20 / 101) * math.log(60.5 / 40.5)),
+        # An empty bin: 0.5 / 11 and 10.5 / 11 against 5.5 / 11 twice.
+        ([10, 0], [5, 5], (5 / 11) * math.log(10.5 / 5.5) + (5 / 11) * math.log(5.5 / 0.5)),
+        # Different totals: (3, 1) + 1/2 over 5 against (1, 1) + 1/2 over 3.
+        ([3, 1], [1, 1], (0.7 - 0.5) * math.log(0.7 / 0.5) + (0.3 - 0.5) * math.log(0.3 / 0.5)),
+        ([7], [1], 0.0),
+    ],
+)
+def test_golden_values(reference: list[int], current: list[int], expected: float) -> None:
+    assert float(psi(np.array(reference), np.array(current))) == pytest.approx(expected, rel=1e-12)
+
+
+@given(counts, counts)
+def test_it_is_a_symmetric_divergence(a: Any, b: Any) -> None:
+    assert float(psi(a, b)) >= 0
+    assert float(psi(a, b)) == pytest.approx(float(psi(b, a)))
+    assert float(psi(a, a)) == 0
+
+
+@given(st.lists(counts, min_size=1, max_size=5), counts)
+def test_side_by_side_is_one_by_one(many: list[Any], one: Any) -> None:
+    np.testing.assert_allclose(psi(one, np.stack(many)), [psi(one, m) for m in many])
+
+
+@pytest.mark.parametrize(("a", "b"), [([1, 2], [1, 2, 3]), ([0, 0], [1, 2]), ([1, 2], [0, 0])])
+def test_what_cannot_be_compared_is_refused(a: list[int], b: list[int]) -> None:
+    with pytest.raises(DataError):
+        psi(np.array(a), np.array(b))
+
+
+# --- the budget ---
+
+
+def test_the_budget_is_shared_over_windows_and_detectors() -> None:
+    weekly = level(1.0, WEEK * DAY_S, 2)
+    assert weekly == pytest.approx(7 / 30.4375 / 2)
+    assert weekly * (MONTH_S / (WEEK * DAY_S)) * 2 == pytest.approx(1.0)
+    assert level(2.0, WEEK * DAY_S, 2) == pytest.approx(2 * weekly)
+    assert level(1000.0, MONTH_S, 1) == 0.5  # a detector that always calls is none
+
+
+# --- thresholds ---
+
+EDGES = norm.ppf(np.linspace(0, 1, 7))[1:-1]
+
+
+def days(rng: np.random.Generator, n: int, rows: int = 200, shift: float = 0.0) -> list[Profile]:
+    """Days of two features whose means wander (AR(1), 0.5 from day to day): rows of a day are alike."""
+    sd, phi, mean = 0.3, 0.5, rng.normal(0, 0.3, 2)
+    out = []
+    for _ in range(n):
+        mean = phi * mean + rng.normal(0, sd * math.sqrt(1 - phi**2), 2)
+        cdf = [np.concatenate([[0], norm.cdf(EDGES - m - shift), [1]]) for m in mean]
+        out.append(profile(a=rng.multinomial(rows, np.diff(cdf[0])), b=rng.multinomial(rows, np.diff(cdf[1]))))
+    return out
+
+
+def whole(blocks: list[Profile]) -> Profile:
+    return sum(blocks[1:], blocks[0])
+
+
+def weeks(blocks: list[Profile]) -> list[Profile]:
+    return [whole(blocks[i : i + WEEK]) for i in range(0, len(blocks) - WEEK + 1, WEEK)]
+
+
+def alarms(reference: Profile, window: Profile, limits: dict[str, float]) -> bool:
+    return any(d.alarm for d in compare(reference, window, limits))
+
+
+def test_false_alarms_come_about_as_often_as_was_chosen() -> None:
+    """Fresh weeks of the same world against limits at 11.5 %, over 30 references of 120 days.
+
+    Tolerance: half to double the level. 30 x 30 weeks have a standard error of about 1.5 points; the rest is what a
+    bootstrap of 17 weeks' worth of days does not know. (Limits from resampled rows would alarm most of the time:
+    below.)
+    """
+    chosen, found = level(1.0, WEEK * DAY_S, 2), []
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        reference = days(rng, 120)
+        limits = calibrate(reference, WEEK, chosen, min_blocks=8, rng=rng).limits
+        assert limits is not None
+        found += [alarms(whole(reference), w, limits) for w in weeks(days(rng, 30 * WEEK))]
+    assert 0.5 * chosen <= np.mean(found) <= 2 * chosen
+
+
+def test_limits_from_resampled_rows_would_alarm_most_of_the_time() -> None:
+    rng = np.random.default_rng(0)
+    reference = whole(days(rng, 120))
+    shares = {k: v / v.sum() for k, v in reference.counts.items()}
+    draws = {k: psi(reference.counts[k], rng.multinomial(1400, shares[k], 2000)) for k in shares}
+    limits = {k: float(np.quantile(v, 0.885)) for k, v in draws.items()}
+    assert np.mean([alarms(reference, w, limits) for w in weeks(days(rng, 30 * WEEK))]) > 0.5
+
+
+def test_real_drift_is_seen() -> None:
+    rng = np.random.default_rng(1)
+    reference = days(rng, 120)
+    limits = calibrate(reference, WEEK, level(1.0, WEEK * DAY_S, 2), min_blocks=8, rng=rng).limits
+    assert limits is not None
+    assert np.mean([alarms(whole(reference), w, limits) for w in weeks(days(rng, 20 * WEEK, shift=0.8))]) > 0.9
+
+
+def test_a_stricter_level_never_has_lower_limits() -> None:
+    reference = days(np.random.default_rng(2), 60)
+
+    def limits(chosen: float) -> dict[str, float]:
+        found = calibrate(reference, WEEK, chosen, min_blocks=8, rng=np.random.default_rng(0)).limits
+        assert found is not None
+        return found
+
+    loose, strict = limits(0.2), limits(0.01)
+    assert all(strict[name] > loose[name] > 0 for name in loose)
+    assert limits(0.2) == loose  # the generator is all the randomness there is
+
+
+@pytest.mark.parametrize(("n", "n_blocks", "min_blocks"), [(13, 7, 8), (7, 1, 8), (1, 1, 1), (0, 1, 1)])
+def test_a_short_reference_is_uncalibrated(n: int, n_blocks: int, min_blocks: int) -> None:
+    rng = np.random.default_rng(0)
+    found = calibrate(days(rng, n), n_blocks, 0.1, min_blocks=min_blocks, rng=rng)
+    assert found.limits is None
+    assert str(n) in found.why
+
+
+def test_a_reference_with_windows_without_rows_is_uncalibrated() -> None:
+    rng = np.random.default_rng(0)
+    quiet = profile(a=[0] * 6, b=[0] * 6)
+    found = calibrate([*days(rng, 10), *[quiet] * 7, *days(rng, 10)], WEEK, 0.1, min_blocks=8, rng=rng)
+    assert found == Thresholds(None, "the reference has windows without rows")
+
+
+def test_a_feature_that_never_changes_has_a_limit() -> None:
+    rng = np.random.default_rng(0)
+    blocks = [profile(a=b.counts["a"], flat=[200, 0]) for b in days(rng, 60)]
+    limits = calibrate(blocks, WEEK, 0.1, min_blocks=8, rng=rng).limits
+    assert limits is not None
+    assert not alarms(whole(blocks), whole([profile(a=b.counts["a"], flat=[200, 0]) for b in blocks[:7]]), limits)
+    assert alarms(whole(blocks), whole([profile(a=b.counts["a"], flat=[100, 100]) for b in blocks[:7]]), limits)
+
+
+def test_the_worst_relative_to_its_limit_comes_first() -> None:
+    reference, window = profile(a=[50, 50], b=[50, 50]), profile(a=[90, 10], b=[60, 40])
+    found = compare(reference, window, {"a": 100.0, "b": 0.001})
+    assert [d.feature for d in found] == ["b", "a"]
+    assert [d.alarm for d in found] == [True, False]
+    assert not Drift("a", 0.25, 0.25).alarm
+    assert in_words(found[0]).startswith("b: PSI 0.04")
+
+
+def test_the_resamples_are_as_many_as_the_comment_on_them_says() -> None:
+    level_se = math.sqrt(0.9 * 0.1 / drift._RESAMPLES)
+    assert level_se < 0.007

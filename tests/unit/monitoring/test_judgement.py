@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlops_ray.config import Monitoring
+from mlops_ray.data.profile import Bins, Profile, empty, fold
+from mlops_ray.monitoring.judgement import Judgement, judge_drift, judge_quality
+from mlops_ray.training.model import Reference
+
+DAY_S = 86_400.0
+BINS = Bins({"x": (-1.0, 0.0, 1.0), "y": (0.0,)}, {})
+PLAN = Monitoring(min_rows=100, min_blocks=8, false_alarms_per_month=0.1)
+RNG = np.random.default_rng(0)
+
+
+def day(shift: float = 0.0, n: int = 100, seed: int | None = None) -> Profile:
+    rng = RNG if seed is None else np.random.default_rng(seed)
+    columns = {"x": rng.normal(shift, 1, n).astype(np.float32), "y": rng.normal(0, 1, n).astype(np.float32)}
+    return fold(BINS, columns, np.full(n, 0.5))
+
+
+def reference(n: int = 60, n_holdout: int = 30, loss: float = 52.0) -> Reference:
+    """Days of 100 rows; the holdout's with a mean loss of about 0.52 nats."""
+    wobble = np.random.default_rng(1).normal(0, 3, n_holdout)
+    holdout = tuple((i * DAY_S, 100, loss + float(w), 20) for i, w in enumerate(wobble))
+    return Reference(BINS, DAY_S, tuple((i * DAY_S, day(seed=i)) for i in range(n)), holdout)
+
+
+def drift(window: Profile, plan: Monitoring = PLAN, **of: Any) -> Judgement:
+    return judge_drift(plan, reference(**of), window, np.random.default_rng(0))
+
+
+def week(shift: float = 0.0) -> Profile:
+    return sum((day(shift, seed=1000 + i) for i in range(7)), empty(BINS))
+
+
+def cohort(probability: float, n: int = 700, known: float = 1.0) -> tuple[Any, Any]:
+    """A fifth of the labels is 1, and each row is given this probability of being a 1."""
+    rng = np.random.default_rng(2)
+    labels = (rng.random(n) < 0.2).astype(np.float64)
+    labels[rng.random(n) >= known] = np.nan
+    return labels, np.full(n, probability)
+
+
+def quality(labels: Any, scores: Any, plan: Monitoring = PLAN, **of: Any) -> Judgement:
+    return judge_quality(plan, reference(**of), labels, scores, np.random.default_rng(0))
+
+
+def test_a_week_like_the_reference_is_calm() -> None:
+    found = drift(week())
+    assert (found.trigger, found.alarm) == ("drift", False)
+    assert "PSI" in found.why
+    assert {f["feature"] for f in found.detail["features"]} == {"x", "y"}
+
+
+def test_a_week_unlike_the_reference_alarms_and_names_the_feature() -> None:
+    found = drift(week(shift=1.0))
+    assert found.alarm
+    assert found.why.startswith("x: PSI")
+    assert "y: PSI" not in found.why
+    assert found.detail["rows"] == 700
+    json.dumps(found.detail)
+
+
+@pytest.mark.parametrize("n", [0, 99])
+def test_too_few_rows_never_alarm(n: int) -> None:
+    found = drift(day(shift=9.0, n=n))
+    assert not found.alarm
+    assert f"{n} rows" in found.why
+
+
+def test_an_uncalibrated_reference_never_alarms() -> None:
+    found = drift(week(shift=9.0), n=13)
+    assert not found.alarm
+    assert found.why.startswith("uncalibrated")
+
+
+def test_good_and_bad_quality() -> None:
+    good, bad = quality(*cohort(0.2)), quality(*cohort(0.7))
+    assert not good.alarm
+    assert bad.alarm
+    assert bad.trigger == "performance"
+    assert "log-loss 1.0" in bad.why
+    assert bad.detail["limit"] == good.detail["limit"] > 0.5
+    assert bad.detail["coverage"] == 1.0
+    json.dumps(bad.detail)
+
+
+@pytest.mark.parametrize("labels", [[], [np.nan] * 500, [1.0] * 99 + [np.nan] * 500], ids=["none", "unknown", "few"])
+def test_warming_up_never_alarms(labels: list[float]) -> None:
+    found = quality(np.array(labels), np.full(len(labels), 1e-6))
+    assert not found.alarm
+    assert found.why.startswith("warming up")
+    assert found.detail["limit"] is None
+
+
+def test_an_uncalibrated_holdout_never_alarms() -> None:
+    found = quality(*cohort(0.999), n_holdout=7)
+    assert not found.alarm
+    assert found.why.startswith("uncalibrated: the holdout has 7 blocks")
+
+
+def test_the_level_counts_labelled_rows_and_shows_their_share() -> None:
+    found = quality(*cohort(0.2, known=0.6))
+    assert found.detail["coverage"] == pytest.approx(0.6, abs=0.05)
+    assert found.detail["n_rows"] == 700
+
+
+def test_the_same_window_is_judged_the_same_again() -> None:
+    assert drift(week()) == drift(week())
+    assert quality(*cohort(0.7)) == quality(*cohort(0.7))

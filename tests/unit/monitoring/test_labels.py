@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from typing import Any
+
+import hypothesis.strategies as st
+import pyarrow as pa
+from hypothesis import given
+
+from mlops_ray.monitoring.labels import joined
+from mlops_ray.serving.log import LABEL_SCHEMA
+
+_TIME = pa.timestamp("us", tz="UTC")
+
+
+def predictions(*rows: tuple[str, float, float, float]) -> pa.Table:
+    """Rows of (id, at, event time, score)."""
+    schema = pa.schema(
+        [("prediction_id", pa.string()), ("at", _TIME), ("event_time", _TIME), ("stable_score", pa.float64())]
+    )
+    ids, at, event, score = zip(*rows, strict=True) if rows else ((), (), (), ())
+    return pa.Table.from_arrays(
+        [pa.array(ids, pa.string()), _us(at), _us(event), pa.array(score, pa.float64())], schema=schema
+    )
+
+
+def labels(*rows: tuple[str, float, float, float]) -> pa.Table:
+    """Rows of (id, at, known at, label)."""
+    ids, at, time, label = zip(*rows, strict=True) if rows else ((), (), (), ())
+    day = pa.array(["1970-01-01"] * len(ids), pa.string())
+    return pa.Table.from_arrays(
+        [pa.array(ids, pa.string()), day, _us(at), _us(time), pa.array(label, pa.float64())], schema=LABEL_SCHEMA
+    )
+
+
+def _us(seconds: Any) -> pa.Array:
+    return pa.array([round(s * 1e6) for s in seconds], pa.int64()).cast(_TIME)
+
+
+def found(table: pa.Table) -> dict[str, float | None]:
+    return dict(zip(table["prediction_id"].to_pylist(), table["label"].to_pylist(), strict=True))
+
+
+TWO = predictions(("a", 1, 10, 0.1), ("b", 1, 5, 0.2))
+
+
+def test_every_prediction_once_ordered_by_event_time() -> None:
+    table = joined(TWO, labels(("a", 30, 30, 1)), known_by=100)
+    assert table["prediction_id"].to_pylist() == ["b", "a"]
+    assert table["label"].to_pylist() == [None, 1.0]
+    assert [t and t.timestamp() for t in table["label_time"].to_pylist()] == [None, 30.0]
+    assert table.column_names == [*TWO.column_names, "label", "label_time"]
+    assert table["label"].type == pa.float64()
+
+
+def test_a_label_is_not_seen_before_it_is_known() -> None:
+    late = labels(("a", 30, 30, 1))
+    assert found(joined(TWO, late, known_by=29.999999)) == {"a": None, "b": None}
+    assert found(joined(TWO, late, known_by=30)) == {"a": 1.0, "b": None}
+
+
+def test_a_correction_changes_what_is_known_but_not_what_came_first() -> None:
+    both = labels(("a", 40, 40, 0), ("a", 30, 30, 1))
+    assert found(joined(TWO, both, known_by=35))["a"] == 1.0
+    assert found(joined(TWO, both, known_by=50))["a"] == 0.0
+    assert found(joined(TWO, both, known_by=50, take="first"))["a"] == 1.0
+
+
+def test_of_labels_of_one_time_the_one_that_arrived_last_is_known() -> None:
+    both = labels(("a", 50, 30, 0), ("a", 40, 30, 1))
+    assert found(joined(TWO, both, known_by=60))["a"] == 0.0
+    assert found(joined(TWO, both, known_by=60, take="first"))["a"] == 1.0
+
+
+def test_a_label_sent_twice_is_one_label() -> None:
+    once, twice = labels(("a", 30, 30, 1)), labels(("a", 30, 30, 1), ("a", 31, 30, 1))
+    assert joined(TWO, once, known_by=99).equals(joined(TWO, twice, known_by=99))
+
+
+def test_the_first_prediction_of_an_id_counts() -> None:
+    table = joined(predictions(("a", 2, 10, 0.9), ("a", 1, 10, 0.1)), labels(("a", 30, 30, 1)), known_by=99)
+    assert table["stable_score"].to_pylist() == [0.1]
+
+
+def test_labels_of_unknown_predictions_are_left_out() -> None:
+    assert found(joined(TWO, labels(("zebra", 3, 3, 1)), known_by=99)) == {"a": None, "b": None}
+
+
+def test_empty_tables() -> None:
+    assert joined(predictions(), labels(("a", 3, 3, 1)), known_by=99).num_rows == 0
+    assert found(joined(TWO, labels(), known_by=99)) == {"a": None, "b": None}
+
+
+ids = st.sampled_from(["a", "b", "c"])
+time = st.integers(0, 20).map(float)
+some_predictions = st.lists(st.tuples(ids, time, time, st.floats(0, 1)), max_size=8)
+some_labels = st.lists(st.tuples(ids, time, time, st.sampled_from([0.0, 1.0])), max_size=8)
+
+
+@given(some_predictions, some_labels, time, st.randoms())
+def test_against_plain_python(rows: Any, given_labels: Any, known_by: float, random: Any) -> None:
+    """And the order in which files hold the rows does not matter."""
+    shuffled = random.sample(given_labels, len(given_labels))
+    for take in ("known", "first"):
+        table = joined(predictions(*rows), labels(*shuffled), known_by=known_by, take=take)  # type: ignore[arg-type]
+        arrived = sorted((r for r in given_labels if r[2] <= known_by), key=lambda r: (r[2], r[1], r[3]))
+        chosen = {r[0]: r[3] for r in (arrived if take == "known" else arrived[::-1])}
+        assert found(table) == {r[0]: chosen.get(r[0]) for r in rows}
+        assert table.num_rows == len({r[0] for r in rows})

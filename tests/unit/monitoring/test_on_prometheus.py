@@ -1,0 +1,78 @@
+"""What a scrape sees, from an SQLite state database: the names are a contract with dashboards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import prometheus_client
+import pytest
+
+from mlops_ray.monitoring.on_prometheus import Exposition
+from mlops_ray.state import RolloutRow, Store, WindowRow
+
+DRIFT = {"drift": {"features": [{"feature": "x", "psi": 0.5, "limit": 0.25}]}}
+QUALITY = {"quality": {"log_loss": 0.4, "limit": 0.6, "coverage": 0.9}}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store.open(f"sqlite:///{tmp_path}/state.db")
+    yield opened
+    opened.close()
+
+
+def scrape(store: Store) -> dict[str, float]:
+    """Samples by name and labels, without the project's."""
+    registry = prometheus_client.CollectorRegistry()
+    registry.register(Exposition(store, "small"))
+    assert b"# EOF" in prometheus_client.openmetrics.exposition.generate_latest(registry)
+    found = {}
+    for family in registry.collect():
+        for sample in family.samples:
+            assert sample.labels["project"] == "small"
+            more = [v for k, v in sample.labels.items() if k != "project"]
+            found["/".join([sample.name, *more])] = sample.value
+    return found
+
+
+def test_before_anything_happened(store: Store) -> None:
+    assert scrape(store) == {
+        "mlops_ray_watermark_seconds": 0.0,
+        "mlops_ray_canary_share": 0.0,
+        "mlops_ray_stable_version": 0.0,
+    }
+
+
+def test_a_project_in_full_swing(store: Store) -> None:
+    with store.begin() as tx:
+        tx.save_serving("small", {"stable": {"version": 3}, "share": 0.1}, 0)
+        tx.save_serving("other", {"stable": {"version": 9}, "share": 0.9}, 0)
+        tx.save_cursor("small", "watermark", 0, 123.0)
+        for version, block in ((3, 0.0), (3, 1.0), (4, 1.0)):
+            tx.save_profile("small", version, block, {"n": 10})
+        for start, result in ((0.0, DRIFT | QUALITY), (7.0, {"drift": {"features": []}}), (14.0, {})):
+            tx.save_window(WindowRow("small", start, start + 7, 3, result))
+        for i, phase in enumerate(("promoted", "promoted", "rolled back")):
+            tx.save_rollout(RolloutRow(f"r{i}", "small", i, 0, {}, {"phase": phase}, float(i), ended=float(i)))
+    assert scrape(store) == {
+        "mlops_ray_watermark_seconds": 123.0,
+        "mlops_ray_canary_share": 0.1,
+        "mlops_ray_stable_version": 3.0,
+        "mlops_ray_rows_total/3": 20.0,
+        "mlops_ray_rows_total/4": 10.0,
+        # the newest window that was judged for drift had too few rows; for quality it is an older one
+        "mlops_ray_log_loss": 0.4,
+        "mlops_ray_limit": 0.6,
+        "mlops_ray_coverage": 0.9,
+        "mlops_ray_rollouts_total/promoted": 2.0,
+        "mlops_ray_rollouts_total/rolled back": 1.0,
+    }
+
+
+def test_drift_by_feature(store: Store) -> None:
+    with store.begin() as tx:
+        tx.save_window(WindowRow("small", 0.0, 7.0, 3, DRIFT))
+    found = scrape(store)
+    assert (found["mlops_ray_drift_psi/x"], found["mlops_ray_drift_limit/x"]) == (0.5, 0.25)
+    assert "mlops_ray_log_loss" not in found

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mlops_ray.serving.applications import Served, differs, render
+from mlops_ray.serving.service import Wanted
+from tests import fakes
+from tests.fakes import held
+
+STABLE = Wanted(sequence=4, stable=held(1))
+ON_TRIAL = Wanted(sequence=5, stable=held(1), canary=2, share=0.1, salt="r1")
+
+
+def served(wanted: Wanted, name: str = "small", fence: int = 3, **blocks: Any) -> Served:
+    return Served(fakes.project(project=name, **blocks), f"project: {name}\n", wanted, fence)
+
+
+def details(config: dict[str, Any]) -> dict[str, Any]:
+    """What Serve's GET says after this configuration was put."""
+    return {
+        "applications": {a["name"]: {"status": "RUNNING", "deployed_app_config": a} for a in config["applications"]}
+    }
+
+
+def test_a_project_is_one_application_with_what_is_wanted_as_user_config() -> None:
+    serving, cluster = {"replicas": 2, "max_ongoing_requests": 5}, {"host": "0.0.0.0", "http_port": 8123}
+    config = render([served(STABLE, serving=serving, cluster=cluster)])
+    assert config["proxy_location"] == "EveryNode"
+    assert config["http_options"] == {"host": "0.0.0.0", "port": 8123}
+    (application,) = config["applications"]
+    assert application == {
+        "name": "small",
+        "route_prefix": "/small",
+        "import_path": "mlops_ray.serving.on_ray:ingress_application",
+        "args": {"text": "project: small\n"},
+        "deployments": [
+            {
+                "name": "Ingress",
+                "num_replicas": 2,
+                "max_ongoing_requests": 5,
+                "user_config": {"fence": 3, "sequence": 4, "spec": STABLE.spec()},
+            }
+        ],
+    }
+
+
+def test_a_canary_is_an_application_of_its_own_without_a_route() -> None:
+    names = {a["name"]: a for a in render([served(ON_TRIAL)])["applications"]}
+    assert names.keys() == {"small", "small--v2"}
+    assert names["small--v2"]["route_prefix"] is None
+    assert names["small--v2"]["args"] == {"text": "project: small\n", "version": 2}
+
+
+def test_all_projects_are_named_in_whatever_order_they_come() -> None:
+    both = [served(STABLE, "b"), served(ON_TRIAL, "a")]
+    assert render(both) == render(both[::-1])
+    assert [a["name"] for a in render(both)["applications"]] == ["a", "a--v2", "b"]
+    assert render([]) == {"proxy_location": "EveryNode", "applications": []}
+
+
+@pytest.mark.parametrize("wanted", [ON_TRIAL, Wanted(6, held(2), warm=(held(1),)), Wanted(7, held(1), 2, 0.5, "r1")])
+def test_what_is_wanted_changes_nothing_that_would_restart_replicas(wanted: Wanted) -> None:
+    def restarts(config: dict[str, Any]) -> Any:
+        application = config["applications"][0]
+        deployments = [{k: v for k, v in d.items() if k != "user_config"} for d in application["deployments"]]
+        return application | {"deployments": deployments}
+
+    before, after = render([served(STABLE)]), render([served(wanted, fence=9)])
+    assert restarts(before) == restarts(after)
+    assert before["applications"][0] != after["applications"][0]
+
+
+def test_what_serve_was_told_already_does_not_differ() -> None:
+    config = render([served(ON_TRIAL), served(STABLE, "other")])
+    assert not differs(config, details(config))
+    assert not differs(render([]), {"applications": {}})
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        served(Wanted(sequence=6, stable=held(1), canary=2, share=0.5, salt="r1")),
+        served(ON_TRIAL, fence=4),
+        served(STABLE),
+        served(ON_TRIAL, serving={"replicas": 2}),
+        served(ON_TRIAL, serving={"max_ongoing_requests": 2}),
+        served(ON_TRIAL, "renamed"),
+    ],
+    ids=["share", "fence", "canary gone", "replicas", "ongoing", "name"],
+)
+def test_every_change_differs(after: Served) -> None:
+    assert differs(render([after]), details(render([served(ON_TRIAL)])))
+
+
+def test_an_application_too_many_or_never_configured_differs() -> None:
+    config = render([served(STABLE)])
+    assert differs(config, {"applications": {}})
+    assert differs(config, details(render([served(ON_TRIAL)])))
+    assert differs(config, {"applications": {"small": {"deployed_app_config": None}}})

@@ -1,0 +1,255 @@
+"""The command: help, what goes to which stream, and exit codes. No cluster; verbs are stand-ins where they need one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from mlops_ray import cli
+from mlops_ray.errors import (
+    BackendUnavailable,
+    ConfigError,
+    DataError,
+    GateRejected,
+    IllegalMove,
+    MlopsRayError,
+    ModelNotFound,
+)
+
+ROOT = Path(__file__).parents[2]
+QUICKSTART = ROOT / "configs/quickstart.yaml"
+RUNNER = CliRunner(env={"COLUMNS": "120", "NO_COLOR": "1", "TERM": "dumb"})
+
+
+def commands(group: click.Group, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, command in group.commands.items():
+        yield (*above, name)
+        if hasattr(command, "commands"):
+            yield from commands(command, (*above, name))  # type: ignore[arg-type]
+
+
+ALL = [(), *commands(typer.main.get_command(cli.app))]  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def verbs(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A stand-in for the verbs: set what a test needs."""
+    stand_in = SimpleNamespace(tables=None)
+    monkeypatch.setattr("mlops_ray.verbs", stand_in)
+    monkeypatch.setitem(sys.modules, "mlops_ray.verbs", stand_in)  # type: ignore[arg-type]
+    return stand_in
+
+
+def main(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
+    """Exit code of the whole command, as the shell sees it."""
+    monkeypatch.setattr(sys, "argv", ["mlops-ray", *args])
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return int(caught.value.code or 0)
+
+
+# --- help ---
+
+
+@pytest.mark.parametrize("names", ALL, ids=" ".join)
+def test_every_command_explains_itself(names: tuple[str, ...]) -> None:
+    for flag in ("--help", "-h"):
+        done = RUNNER.invoke(cli.app, [*names, flag], prog_name="mlops-ray")
+        assert done.exit_code == 0
+        assert f"Usage: mlops-ray {' '.join(names)}".rstrip() in done.output
+    sentence = done.output.split("\n\n")[1] if "\n\n" in done.output else done.output
+    assert len(sentence.strip()) > 20
+
+
+def test_the_commands_are_all_there() -> None:
+    assert {" ".join(names) for names in ALL} >= {
+        *("check", "prepare", "train", "up", "run", "down", "status", "retrain", "demo", "submit"),
+        *("rollout start", "rollout status", "rollout history", "rollout pause", "rollout resume"),
+        *("rollout promote", "rollout abort", "rollout rollback", "ledger show", "ledger verify"),
+    }
+
+
+def test_help_and_check_load_no_cluster() -> None:
+    """All helps and a check in one fresh process: neither Ray nor MLflow, pandas or scikit-learn is imported."""
+    program = (
+        "import sys, json, io, contextlib\n"
+        "from mlops_ray.cli import app\n"
+        "for names in json.loads(sys.argv[1]):\n"
+        "    with contextlib.redirect_stdout(io.StringIO()):\n"
+        "        app([*names, '--help'], standalone_mode=False)\n"
+        "app(['check', '-c', sys.argv[2], '--json'], standalone_mode=False)\n"
+        "heavy = {'ray', 'mlflow', 'pandas', 'sklearn', 'torch', 'scipy', 'polars'}\n"
+        "sys.stderr.write(' '.join(sorted(heavy & sys.modules.keys())))\n"
+    )
+    arguments = [sys.executable, "-c", program, json.dumps(ALL), str(QUICKSTART)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["project"] == "quickstart"
+
+
+@pytest.mark.parametrize("args", [["zebra"], ["check"], ["check", "--zebra"], ["rollout", "start", "-c", "x", "one"]])
+def test_what_is_not_understood_is_exit_code_2(args: list[str]) -> None:
+    done = RUNNER.invoke(cli.app, args)
+    assert done.exit_code == 2
+    assert "Usage" in done.stderr
+
+
+# --- check ---
+
+
+def test_check_of_a_good_file(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(monkeypatch, "check", "--config", str(QUICKSTART)) == 0
+    assert capsys.readouterr().out == "quickstart: 7 features, no problems\n"
+    assert main(monkeypatch, "check", "-c", str(QUICKSTART), "--json") == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["features"][-1] == "size"
+    assert err == ""
+
+
+def test_check_of_a_bad_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(
+        QUICKSTART.read_text(encoding="utf-8").replace("target:", "taget:").replace("trials: 4", "trials: [bold]"),
+        encoding="utf-8",
+    )
+    for more in ([], ["--json"]):
+        assert main(monkeypatch, "check", "-c", str(bad), *more) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "unknown field 'taget'; did you mean 'target'?" in err
+        assert "search.trials" in err
+        assert "[bold]" in err or "['bold']" in err  # what is in the file is no markup
+        assert "Traceback" not in err
+
+
+def test_overlays_win_in_order(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for i in (1, 2):
+        (tmp_path / f"{i}.yaml").write_text(f"storage: {{root: /data/{i}}}\n", encoding="utf-8")
+    overlays = [part for i in (1, 2) for part in ("-c", str(tmp_path / f"{i}.yaml"))]
+    assert main(monkeypatch, "check", "-c", str(QUICKSTART), *overlays, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["storage"] == "/data/2"
+
+
+def test_a_file_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(monkeypatch, "check", "-c", "/nowhere/x.yaml") == 2
+    assert "/nowhere/x.yaml" in capsys.readouterr().err
+
+
+# --- exit codes ---
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (DataError("rows", "there are none"), 1),
+        (BackendUnavailable("Ray", "start it"), 1),
+        (ModelNotFound("small", "7"), 1),
+        (ConfigError("x.yaml", ("x.yaml:1: task: is missing; add it",)), 2),
+        (IllegalMove("pause", "promoted", ("rollback",)), 2),
+        (GateRejected("run 7", ("log_loss 0.7 is above [0.6]",)), 3),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("more", [[], ["--json"]], ids=["people", "machines"])
+def test_an_error_is_its_sentence_and_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    verbs: SimpleNamespace,
+    error: MlopsRayError,
+    code: int,
+    more: list[str],
+) -> None:
+    def train(*_: Any) -> dict[str, Any]:
+        raise error
+
+    verbs.train = train
+    assert main(monkeypatch, "train", "-c", "x.yaml", *more) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.rstrip("\n").endswith(f"error {error}")
+
+
+def test_a_broken_ledger_is_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verbs: SimpleNamespace
+) -> None:
+    verbs.ledger_verify = lambda paths, env: {"ok": False, "n": 3, "problem": "entry 2 was changed"}
+    assert main(monkeypatch, "ledger", "verify", "-c", "x.yaml") == 1
+    assert capsys.readouterr().out == "3 entries, chain BROKEN: entry 2 was changed\n"
+    verbs.ledger_verify = lambda paths, env: {"ok": True, "n": 3, "problem": None}
+    assert main(monkeypatch, "ledger", "verify", "-c", "x.yaml", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["ok"] is True
+
+
+# --- what is handed on ---
+
+
+@pytest.mark.parametrize("order", ["pause", "resume", "promote", "abort", "rollback"])
+def test_orders_reach_the_rollout_with_their_reason(verbs: SimpleNamespace, order: str) -> None:
+    given: list[Any] = []
+
+    def rollout_move(paths: Any, env: Any, name: str, why: str) -> dict[str, Any]:
+        given.append(([str(p) for p in paths], name, why))
+        return {"phase": "paused"}
+
+    verbs.rollout_move = rollout_move
+    done = RUNNER.invoke(cli.app, ["rollout", order, "-c", "a.yaml", "-c", "b.yaml", "--why", "noise"])
+    assert (done.exit_code, done.output) == (0, "the rollout is paused\n")
+    assert given == [(["a.yaml", "b.yaml"], order, "noise")]
+
+
+def test_retrain_takes_a_decision_or_makes_one(verbs: SimpleNamespace) -> None:
+    given: list[Any] = []
+
+    def retrain(paths: Any, env: Any, decision: str | None, reason: str) -> dict[str, Any]:
+        given.append((list(paths), decision, reason))
+        return {"version": 2, "rollout": "r"}
+
+    verbs.retrain = retrain
+    assert RUNNER.invoke(cli.app, ["retrain", "--decision", "d1"]).exit_code == 0
+    assert RUNNER.invoke(cli.app, ["retrain", "-c", "a.yaml", "--reason", "new data"]).exit_code == 0
+    assert given == [([], "d1", "manual"), ([Path("a.yaml")], None, "new data")]
+
+
+ROLLOUT = {
+    "version": 2,
+    "stable": 1,
+    "state": {"phase": "ramping", "since": 0.0, "reason": ""},
+}
+
+
+def test_rollout_status_in_words(verbs: SimpleNamespace) -> None:
+    verbs.status = lambda paths, env: {"rollout": ROLLOUT, "share": 0.1, "stable": 1}
+    done = RUNNER.invoke(cli.app, ["rollout", "status", "-c", "x.yaml"])
+    assert done.output == "v2 against v1: ramping at 10%, since 1970-01-01 00:00\n"
+    verbs.status = lambda paths, env: {"rollout": None, "share": 0.0, "stable": 1}
+    assert RUNNER.invoke(cli.app, ["rollout", "status", "-c", "x.yaml"]).output == "no rollout is open\n"
+
+
+def test_progress_goes_to_people_only(verbs: SimpleNamespace) -> None:
+    def train(paths: Any, env: Any, on_progress: Any) -> dict[str, Any]:
+        on_progress("trials", 1, 2)
+        on_progress("trials", 2, 2)
+        on_progress("unknown total", 1, 0)
+        return {"version": 3, "metrics": {"log_loss": 0.25}}
+
+    verbs.train = train
+    people = RUNNER.invoke(cli.app, ["train", "-c", "x.yaml"])
+    assert people.stdout == "v3 registered: log_loss 0.2500\n"
+    machines = RUNNER.invoke(cli.app, ["train", "-c", "x.yaml", "--json"])
+    assert json.loads(machines.stdout) == {"version": 3, "metrics": {"log_loss": 0.25}}
+    assert machines.stderr == ""
