@@ -131,7 +131,7 @@ def down(config: Config, as_json: AsJson = False) -> None:
 
 @app.command()
 def status(config: Config, as_json: AsJson = False) -> None:
-    """Where the project stands: versions, rollout, retrain, last windows, last decisions."""
+    """Where the project stands: stable, canary, retrain, last decisions; with --json also versions and windows."""
     from mlops_ray import verbs
     from mlops_ray.verbs.tables import status_table
 

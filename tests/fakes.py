@@ -100,7 +100,7 @@ def spooled(folder: Path) -> list[dict[str, Any]]:
     return [record for segment in capture.claimed(folder) for record in segment.records()]
 
 
-def eventually(condition: Callable[[], bool], *, within_s: float = 5.0) -> None:
+def eventually(condition: Callable[[], bool], *, within_s: float = 30.0) -> None:
     """Wait for a thread to get there."""
     end = time.monotonic() + within_s
     while not condition():

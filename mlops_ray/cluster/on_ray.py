@@ -23,6 +23,8 @@ from mlops_ray.config import Project
 from mlops_ray.errors import BackendUnavailable
 
 NAMESPACE = "mlops_ray"
+# Ports of a cluster's replicas: as many as there can be of them on one machine, half of them for gRPC.
+_REPLICA_PORTS = 200
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,16 @@ class Cluster:
     temp_dir: str
 
 
-def serve_environment(cluster_id: str, temp_dir: str, http_port: int) -> dict[str, str]:
+def serve_environment(cluster_id: str, temp_dir: str) -> dict[str, str]:
     """Environment for every process of a cluster of our own: Serve behind HAProxy, telemetry off, nothing shared.
 
     HAProxy and the throughput mode bring ten times the requests of Serve's Python proxy and are read once, when the
     cluster starts. HAProxy's files and side ports are this cluster's own, so that two clusters can live side by side.
     """
     proxy = f"{temp_dir}/ha"
+    # Replicas share ports (SO_REUSEPORT) with those of any other cluster on the machine that takes from the same range:
+    # one cluster's requests would be answered 404 by the other's replicas.
+    replicas = processes.free_range(_REPLICA_PORTS)
     return {
         processes.MARK: cluster_id,
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -51,6 +56,10 @@ def serve_environment(cluster_id: str, temp_dir: str, http_port: int) -> dict[st
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(replicas),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replicas + _REPLICA_PORTS // 2 - 1),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(replicas + _REPLICA_PORTS // 2),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(replicas + _REPLICA_PORTS - 1),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{proxy}/haproxy.cfg",
         "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{proxy}/admin.sock",
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": proxy,
@@ -87,13 +96,15 @@ def start(project: Project) -> Cluster:
         *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"),
         # Fixed by default too: beside another cluster the agent has no port, and no job can be submitted.
         *(
-            f"--dashboard-agent-listen-port={processes.free_port()}",
-            f"--ray-client-server-port={processes.free_port()}",
+            f"--dashboard-agent-listen-port={agent_port}",
+            f"--ray-client-server-port={client_port}",
         ),
         *(f"--num-cpus={wanted.num_cpus}", f"--object-store-memory={wanted.object_store_mb * 1024 * 1024}"),
     ]
     env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")}
-    env |= serve_environment(cluster_id, temp_dir, wanted.http_port)
+    env |= serve_environment(cluster_id, temp_dir)
+    # A job's `python` is the one that started the cluster, whether or not its environment was activated.
+    env["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), env.get("PATH", os.defpath)))
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     if done.returncode:
         processes.end(cluster_id)

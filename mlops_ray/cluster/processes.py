@@ -8,6 +8,7 @@ which can outlive its parents. Some overwrite it with a title of their own, but 
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 
 import psutil
@@ -54,6 +55,25 @@ def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
+
+
+def free_range(size: int) -> int:
+    """First of `size` consecutive TCP ports on loopback that nobody listens on now, below the ephemeral ones.
+
+    Raises: BackendUnavailable when there is none."""
+    starts = list(range(20_000, 32_000, size))
+    random.shuffle(starts)
+    for start in starts:
+        if all(_bindable(port) for port in range(start, start + size)):
+            return start
+    raise BackendUnavailable("loopback", f"no {size} consecutive ports between 20000 and 32000 are free")
+
+
+def _bindable(port: int) -> bool:
+    with socket.socket() as sock, contextlib.suppress(OSError):
+        sock.bind(("127.0.0.1", port))
+        return True
+    return False
 
 
 def demand_free(port: int, host: str, field: str) -> None:

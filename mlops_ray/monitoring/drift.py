@@ -91,6 +91,12 @@ def calibrate(
     """
     if len(blocks) < max(min_blocks, 2 * n_blocks):
         return Thresholds(None, f"the reference has {len(blocks)} blocks, {max(min_blocks, 2 * n_blocks)} are needed")
+    # As many independent windows as fit into the reference say how far out a quantile it supports: the bound that a
+    # new window passes with the wanted probability is the (n + 1)(1 - level)-th of n (split conformal, Vovk 2005).
+    n_windows = len(blocks) / n_blocks
+    quantile = (n_windows + 1) * (1 - alarm_level) / n_windows
+    if quantile > 1:
+        return Thresholds(None, f"{len(blocks)} blocks support no alarm level of {alarm_level:.3f}")
     n_runs = len(blocks) - n_blocks + 1
     live = rng.integers(0, n_runs, _RESAMPLES)
     base = rng.integers(0, n_runs, (_RESAMPLES, max(1, round(len(blocks) / n_blocks))))
@@ -104,7 +110,7 @@ def calibrate(
         found[name] = psi(runs[base].sum(axis=1), runs[live])
     scales = {name: max(float(np.quantile(values, _SCALE_QUANTILE)), 1e-9) for name, values in found.items()}
     largest = np.max([values / scales[name] for name, values in found.items()], axis=0)
-    factor = float(np.quantile(largest, 1 - alarm_level, method="higher"))
+    factor = float(np.quantile(largest, quantile, method="higher"))
     return Thresholds({name: scale * factor for name, scale in scales.items()}, f"{len(blocks)} blocks resampled")
 
 

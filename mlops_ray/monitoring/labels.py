@@ -1,7 +1,7 @@
 """Late, repeated and corrected labels joined to predictions.
 
 The first prediction of an id counts (a retried request is one prediction). Of its labels, `known` takes the newest
-that had arrived by a given time, and `first` the earliest: levels want corrections, sequential tests must not see an
+that had arrived by a given time, and `first` the earliest to arrive: levels want corrections, sequential tests must not see an
 outcome change after they have bet on it.
 """
 
@@ -24,8 +24,9 @@ def joined(
     unique = pl.DataFrame(pl.from_arrow(predictions)).sort("at", "prediction_id").unique("prediction_id", keep="first")
     arrived = pl.DataFrame(pl.from_arrow(labels)).filter(pl.col("time").dt.epoch("us") <= round(known_by * 1e6))
     keep: Literal["first", "last"] = "first" if take == "first" else "last"
+    order = ("at", "time", "label") if take == "first" else ("time", "at", "label")
     chosen = (
-        arrived.sort("time", "at", "label")
+        arrived.sort(order)
         .unique("prediction_id", keep=keep, maintain_order=True)
         .select("prediction_id", "label", pl.col("time").alias("label_time"))
     )

@@ -85,25 +85,32 @@ class Monitor:
         """Process id."""
         return os.getpid()
 
-    def push(self, profiles: Mapping[str, Any]) -> None:
-        """Fold a collector's numbered profiles, exactly once, whatever is repeated."""
-        name, number = profiles["spool"], profiles["number"]
+    def push(self, pushed: Mapping[str, Any]) -> None:
+        """Fold what a collector committed, exactly once, whatever is repeated.
+
+        Args: `spool`, `number` of its last segment, `profiles` as (version, block, body), `watermark` that counts now
+            and one to be `held` for the next time, `newest` event time (seconds since the epoch; None without).
+        """
+        spool, number = f"spool:{pushed['spool']}", pushed["number"]
+        held = f"held:{pushed['spool']}"
 
         def fold(tx: Tx) -> None:
-            if tx.cursor(self._name, name).number >= number:
+            marks = [m for m in (pushed["watermark"], pushed["newest"]) if m is not None]
+            if marks:
+                watermark = tx.cursor(self._name, "watermark")
+                tx.save_cursor(self._name, "watermark", 0, max(watermark.at, *marks))
+                tx.save_cursor(self._name, "seen", 0, time.time())
+            if pushed["watermark"] is not None or pushed["held"] is not None:
+                tx.save_cursor(self._name, held, 0, pushed["held"] or 0.0)
+            if tx.cursor(self._name, spool).number >= number:
                 return
-            for version, block, body in profiles["profiles"]:
+            for version, block, body in pushed["profiles"]:
                 known = tx.profile(self._name, version, block)
                 merged = Profile.from_dict(body) + Profile.from_dict(known) if known else Profile.from_dict(body)
                 tx.save_profile(self._name, version, block, merged.to_dict())
                 rows = tx.cursor(self._name, rows_cursor(version)).number
                 tx.save_cursor(self._name, rows_cursor(version), max(rows, 0) + body["n"], 0.0)
-            marks = [m for m in (profiles["watermark"], profiles["newest"]) if m is not None]
-            if marks:
-                watermark = tx.cursor(self._name, "watermark")
-                tx.save_cursor(self._name, "watermark", 0, max(watermark.at, *marks))
-                tx.save_cursor(self._name, "seen", 0, time.time())
-            tx.save_cursor(self._name, name, number, 0.0)
+            tx.save_cursor(self._name, spool, number, 0.0)
 
         self._store.run(fold)
 

@@ -19,7 +19,7 @@ from mlops_ray.config import Project
 from mlops_ray.data import lake
 from mlops_ray.data.on_ray import snapshot
 from mlops_ray.data.schema import conform
-from mlops_ray.errors import BackendUnavailable, DataError, MlopsRayError
+from mlops_ray.errors import BackendUnavailable, DataError, IllegalMove, MlopsRayError
 from mlops_ray.monitoring.labels import joined
 from mlops_ray.monitoring.on_ray import Brain
 from mlops_ray.retraining.policy import History, Judged, decide
@@ -98,10 +98,13 @@ class Launcher:
 def order(store: Store, project: Project, reason: str, *, who: str) -> RetrainRow:
     """An operator's retrain, recorded as under way: whoever ordered it carries it out.
 
-    Raises: DataError when another retrain is open.
+    Raises: DataError when another retrain is open; IllegalMove when a rollout is, which its own would have to follow.
     """
 
     def run(tx: Tx) -> RetrainRow:
+        rollout = tx.open_rollout(project.project)
+        if rollout is not None:
+            raise IllegalMove("be followed by a retrain", f"open ({rollout.id})", ("promote", "abort"))
         now = time.time()
         at = tx.cursor(project.project, "watermark").at or now
         row = replace(decided(project.project, MANUAL, reason, at), status="submitted")
@@ -161,11 +164,11 @@ def retrain(
         trained = train(
             project, dataset, store=store, champion=champion, tags=tags, now=row.decided, shuffle_target=planted
         )
+        return store.run(lambda tx: _conclude(tx, project, row, trained))
     except MlopsRayError as exc:
         why = str(exc)
         store.run(lambda tx: _close_failed(tx, row, why))
         raise
-    return store.run(lambda tx: _conclude(tx, project, row, trained))
 
 
 def close(tx: Tx, row: RetrainRow, status: str, outcome: dict[str, Any], kind: str, why: str) -> None:

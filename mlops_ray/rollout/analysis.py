@@ -28,8 +28,10 @@ from mlops_ray.config import RolloutPlan
 from mlops_ray.monitoring.performance import losses
 from mlops_ray.training.gates import Verdict
 
-# Fractions of the largest bet that can never lose everything; the mixture costs log(5) nats against the best of them.
+# Fractions of the largest bet that can never lose everything, and the share of the capital that each plays with. Margins
+# are small against the bounds, so the boldest bet is nearly always the best one: the mixture costs it log(2) nats.
 _BETS = np.array([1 / 16, 1 / 8, 1 / 4, 1 / 2, 0.99])
+_SHARES = np.array([1 / 8, 1 / 8, 1 / 8, 1 / 8, 1 / 2])
 
 
 @dataclass(frozen=True)
@@ -158,4 +160,4 @@ def capital(x: NDArray[np.float64], bar: float) -> NDArray[np.float64]:
     bets = _BETS / (1 + bar)
     with np.errstate(over="ignore"):
         paths = np.cumsum(np.log1p(bets[:, None] * (x - bar)[None, :]), axis=1)
-        return np.concatenate([[1.0], np.exp(np.minimum(paths, 700.0)).mean(axis=0)])
+        return np.concatenate([[1.0], _SHARES @ np.exp(np.minimum(paths, 700.0))])

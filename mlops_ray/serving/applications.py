@@ -67,7 +67,9 @@ def render(
 
 def differs(config: Mapping[str, Any], details: Mapping[str, Any]) -> bool:
     """Whether what Serve was last told (its `GET` answer) is not this configuration."""
-    deployed = {name: a.get("deployed_app_config") or {} for name, a in details.get("applications", {}).items()}
+    # Applications without a configuration came by `serve.run` (or are on their way out): a PUT does not reach them.
+    found = {name: a.get("deployed_app_config") for name, a in details.get("applications", {}).items()}
+    deployed = {name: told for name, told in found.items() if told}
     if deployed.keys() != {a["name"] for a in config["applications"]}:
         return True
     return any(_told(a) != _told(deployed[a["name"]]) for a in config["applications"])

@@ -43,7 +43,7 @@ def application(service: Callable[[], Service]) -> Starlette:
 
     async def watermark(request: Request) -> Response:
         current = service()
-        at = protocol.parse_watermark(protocol.parse_json(await _body(request, current.project)))
+        at = protocol.parse_watermark(protocol.parse_json(await _body(request, current.project)), now=time.time())
         current.watermark(at)
         return _answer({"watermark": at}, 202)
 

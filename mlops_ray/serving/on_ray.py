@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,8 @@ class Collector:
     def flush(self) -> dict[str, Any]:
         """Commit all that was acknowledged before this call; returns the last segment's number."""
         with self._busy:
-            return {"number": self._collect()}
+            self._collect()
+            return {"number": self._collect()}  # the second pass lets a watermark of the first one count
 
     def ping(self) -> int:
         """Process id; answers once the collector owns its spool."""
@@ -157,36 +159,33 @@ class Collector:
                 _log.warning("collector of %s: %s", self._project.project, exc)
 
     def _collect(self) -> int:
+        """One pass. Returns the number of the last segment that log and monitor have.
+
+        A watermark says that all before it was written, yet another writer's file may have been claimed a moment
+        earlier: it is held (durably, by the monitor) and counts from the next pass on.
+        """
         name = f"spool:{self._spool}"
         with self._store.read() as tx:
             done = tx.cursor(self._project.project, name).number
+            held = tx.cursor(self._project.project, f"held:{self._spool}").at or None
         predictions_uri, labels_uri = log_uri(self._project), labels_uri_of(self._project)
         segments = [s for s in capture.claimed(self._folder) if not self._forget(s, done)]
         known = [done, *(s.number for s in segments)]
         known += [lake.committed(uri, self._spool) for uri in (predictions_uri, labels_uri)]
-        segments += (fresh := capture.claim(self._folder, max(known) + 1))
-        arrived = self._read(segments)
-        # A watermark promises that all before it is written, but another writer's file may have been claimed a moment
-        # too early: claim once more after seeing one.
-        while fresh and arrived.watermark is not None:
-            fresh = capture.claim(self._folder, segments[-1].number + 1)
-            if fresh:
-                segments += fresh
-                later = self._read(fresh)
-                both = self._read(segments)
-                arrived = log.Arrivals(both.predictions, both.labels, arrived.watermark, both.newest)
-                fresh = fresh if later.watermark is not None else []
-        if not segments:
+        segments += self._claim(max(known) + 1)
+        if not segments and held is None:
             return done
-        last = segments[-1].number
-        self._append(predictions_uri, segments, last, "predictions")
-        self._append(labels_uri, segments, last, "labels")
+        arrived = self._read(segments)
+        last = segments[-1].number if segments else done
+        self._append(predictions_uri, segments, "predictions", arrived)
+        self._append(labels_uri, segments, "labels", arrived)
         folded = log.profiles(self._project, self._known_bins(), arrived.predictions)
         push = {
-            "spool": name,
+            "spool": self._spool,
             "number": last,
             "profiles": [(version, block, profile.to_dict()) for (version, block), profile in folded.items()],
-            "watermark": arrived.watermark,
+            "watermark": held,
+            "held": arrived.watermark,
             "newest": arrived.newest,
         }
         ray.get(ray.get_actor(self._monitor).push.remote(push), timeout=60)
@@ -197,13 +196,27 @@ class Collector:
     def _read(self, segments: list[capture.Segment]) -> log.Arrivals:
         return log.arrivals(self._project, (record for s in segments for record in s.records()))
 
-    def _append(self, uri: str, segments: list[capture.Segment], last: int, table: str) -> None:
+    def _append(self, uri: str, segments: list[capture.Segment], table: str, arrived: log.Arrivals) -> None:
         """Append what of these segments the table does not hold yet, and note the last one's number with it."""
         there = lake.committed(uri, self._spool)
         missing = [s for s in segments if s.number > there]
-        rows = getattr(self._read(missing), table)
+        rows = getattr(arrived if missing == segments else self._read(missing), table)
         if rows.num_rows:
-            lake.append_once(uri, rows, self._spool, last, partition_by=("day",))
+            lake.append_once(uri, rows, self._spool, segments[-1].number, partition_by=("day",))
+
+    def _claim(self, number: int) -> list[capture.Segment]:
+        """Newly claimed segments; one that cannot be read is set aside, so that it does not hold up the others."""
+        sound = []
+        for segment in capture.claim(self._folder, number):
+            try:
+                self._read([segment])
+            except (ValueError, KeyError, TypeError) as exc:
+                aside = segment.path.with_suffix(".bad")
+                segment.path.rename(aside)
+                _log.error("segment %s cannot be read and stands aside: %s", aside, exc)
+            else:
+                sound.append(segment)
+        return sound
 
     def _forget(self, segment: capture.Segment, done: int) -> bool:
         """Remove a segment that both log and monitor have seen."""

@@ -22,8 +22,8 @@ from mlops_ray.data.profile import Columns
 from mlops_ray.errors import BadRequest
 
 MAX_ROWS = 100_000
-# Seconds since the epoch beyond which a time is surely in another unit (year 5138).
-_MAX_EPOCH_S = 1e11
+# How far ahead of the clock a time may lie: one from the far future would move decision time there, for good.
+_AHEAD_S = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -113,15 +113,15 @@ def parse_feedback(document: Any, *, now: float) -> Labels:
             raise BadRequest(422, "wrong value", f"labels[{i}].label must be 0 or 1, not {_shown(label)}")
         ids.append(identity)
         values.append(float(label))
-        times.append(now if entry.get("time") is None else _time(entry["time"], f"labels[{i}].time"))
+        times.append(now if entry.get("time") is None else _time(entry["time"], f"labels[{i}].time", now))
     return Labels(tuple(ids), np.array(values), np.array(times))
 
 
-def parse_watermark(document: Any) -> float:
+def parse_watermark(document: Any, *, now: float) -> float:
     """Time of a watermark message `{"time": ...}`. Raises: BadRequest (422)."""
     if not isinstance(document, dict) or document.keys() != {"time"}:
         raise BadRequest(422, "wrong shape", 'the body must be {"time": "2013-03-01T00:00:00Z"}')
-    return _time(document["time"], "time")
+    return _time(document["time"], "time", now)
 
 
 def problem(error: BadRequest, instance: str) -> bytes:
@@ -242,19 +242,24 @@ def _numbers(values: Sequence[Any], spec: Column) -> NDArray[Any]:
 def _times(values: Sequence[Any] | None, spec: Column, now: float, n: int) -> NDArray[np.float64]:
     if values is None:
         return np.full(n, now)
-    return np.array([_time(v, f"row {i}, column {spec.name!r}") for i, v in enumerate(values)])
+    return np.array([_time(v, f"row {i}, column {spec.name!r}", now) for i, v in enumerate(values)])
 
 
-def _time(value: Any, place: str) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _MAX_EPOCH_S:
-        return float(value)
-    if isinstance(value, str):
+def _time(value: Any, place: str, now: float) -> float:
+    seconds = -1.0
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value)
+    elif isinstance(value, str):
         try:
             parsed = datetime.fromisoformat(value)
-        except ValueError:
-            parsed = None
-        if parsed is not None:
             seconds = (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
-            if 0 <= seconds < _MAX_EPOCH_S:  # the log's day must exist in every time zone
-                return seconds
-    raise BadRequest(422, "wrong value", f"{place}: expected ISO 8601 or seconds since the epoch, got {_shown(value)}")
+        except (ValueError, OverflowError) as exc:
+            raise _no_time(value, place) from exc
+    if not 0 <= seconds < now + _AHEAD_S:
+        raise _no_time(value, place)
+    return seconds
+
+
+def _no_time(value: Any, place: str) -> BadRequest:
+    expected = "ISO 8601 or seconds since the epoch, from 1970 to tomorrow"
+    return BadRequest(422, "wrong value", f"{place}: expected {expected}, got {_shown(value)}")

@@ -33,6 +33,8 @@ _log = logging.getLogger(__name__)
 
 # Request ids whose answers a replica remembers, so that a client's retry is one prediction.
 _REMEMBERED = 4096
+# How long after a failed load it is tried again: a store that was away for a moment must not end a promotion.
+_RETRY_S = 2.0
 # How long rows for the canary wait for company: its hop costs more than its model.
 _COALESCE_S = 0.003
 
@@ -288,7 +290,8 @@ class Service:
 
     def _keep_loaded(self) -> None:
         """The loader thread: brings what is loaded to what is wanted, then flips, then lets go of the rest."""
-        while self._changed.wait():
+        while True:
+            self._changed.wait(_RETRY_S if self._failed else None)
             self._changed.clear()
             wanted = self._wanted
             for held in wanted.held:

@@ -208,16 +208,16 @@ def retrain(paths: Paths, env: Env, decision: str | None = None, reason: str = "
 
     project = load(paths, env).project
     store = open_store(project)
-    if decision is None:
-        row = retraining.order(store, project, reason, who=getpass.getuser())
-    else:
+    row = None
+    if decision is not None:
         with store.read() as tx:
-            found = tx.retrain(decision)
-        if found is None or found.status not in RetrainRow.OPEN:
-            what = "is unknown" if found is None else f"has ended as {found.status}"
+            row = tx.retrain(decision)
+        if row is None or row.status not in RetrainRow.OPEN:
+            what = "is unknown" if row is None else f"has ended as {row.status}"
             raise DataError(f"decision {decision}", f"it {what}; `mlops-ray status` lists decisions")
-        row = found
     with connected(project, start_local=True):
+        # Recorded only now: an order that finds no cluster would stay open, and hold back those to come.
+        row = row or retraining.order(store, project, reason, who=getpass.getuser())
         result = retraining.retrain(project, store, row)
     if result["status"] == "rejected":
         raise GateRejected(f"run {result['run_id']}", tuple(result["reasons"]))

@@ -47,6 +47,7 @@ def overlay(folder: Path, **blocks: object) -> list[Path]:
         "storage": {"root": str(folder / "root")},
         "cluster": {"http_port": free_port()},
         "monitoring": {"metrics_port": free_port()},
+        "rollout": {"shares": [0.3, 0.5]},
         "search": {"trials": 2, "candidates": [logistic]},
         **blocks,
     }

@@ -169,7 +169,7 @@ def test_kill_9_of_every_actor_in_the_middle_of_a_canary(live: Live) -> None:
         served = tx.serving("flights")
     assert rollout.state["phase"] == "promoted", rollout.state
     assert kinds == [
-        "rollout started", "rollout ramping at 0.1", "rollout ramping at 0.5", "rollout promoting", "rollout promoted",
+        "rollout started", "rollout ramping at 0.3", "rollout ramping at 0.5", "rollout promoting", "rollout promoted",
     ]  # fmt: skip
     assert served is not None
     assert served.spec["stable"]["version"] == second

@@ -6,12 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from mlops_ray.ledger import LEDGER
 from mlops_ray.state import METADATA, Store
 from tests.postgres import Postgres, postgres
 
 __all__ = ["postgres"]
+
+# A busy machine is no failure.
+settings.register_profile("unit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unit")
 
 
 @pytest.fixture(scope="session")

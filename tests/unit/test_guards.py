@@ -123,6 +123,14 @@ def test_every_room_has_its_place_in_the_order() -> None:
     assert rooms <= set(LEVEL), f"give {rooms - set(LEVEL)} a place in ORDER and in docs/architecture.md"
 
 
+def test_the_rooms_stand_in_the_architecture_in_their_order() -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    table = text.partition("\n| room | owns |\n")[2].partition("\n\n")[0]
+    listed = [room for row in table.splitlines() for room in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert set(listed) == set(LEVEL)
+    assert [LEVEL[room] for room in listed] == sorted(LEVEL[room] for room in listed)
+
+
 def test_rooms_import_only_what_stands_above_them() -> None:
     wrong = []
     for file in files():

@@ -122,9 +122,10 @@ def run(server: Server, monkeypatch: pytest.MonkeyPatch, acknowledge: Any = None
     async def nothing(at: float) -> None:
         return None
 
-    monkeypatch.setattr(replay_module.httpx, "AsyncClient", client)
     hours = days(FLIGHTS, COLUMNS, 0.0, 2 * DAY_S, per_flight=False)
-    asyncio.run(replay("http://host/small", hours, acknowledge or nothing, tally=tally, **options))
+    with monkeypatch.context() as patched:
+        patched.setattr(replay_module.httpx, "AsyncClient", client)
+        asyncio.run(replay("http://host/small", hours, acknowledge or nothing, tally=tally, **options))
     return tally
 
 

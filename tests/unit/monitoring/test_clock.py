@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
@@ -30,7 +32,7 @@ def test_however_time_is_cut_each_instant_passes_once(start: int, steps: list[in
     times = [float(start)]
     for step in steps:
         times.append(times[-1] + step)
-    pieces = [t for a, b in zip(times, times[1:], strict=False) for t in passed(a, b, every_s=every)]
+    pieces = [t for a, b in pairwise(times) for t in passed(a, b, every_s=every)]
     assert pieces == passed(times[0], times[-1], every_s=every)
     assert pieces == sorted(set(pieces))
     assert all(times[0] < t <= times[-1] and t % every == 0 for t in pieces)

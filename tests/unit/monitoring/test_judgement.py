@@ -13,7 +13,7 @@ from mlops_ray.training.model import Reference
 
 DAY_S = 86_400.0
 BINS = Bins({"x": (-1.0, 0.0, 1.0), "y": (0.0,)}, {})
-PLAN = Monitoring(min_rows=100, min_blocks=8, false_alarms_per_month=0.1)
+PLAN = Monitoring(min_rows=100, min_blocks=8, false_alarms_per_month=1.0)
 RNG = np.random.default_rng(0)
 
 

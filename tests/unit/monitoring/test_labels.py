@@ -102,7 +102,8 @@ def test_against_plain_python(rows: Any, given_labels: Any, known_by: float, ran
     shuffled = random.sample(given_labels, len(given_labels))
     for take in ("known", "first"):
         table = joined(predictions(*rows), labels(*shuffled), known_by=known_by, take=take)  # type: ignore[arg-type]
-        arrived = sorted((r for r in given_labels if r[2] <= known_by), key=lambda r: (r[2], r[1], r[3]))
+        order = (lambda r: (r[2], r[1], r[3])) if take == "known" else (lambda r: (r[1], r[2], r[3]))
+        arrived = sorted((r for r in given_labels if r[2] <= known_by), key=order)
         chosen = {r[0]: r[3] for r in (arrived if take == "known" else arrived[::-1])}
         assert found(table) == {r[0]: chosen.get(r[0]) for r in rows}
         assert table.num_rows == len({r[0] for r in rows})

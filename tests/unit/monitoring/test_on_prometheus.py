@@ -8,8 +8,8 @@ from pathlib import Path
 import prometheus_client
 import pytest
 
-from mlops_ray.monitoring.on_prometheus import Exposition
-from mlops_ray.state import RolloutRow, Store, WindowRow
+from mlops_ray.monitoring.on_prometheus import Exposition, rows_cursor
+from mlops_ray.state import RolloutRow, Store, VersionRow, WindowRow
 
 DRIFT = {"drift": {"features": [{"feature": "x", "psi": 0.5, "limit": 0.25}]}}
 QUALITY = {"quality": {"log_loss": 0.4, "limit": 0.6, "coverage": 0.9}}
@@ -49,8 +49,10 @@ def test_a_project_in_full_swing(store: Store) -> None:
         tx.save_serving("small", {"stable": {"version": 3}, "share": 0.1}, 0)
         tx.save_serving("other", {"stable": {"version": 9}, "share": 0.9}, 0)
         tx.save_cursor("small", "watermark", 0, 123.0)
-        for version, block in ((3, 0.0), (3, 1.0), (4, 1.0)):
-            tx.save_profile("small", version, block, {"n": 10})
+        for version, n in ((3, 20), (4, 10), (5, 0)):
+            tx.save_version(VersionRow("small", version, "run", "/model", "sha", "data", "ready", 0.0, {}))
+            if n:
+                tx.save_cursor("small", rows_cursor(version), n, 0.0)
         for start, result in ((0.0, DRIFT | QUALITY), (7.0, {"drift": {"features": []}}), (14.0, {})):
             tx.save_window(WindowRow("small", start, start + 7, 3, result))
         for i, phase in enumerate(("promoted", "promoted", "rolled back")):
@@ -61,6 +63,7 @@ def test_a_project_in_full_swing(store: Store) -> None:
         "mlops_ray_stable_version": 3.0,
         "mlops_ray_rows_total/3": 20.0,
         "mlops_ray_rows_total/4": 10.0,
+        "mlops_ray_rows_total/5": 0.0,
         # the newest window that was judged for drift had too few rows; for quality it is an older one
         "mlops_ray_log_loss": 0.4,
         "mlops_ray_limit": 0.6,

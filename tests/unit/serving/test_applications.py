@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from mlops_ray.serving.applications import Served, differs, render
+from mlops_ray.serving import applications
+from mlops_ray.serving.applications import Served, differs
 from mlops_ray.serving.service import Wanted
 from tests import fakes
 from tests.fakes import held
@@ -15,6 +16,11 @@ ON_TRIAL = Wanted(sequence=5, stable=held(1), canary=2, share=0.1, salt="r1")
 
 def served(wanted: Wanted, name: str = "small", fence: int = 3, **blocks: Any) -> Served:
     return Served(fakes.project(project=name, **blocks), f"project: {name}\n", wanted, fence)
+
+
+def render(given: list[Served]) -> dict[str, Any]:
+    """For a cluster on which nothing runs yet."""
+    return applications.render(given, {"applications": {}})
 
 
 def details(config: dict[str, Any]) -> dict[str, Any]:
@@ -99,3 +105,29 @@ def test_an_application_too_many_or_never_configured_differs() -> None:
     assert differs(config, {"applications": {}})
     assert differs(config, details(render([served(ON_TRIAL)])))
     assert differs(config, {"applications": {"small": {"deployed_app_config": None}}})
+
+
+OTHERS = {"name": "theirs", "route_prefix": "/theirs", "import_path": "app:app", "deployments": []}
+
+
+def test_applications_of_others_are_put_back_as_they_stand() -> None:
+    there = details({"applications": [*render([served(ON_TRIAL), served(STABLE, "gone")])["applications"], OTHERS]})
+    config = applications.render([served(STABLE)], there, withdrawn={"gone"})
+    assert [a["name"] for a in config["applications"]] == ["small", "theirs"]  # the canary and `gone` are left out
+    assert config["applications"][1] is OTHERS
+    assert differs(config, there)
+    assert not differs(config, details(config))
+
+
+def test_a_project_that_was_not_withdrawn_stays() -> None:
+    there = details(render([served(ON_TRIAL, "another")]))
+    assert [a["name"] for a in applications.render([], there)["applications"]] == ["another", "another--v2"]
+
+
+def test_an_application_that_came_by_serve_run_is_no_difference() -> None:
+    """Found: it has no configuration, a PUT neither names nor deletes it, and so every tick put again."""
+    config = render([served(STABLE)])
+    there = details(config)
+    there["applications"]["by-hand"] = {"status": "RUNNING", "deployed_app_config": None}
+    assert not differs(config, there)
+    assert applications.render([served(STABLE)], there) == config

@@ -231,7 +231,7 @@ def test_a_writer_killed_at_any_moment_while_segments_are_claimed(tmp_path: Path
     reader = threading.Thread(target=lambda: acknowledged.extend(int(i) for i in process.stdout or ()))
     reader.start()
     for number in range(10):
-        eventually(lambda number=number: bool(claim(tmp_path, number)), within_s=30)
+        eventually(lambda number=number: bool(claim(tmp_path, number)))
     process.kill()
     process.wait()
     reader.join()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import hypothesis.strategies as st
@@ -12,7 +13,7 @@ from hypothesis import example, given
 from mlops_ray.errors import BadRequest
 from mlops_ray.serving import protocol
 from mlops_ray.serving.log import day_of
-from mlops_ray.serving.protocol import Batch, Labels, parse_feedback, parse_json, parse_predict, parse_watermark
+from mlops_ray.serving.protocol import Batch, parse_feedback, parse_json, parse_predict, parse_watermark
 from tests import fakes
 from tests.fakes import row
 
@@ -82,7 +83,7 @@ def test_null_is_missing_where_it_is_allowed() -> None:
 )
 def test_times(written: Any, seconds: float) -> None:
     assert parsed({"rows": [row(at=written)]}).times.tolist() == [seconds]
-    assert parse_watermark({"time": written}) == seconds
+    assert parse_watermark({"time": written}, now=NOW) == seconds
     labels = parse_feedback({"labels": [{"prediction_id": "p", "label": 1, "time": written}]}, now=NOW)
     assert labels.times.tolist() == [seconds]
 
@@ -237,10 +238,19 @@ def test_malformed_feedback_is_told_what_and_where(document: Any, named: list[st
         assert part in caught.value.detail
 
 
+def test_a_time_from_the_far_future_is_refused() -> None:
+    """It would move decision time there, for good."""
+    for late in (NOW + 2 * 86_400, "2200-01-01"):
+        with pytest.raises(BadRequest, match="tomorrow"):
+            parse_watermark({"time": late}, now=NOW)
+        with pytest.raises(BadRequest, match="row 0"):
+            parsed({"rows": [row() | {"at": late}]})
+
+
 @pytest.mark.parametrize("document", [None, {}, {"time": None}, {"time": "x"}, {"time": 1, "more": 2}, [1]])
 def test_a_malformed_watermark_is_refused(document: Any) -> None:
     with pytest.raises(BadRequest) as caught:
-        parse_watermark(document)
+        parse_watermark(document, now=NOW)
     assert caught.value.status == 422
 
 
@@ -281,39 +291,42 @@ documents = (
 )
 
 
+def or_refusal(parse: Callable[[], Any]) -> Any:
+    """What `parse` returns, or the BadRequest that it raises, which must be one that can be sent."""
+    try:
+        return parse()
+    except BadRequest as exc:
+        orjson.loads(protocol.problem(exc, "/"))
+        return exc
+
+
 @given(documents)
 @example({"rows": [row(at=0.5)]})
 def test_any_json_is_a_batch_or_a_bad_request(document: Any) -> None:
     """And what is taken can be logged: whole columns, a key for each row, a day that exists."""
-    read = parse_json(orjson.dumps(document))
-    try:
-        batch = parse_predict(read, PROJECT, now=NOW)
-    except BadRequest as exc:
-        assert exc.status in (413, 422)
-        orjson.loads(protocol.problem(exc, "/"))
-    else:
-        assert batch.n_rows == len(batch.times) > 0
-        assert all(len(values) == batch.n_rows for values in batch.columns.values())
-        assert not any(np.isinf(batch.columns[name]).any() for name in PROJECT.features.numeric.columns)
-        assert all(day_of(t) for t in batch.times)
+    batch = or_refusal(lambda: parsed(parse_json(orjson.dumps(document))))
+    if isinstance(batch, BadRequest):
+        assert batch.status == 422
+        return
+    assert batch.n_rows == len(batch.times) > 0
+    assert all(len(values) == batch.n_rows for values in batch.columns.values())
+    assert not any(np.isinf(batch.columns[name]).any() for name in PROJECT.features.numeric.columns)
+    assert all(day_of(t) for t in batch.times)
 
 
 @given(documents)
 @example({"labels": [{"prediction_id": "p", "label": 1}]})
 def test_any_json_is_feedback_or_a_bad_request(document: Any) -> None:
-    try:
-        labels = parse_feedback(parse_json(orjson.dumps(document)), now=NOW)
-    except BadRequest as exc:
-        assert exc.status in (413, 422)
-    else:
-        assert isinstance(labels, Labels)
-        assert len(labels.ids) == len(labels.values) == len(labels.times) > 0
-        assert set(labels.values) <= {0.0, 1.0}
+    labels = or_refusal(lambda: parse_feedback(parse_json(orjson.dumps(document)), now=NOW))
+    if isinstance(labels, BadRequest):
+        assert labels.status == 422
+        return
+    assert len(labels.ids) == len(labels.values) == len(labels.times) > 0
+    assert set(labels.values) <= {0.0, 1.0}
+    assert all(day_of(t) for t in labels.times)
 
 
 @given(st.binary(max_size=40))
 def test_any_bytes_are_json_or_a_bad_request(body: bytes) -> None:
-    try:
-        parse_json(body)
-    except BadRequest as exc:
-        assert exc.status == 400
+    found = or_refusal(lambda: parse_json(body))
+    assert not isinstance(found, BadRequest) or found.status == 400
