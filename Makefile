@@ -35,10 +35,11 @@ demo-fast: $(STAMP) ## the demo's short form
 test: test-unit test-integration ## unit tests, then integration tests on a local Ray (not the slow ones)
 
 test-unit: $(STAMP) ## tests of the parts that decide; no Ray
-	$(BIN)/python -m pytest -q tests/unit
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit
 
-test-integration: $(STAMP) ## tests on a local Ray and real servers
+test-integration: $(STAMP) ## tests on a local Ray and real servers, then on clusters of their own
 	$(BIN)/python -m pytest -q tests/integration -m "not slow"
+	$(BIN)/python -m pytest -q tests/loop -m "not slow"
 
 lint: $(STAMP) ## ruff and mypy --strict
 	$(BIN)/ruff check .

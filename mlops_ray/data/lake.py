@@ -8,10 +8,13 @@ them. Whoever writes files here and fails before `commit` leaves files that no r
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +27,7 @@ import pyarrow.parquet as pq
 import xxhash
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
-from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
+from deltalake.transaction import AddAction, RemoveAction
 
 from mlops_ray.errors import DataError
 
@@ -197,14 +200,13 @@ def commit(
     properties = CommitProperties(custom_metadata={_FIELD: json.dumps(body, sort_keys=True)})
     adds = [_add_action(file) for file in files]
     try:
-        if (table := _open(uri)) is None:
-            create_table_with_add_actions(
-                uri, Schema.from_arrow(schema), adds, configuration=_KEEP, commit_properties=properties
-            )
-            return DatasetVersion(uri, 0, content_hash, n_rows, dict(lineage))
-        mode = "append" if append else "overwrite"
-        actions: list[AddAction | RemoveAction] = [*adds]
-        table.create_write_transaction(actions, mode, Schema.from_arrow(schema), commit_properties=properties)
+        # Created empty: of two that create a table with rows at once, the loser's rows would be added to the winner's.
+        arrow = Schema.from_arrow(schema)
+        with _alone(uri):
+            table = _open(uri) or DeltaTable.create(uri, arrow, mode="ignore", configuration=_KEEP)
+            mode = "append" if append else "overwrite"
+            actions: list[AddAction | RemoveAction] = [*adds]
+            table.create_write_transaction(actions, mode, arrow, commit_properties=properties)
     except DeltaError as exc:
         raise DataError(
             uri, f"nothing was committed; if another process did at the same moment, run again: {exc}"
@@ -213,6 +215,22 @@ def commit(
     if found is None:
         raise DataError(uri, "the commit is not in the table's log; run again")
     return found
+
+
+@contextlib.contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """One writer of the table at a time on this machine: of two overwrites at once, Delta may keep both's rows.
+
+    An object store has no such lock; there, two writers of one table must not run at once (retries of a failed commit
+    are safe: `read` refuses a version whose rows are not as many as were committed).
+    """
+    if "://" in uri:
+        yield
+        return
+    Path(uri).mkdir(parents=True, exist_ok=True)
+    with Path(uri, "_writer.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def dataset(uri: str, version: int) -> DatasetVersion:
@@ -313,18 +331,11 @@ def append_once(uri: str, table: pa.Table, app: str, number: int, partition_by: 
     `app` names one writer, whose numbers rise: rows and number stand in one commit, so a repeated call adds nothing.
     The check is only safe when no two processes write for one `app` at once. New columns are added to the table.
     """
-    known = _open(uri)
-    if known is not None and (done := known.transaction_version(app)) is not None and done >= number:
-        return False
-    properties = CommitProperties(app_transactions=[Transaction(app, number)])
-    try:
-        _append(uri, table, partition_by, properties)
-    except DeltaError:
-        # Two writers may create the table at once; the loser finds it there now.
-        if known is not None or _open(uri) is None:
-            raise
-        _append(uri, table, partition_by, properties)
-    return True
+    with _alone(uri):
+        if committed(uri, app) >= number:
+            return False
+        _append(uri, table, partition_by, CommitProperties(app_transactions=[Transaction(app, number)]))
+        return True
 
 
 def _append(uri: str, table: pa.Table, partition_by: Sequence[str], properties: CommitProperties) -> None:

@@ -1,8 +1,8 @@
 """Late, repeated and corrected labels joined to predictions.
 
 The first prediction of an id counts (a retried request is one prediction). Of its labels, `known` takes the newest
-that had arrived by a given time, and `first` the earliest to arrive: levels want corrections, sequential tests must not see an
-outcome change after they have bet on it.
+that had arrived by a given time, and `first` the earliest to arrive: levels want corrections, sequential tests must not
+see an outcome change after they have bet on it.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ from mlops_ray.config import RolloutPlan
 from mlops_ray.monitoring.performance import losses
 from mlops_ray.training.gates import Verdict
 
-# Fractions of the largest bet that can never lose everything, and the share of the capital that each plays with. Margins
-# are small against the bounds, so the boldest bet is nearly always the best one: the mixture costs it log(2) nats.
+# Fractions of the largest bet that can never lose everything, and the share of the capital that each plays with.
+# Margins are small against the bounds, so the boldest bet is nearly always the best: the mixture costs it log(2) nats.
 _BETS = np.array([1 / 16, 1 / 8, 1 / 4, 1 / 2, 0.99])
 _SHARES = np.array([1 / 8, 1 / 8, 1 / 8, 1 / 8, 1 / 2])
 

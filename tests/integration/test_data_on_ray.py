@@ -98,7 +98,7 @@ def test_the_same_rows_make_one_version_whatever_their_order_files_and_reader(tm
     first = prepare(
         project(tmp_path, parquet(tmp_path, [listed[:50], listed[50:]])), on_progress=lambda *at: seen.append(at)
     )
-    assert first.dataset.version == 0
+    assert first.dataset.version == 1
     assert (first.report.n_read, first.report.n_kept, first.report.n_quarantined) == (300, 300, 0)
     assert seen[-1][0] == 300
     before = on_disk(tmp_path)
@@ -212,10 +212,10 @@ def test_snapshots_are_versions_like_any_other(tmp_path):
     given = project(tmp_path, {"kind": "parquet", "path": "unused"})
     whole = table(rows(80))
     first = snapshot(given, whole.append_column("more", pa.array(range(80))), {"window": [0, 1]})
-    assert (first.version, first.n_rows, first.lineage) == (0, 80, {"window": [0, 1]})
+    assert (first.version, first.n_rows, first.lineage) == (1, 80, {"window": [0, 1]})
     assert snapshot(given, whole.take(list(reversed(range(80)))), {"other": True}) == first
     second = snapshot(given, whole.slice(0, 40), {})
-    assert second.version == 1
+    assert second.version == 2
     assert lake.read(first).num_rows == 80
     with pytest.raises(DataError, match=r"x\.dtype"):
         snapshot(given, table([{**row, "x": "warm"} for row in rows(3)]), {})

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from mlops_ray.cli import app
 from mlops_ray.config import load_project
 
 ROOT = Path(__file__).parents[2]
@@ -319,8 +321,7 @@ def test_make_targets_that_the_documents_name_exist() -> None:
 def test_verbs_that_the_documents_and_messages_name_exist() -> None:
     named = said(r"(?:\.venv/bin/)?mlops-ray ([a-z][a-z-]*)", [*documents(), *files(), ROOT / "Makefile"])
     assert named
-    call = "from mlops_ray.cli import main; main()"
-    wrong = {verb: path for verb, path in named.items() if run("-c", call, verb, "--help").returncode}
+    wrong = {verb: path for verb, path in named.items() if CliRunner().invoke(app, [verb, "--help"]).exit_code}
     assert not wrong, wrong
 
 

@@ -13,7 +13,7 @@ from mlops_ray.demo.flights import flights, history
 from mlops_ray.demo.quickstart import samples
 from mlops_ray.errors import DataError
 
-CONFIGS = Path(__file__).parents[3] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def test_all_flights_of_the_year_are_there_once_and_in_order():
