@@ -281,8 +281,15 @@ def versions(uri: str) -> list[DatasetVersion]:
 
 def _commits(uri: str) -> list[tuple[int, dict[str, Any]]]:
     """Version and our metadata of every commit of ours, newest first."""
+    entries: list[dict[str, Any]] = []
     table = _open(uri)
-    entries = [] if table is None else table.history()
+    while table is not None:
+        entries = table.history()
+        now = _open(uri)
+        # History counts its numbers down from the table's version: a commit in between would shift them all by one.
+        if now is None or now.version() == table.version():
+            break
+        table = now
     return [(entry["version"], json.loads(entry[_FIELD])) for entry in entries if _FIELD in entry]
 
 
