@@ -45,10 +45,10 @@ class Exposition(Collector):
         stable = (serving.spec.get("stable") or {}).get("version", 0) if serving else 0
         yield self._gauge("mlops_ray_stable_version", "Version that answers most traffic", [(name, stable)])
         yield from self._windows(windows, name)
-        yield self._counter(
+        yield self._gauge(
             "mlops_ray_retrains", "Retrains by outcome", [(name | {"status": s}, n) for s, n in retrains.items()]
         )
-        yield self._counter(
+        yield self._gauge(
             "mlops_ray_rollouts", "Rollouts by phase", [(name | {"phase": p}, n) for p, n in rollouts.items()]
         )
 
@@ -67,14 +67,13 @@ class Exposition(Collector):
             [(name | {"feature": f["feature"]}, f["limit"]) for f in features],
         )
         found = quality["quality"] if quality else {}
-        for field, title in (
-            ("log_loss", "Realised log-loss (nats) of the newest mature window"),
-            ("limit", "Calibrated alarm limit of the log-loss"),
-            ("coverage", "Share of rows whose label is known"),
+        for metric, field, title in (
+            ("log_loss", "log_loss", "Realised log-loss (nats) of the newest mature window"),
+            ("log_loss_limit", "limit", "Calibrated alarm limit of the log-loss"),
+            ("label_coverage", "coverage", "Share of rows whose label is known"),
         ):
             value = found.get(field)
-            samples = [] if value is None else [(name, value)]
-            yield self._gauge(f"mlops_ray_{field}", title, samples)
+            yield self._gauge(f"mlops_ray_{metric}", title, [] if value is None else [(name, value)])
 
     @staticmethod
     def _gauge(name: str, title: str, samples: list[tuple[dict[str, str], float]]) -> Metric:

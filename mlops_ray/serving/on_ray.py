@@ -31,6 +31,8 @@ from mlops_ray.training import model
 
 _log = logging.getLogger(__name__)
 _QUIET = {"enable_access_log": False}
+# One collector per project reads the spool of its own node, so every ingress replica runs beside it, on the head node.
+_HEAD = {"node:__internal_head__": 0.001}
 APPLY_LEASE = "serve-configuration"
 
 
@@ -57,7 +59,9 @@ def _asgi() -> Any:
     return application(lambda: serve.get_replica_context().servable_object.service)  # type: ignore[attr-defined]
 
 
-@serve.deployment(name=applications.INGRESS, ray_actor_options={"num_cpus": 0.1}, logging_config=_QUIET)
+@serve.deployment(
+    name=applications.INGRESS, ray_actor_options={"num_cpus": 0.1, "resources": _HEAD}, logging_config=_QUIET
+)
 @serve.ingress(_asgi)
 class Ingress:
     """One replica of a project's ingress; all it does is in `Service`."""
@@ -373,4 +377,4 @@ def collector_name(project: str) -> str:
     return f"collector:{project}"
 
 
-CollectorActor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Collector)
+CollectorActor = ray.remote(num_cpus=0, resources=_HEAD, max_restarts=-1, max_task_retries=-1)(Collector)

@@ -66,10 +66,10 @@ def test_a_project_in_full_swing(store: Store) -> None:
         "mlops_ray_rows_total/5": 0.0,
         # the newest window that was judged for drift had too few rows; for quality it is an older one
         "mlops_ray_log_loss": 0.4,
-        "mlops_ray_limit": 0.6,
-        "mlops_ray_coverage": 0.9,
-        "mlops_ray_rollouts_total/promoted": 2.0,
-        "mlops_ray_rollouts_total/rolled back": 1.0,
+        "mlops_ray_log_loss_limit": 0.6,
+        "mlops_ray_label_coverage": 0.9,
+        "mlops_ray_rollouts/promoted": 2.0,
+        "mlops_ray_rollouts/rolled back": 1.0,
     }
 
 
