@@ -53,6 +53,13 @@ def main() -> None:
     except MlopsRayError as exc:
         Console(stderr=True).print(f"[bold red]error[/] {escape(str(exc))}", soft_wrap=True, highlight=False)
         sys.exit(exc.exit_code)
+    except Exception as exc:
+        if os.environ.get("MLOPS_RAY_DEBUG"):
+            raise
+        says = f"{type(exc).__name__}: {str(exc).strip() or 'no message'}"
+        hint = "set MLOPS_RAY_DEBUG=1 to see where"
+        Console(stderr=True).print(f"[bold red]fault[/] {escape(says)}; {hint}", soft_wrap=True, highlight=False)
+        sys.exit(1)
 
 
 @app.command()
@@ -243,7 +250,7 @@ def ledger_verify(config: Config, as_json: AsJson = False) -> None:
 
 @app.command()
 def demo(
-    fast: Annotated[bool, typer.Option(help="Few weeks instead of seven months.")] = False,
+    fast: Annotated[bool, typer.Option(help="Two months instead of seven.")] = False,
     speed: Annotated[
         float | None, typer.Option(help="Seconds of flights per second; default: as fast as it goes.")
     ] = None,
@@ -268,6 +275,9 @@ def demo(
 
         Console().print(demo_table(result))
         Console().print(f"summary: {summary}")
+    if broken := result["broken_promises"]:
+        Console(stderr=True).print(f"[bold red]broken:[/] {escape('; '.join(broken))}", soft_wrap=True)
+        raise typer.Exit(1)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

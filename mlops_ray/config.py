@@ -508,6 +508,22 @@ def _cross_checks(raw: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
         package = re.split("[.:]", function)[0]
         yield ("source", "function"), f"package {package!r} cannot be found; fix the path or install it"
     yield from _storage_fits_cluster(raw)
+    yield from _times_and_ports(raw)
+
+
+def _times_and_ports(raw: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
+    blocks = {k: raw[k] for k in ("cluster", "monitoring", "retraining") if isinstance(raw.get(k), Mapping)}
+
+    def number(block: str, field: str, default: float) -> float:
+        value = blocks.get(block, {}).get(field, default)
+        return float(value) if isinstance(value, int | float) else default
+
+    window, horizon = number("retraining", "window_s", 60 * DAY_S), number("monitoring", "label_horizon_s", 2 * DAY_S)
+    if window <= horizon:
+        says = f"{window:g} s hold no row older than label_horizon_s ({horizon:g} s); make it longer"
+        yield ("retraining", "window_s"), says
+    if number("cluster", "http_port", 8000) == (port := number("monitoring", "metrics_port", 9464)):
+        yield ("monitoring", "metrics_port"), f"{port:g} is cluster.http_port too; choose another"
 
 
 def _items(value: object) -> Sequence[Any]:
@@ -619,13 +635,18 @@ def _without(value: Any, loc: Loc) -> Any:
 def portable(paths: Sequence[str | Path]) -> str:
     """Base and overlays as one YAML text that means the same in any directory: what `up` hands to the jobs it starts.
 
-    `storage.root` and a local `source.path` become absolute; `${NAME}` stays, so that no secret is written down.
+    `storage.root`, SQLite's files and a local `source.path` become absolute; `${NAME}` stays, so that no secret is
+    written down.
     """
     lines: dict[Loc, tuple[str, int]] = {}
     raw: dict[str, Any] = {}
     for file in paths:
         raw = _merge(raw, _read_yaml(Path(file), lines))
     here: dict[str, Any] = {"storage": {"root": _absolute((raw.get("storage") or {}).get("root", Storage().root))}}
+    for field in ("state_url", "tracking_uri"):
+        url = str((raw.get("storage") or {}).get(field) or "")
+        if url.startswith("sqlite:///") and not url.startswith("sqlite:////"):
+            here["storage"][field] = "sqlite:///" + _absolute(url.removeprefix("sqlite:///"))
     path = (raw.get("source") or {}).get("path")
     if path:
         here["source"] = {"path": [_absolute(p) for p in path] if isinstance(path, list) else _absolute(path)}

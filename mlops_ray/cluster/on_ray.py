@@ -193,15 +193,21 @@ def joins(project: Project) -> bool:
     return bool(os.environ.get("RAY_ADDRESS") or project.cluster.address)
 
 
-def ensure_actor(kind: Any, name: str, *args: Any, concurrency: int = 4) -> int:
-    """A detached actor `name` runs, made with these arguments unless it ran already; its process id.
+def ensure_actor(kind: Any, name: str, text: str, *args: Any, concurrency: int = 4) -> int:
+    """A detached actor `name` runs, made with this project file and arguments; its process id.
+
+    One that was made with another project file is replaced: actors keep nothing that the state database does not have.
 
     Raises: BackendUnavailable when it does not start.
     """
     options = {"namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True, "max_concurrency": concurrency}
     # The cluster's throughput mode gives handles no loop of their own, which suits replicas only.
     environment = {"env_vars": {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1"}}
-    actor = kind.options(name=name, runtime_env=environment, **options).remote(*args)
+    with contextlib.suppress(ValueError, ray.exceptions.RayError):
+        made_with: Any = ray.get(ray.get_actor(name, NAMESPACE).text.remote(), timeout=30)
+        if made_with != text:
+            end_actor(name)
+    actor = kind.options(name=name, runtime_env=environment, **options).remote(text, *args)
     try:
         pid = int(ray.get(actor.ping.remote(), timeout=60))
     except (ray.exceptions.RayError, TimeoutError) as exc:

@@ -216,7 +216,10 @@ def _from_function(source: Source) -> tuple[ray.data.Dataset, int]:
         raise DataError("source.function", f"{source.function} cannot be imported: {exc}") from exc
     if not callable(function):
         raise DataError("source.function", f"{source.function} is not callable")
-    rows = function(**source.options)
+    try:
+        rows = function(**source.options)
+    except Exception as exc:
+        raise DataError("source.function", f"{source.function} raised {type(exc).__name__}: {exc}") from exc
     if isinstance(rows, pd.DataFrame):
         # Without the zone (UTC is what `conform` takes then): pyarrow trips over a deprecation in pandas 3.1 otherwise.
         zoned = rows.select_dtypes("datetimetz")

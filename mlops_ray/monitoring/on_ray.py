@@ -34,6 +34,8 @@ _log = logging.getLogger(__name__)
 
 # How often the actor looks when nobody pushes: machine time.
 _TICK_S = 2.0
+# Windows that one tick judges at most: a row dated decades ago must not make it judge every week since.
+_MOST_DUE = 520
 # What is judged at one instant, in this order; the numbers stand in the cursor.
 _DRIFT, _QUALITY = 0, 1
 _ENTRY = ("drift", "quality")
@@ -68,7 +70,7 @@ class Monitor:
     """Plain class; `MonitorActor` is the same on Ray."""
 
     def __init__(self, text: str, make_brain: Callable[[str], Brain]) -> None:
-        self._project = parse_portable(text, env=os.environ)
+        self._text, self._project = text, parse_portable(text, env=os.environ)
         self._name = self._project.project
         self._store = Store.open(self._project.storage.state)
         self._brain = make_brain(text)
@@ -85,25 +87,31 @@ class Monitor:
         """Process id."""
         return os.getpid()
 
-    def push(self, pushed: Mapping[str, Any]) -> None:
-        """Fold what a collector committed, exactly once, whatever is repeated.
+    def text(self) -> str:
+        """The project file that this actor was made with."""
+        return self._text
 
-        Args: `spool`, `number` of its last segment, `profiles` as (version, block, body), `watermark` that counts now
+    def push(self, pushed: Mapping[str, Any]) -> bool:
+        """Fold what a collector committed, exactly once, whatever is repeated; whether this push was the next one.
+
+        Args: `spool`, `base` (the last segment folded before), `number` of its last segment,
+            `profiles` as (version, block, body), `watermark` that counts now
             and one to be `held` for the next time, `newest` event time (seconds since the epoch; None without).
         """
         spool, number = f"spool:{pushed['spool']}", pushed["number"]
         held = f"held:{pushed['spool']}"
 
-        def fold(tx: Tx) -> None:
-            marks = [m for m in (pushed["watermark"], pushed["newest"]) if m is not None]
+        def fold(tx: Tx) -> bool:
+            if tx.cursor(self._name, spool).number != pushed["base"]:
+                return False
+            # No row from the future may move decision time ahead of the clock.
+            marks = [min(m, time.time()) for m in (pushed["watermark"], pushed["newest"]) if m is not None]
             if marks:
                 watermark = tx.cursor(self._name, "watermark")
                 tx.save_cursor(self._name, "watermark", 0, max(watermark.at, *marks))
                 tx.save_cursor(self._name, "seen", 0, time.time())
             if pushed["watermark"] is not None or pushed["held"] is not None:
                 tx.save_cursor(self._name, held, 0, pushed["held"] or 0.0)
-            if tx.cursor(self._name, spool).number >= number:
-                return
             for version, block, body in pushed["profiles"]:
                 known = tx.profile(self._name, version, block)
                 merged = Profile.from_dict(body) + Profile.from_dict(known) if known else Profile.from_dict(body)
@@ -111,8 +119,9 @@ class Monitor:
                 rows = tx.cursor(self._name, rows_cursor(version)).number
                 tx.save_cursor(self._name, rows_cursor(version), max(rows, 0) + body["n"], 0.0)
             tx.save_cursor(self._name, spool, number, 0.0)
+            return True
 
-        self._store.run(fold)
+        return self._store.run(fold)
 
     def tick(self) -> dict[str, Any]:
         """Judge what has become due, decide, and see to the open retrain. Returns where things stand."""
@@ -150,7 +159,7 @@ class Monitor:
         due = [(end, _DRIFT, end) for end in clock.passed(after, now, every_s=plan.window_s)]
         mature = clock.passed(after - plan.label_horizon_s, now - plan.label_horizon_s, every_s=plan.window_s)
         due += [(end + plan.label_horizon_s, _QUALITY, end) for end in mature]
-        for at, kind, end in sorted(due):
+        for at, kind, end in sorted(due)[-_MOST_DUE:]:
             # A window that began before the traffic did is a part of one, no fair sample of its hours and weekdays.
             if end - plan.window_s >= first and (at, kind) > (cursor.at, cursor.number):
                 self._judge(at, end, kind)
@@ -220,12 +229,13 @@ class Monitor:
         # A job that computes is no idle time: decision time must not run on while traffic waits for it.
         self._store.run(lambda tx: tx.save_cursor(self._name, "seen", 0, time.time()))
         launcher = self._brain.launcher
-        if row.status == "decided":
+        overdue = time.time() - row.updated > self._project.retraining.timeout_s
+        if row.status == "decided" and not overdue:
             launcher.launch(row)
             self._store.run(lambda tx: self._note_submission(tx, row))
             return row.id
         trouble = launcher.ended(row)
-        if trouble is None and time.time() - row.updated > self._project.retraining.timeout_s:
+        if trouble is None and overdue:
             launcher.stop(row)
             trouble = f"the job was stopped after {self._project.retraining.timeout_s:g} s"
         if trouble is not None:

@@ -17,6 +17,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from mlops_ray import ledger
 from mlops_ray.config import Project
 from mlops_ray.data import lake
+from mlops_ray.data.expectations import check
 from mlops_ray.data.on_ray import snapshot
 from mlops_ray.data.schema import conform
 from mlops_ray.errors import BackendUnavailable, DataError, IllegalMove, MlopsRayError
@@ -165,8 +166,9 @@ def retrain(
             project, dataset, store=store, champion=champion, tags=tags, now=row.decided, shuffle_target=planted
         )
         return store.run(lambda tx: _conclude(tx, project, row, trained))
-    except MlopsRayError as exc:
-        why = str(exc)
+    except BaseException as exc:
+        # Also an interrupt: an open decision would hold the loop back until its time-out.
+        why = str(exc) if isinstance(exc, MlopsRayError) else f"{type(exc).__name__} {exc}".strip()
         store.run(lambda tx: _close_failed(tx, row, why))
         raise
 
@@ -195,7 +197,10 @@ def _conclude(tx: Tx, project: Project, row: RetrainRow, trained: Trained) -> di
         return {"status": "rejected", "reasons": list(trained.result.reasons), **outcome}
     version, champion = trained.version, champion_of(tx, project.project)
     outcome |= {"version": version.version}
-    if champion is not None and tx.open_retrain(project.project) is not None:
+    mine = tx.retrain(row.id)
+    if mine is None or mine.status not in RetrainRow.OPEN:
+        return {"status": "superseded", **outcome}  # stopped or timed out meanwhile: no rollout for whom nobody waits
+    if champion is not None:
         evidence = {"gates": result, "run_id": trained.run_id, "decision": row.id}
         outcome["rollout"] = save_start(
             tx, project, version, champion.version, at=row.decided, who="mlops_ray", why=row.reason, evidence=evidence
@@ -231,10 +236,22 @@ def training_set(project: Project, decided_at: float) -> lake.DatasetVersion:
     table = pl.DataFrame(pl.from_arrow(pa.concat_tables(parts)))
     time_us = pl.col(project.event_time).dt.epoch("us")
     table = table.filter((time_us >= round(since * 1e6)) & (time_us < round(until * 1e6)))
-    if table.height < project.validation.min_rows:
+    # The rules of ingestion hold here too; live rows come last, and of rows that repeat the newest stays.
+    checked = check(project.model_copy(update={"columns": tuple(specs)}), table.to_arrow())
+    share = checked.report.n_quarantined / max(1, checked.report.n_read)
+    if share > project.validation.max_bad_share:
+        limit = project.validation.max_bad_share
+        raise DataError(
+            project.project, f"{share:.1%} of the rows are bad, {limit:.1%} are allowed: {checked.report.broken}"
+        )
+    good = pl.DataFrame(pl.from_arrow(checked.good))
+    if project.validation.unique:
+        good = good.unique(list(project.validation.unique), keep="last", maintain_order=True)
+    lineage |= {"rows": table.height, "bad": checked.report.broken, "repeated": checked.good.num_rows - good.height}
+    if good.height < project.validation.min_rows:
         needed = project.validation.min_rows
-        raise DataError(project.project, f"{table.height} labelled rows in the window; {needed} are needed")
-    return snapshot(project, table.to_arrow(), lineage, specs)
+        raise DataError(project.project, f"{good.height} labelled rows in the window; {needed} are needed")
+    return snapshot(project, good.to_arrow(), lineage, specs)
 
 
 def base_set(project: Project) -> lake.DatasetVersion | None:

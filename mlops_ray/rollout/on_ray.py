@@ -39,6 +39,9 @@ _log = logging.getLogger(__name__)
 # Machine time between looks of the actor's own loop, and the life of its lease.
 _TICK_S = 2.0
 _LEASE_S = 20.0
+# Machine time after which a canary that is unwell, or cannot be loaded, counts as crashed; and one that never starts.
+_UNHEALTHY_S = 30.0
+_START_S = 300.0
 # Machine time between two checks that the registry's aliases say what the state database says.
 _ALIAS_S = 60.0
 
@@ -47,7 +50,7 @@ class Controller:
     """Plain class; `ControllerActor` is the same on Ray. One project; the lease keeps a second one waiting."""
 
     def __init__(self, text: str, dashboard: str) -> None:
-        self._project = parse_portable(text, env=os.environ)
+        self._text, self._project = text, parse_portable(text, env=os.environ)
         self._name = self._project.project
         self._dashboard = dashboard
         self._store = Store.open(self._project.storage.state)
@@ -55,6 +58,7 @@ class Controller:
         self._tracker: Tracker | None = None
         self._aliases_checked = -math.inf
         self._aliased: tuple[int | None, int | None] | None = None
+        self._since: dict[str, float] = {}
         self._agreed = (-1, -math.inf)  # the sequence that Serve was last seen to agree with, and when
         self._busy = threading.Lock()
         threading.Thread(target=self._keep_ticking, name="controller", daemon=True).start()
@@ -62,6 +66,10 @@ class Controller:
     def ping(self) -> int:
         """Process id."""
         return os.getpid()
+
+    def text(self) -> str:
+        """The project file that this actor was made with."""
+        return self._text
 
     def tick(self) -> dict[str, Any]:
         """One look. Returns phase, step, `settled` (Serve agrees with the saved state) and what is in the way."""
@@ -125,6 +133,8 @@ class Controller:
             return
         ended = at if after.phase in canary.ENDED else None
         tx.save_rollout(replace(row, state=after.to_dict(), ended=ended))
+        if after.phase is Phase.ROLLED_BACK:
+            _back_to_stable(tx, row)
         evidence: dict[str, Any] = {"rollout": rollout, "state": after.to_dict()}
         why = str(after.reason) or "the canary is ready"
         if analysis is not None:
@@ -178,8 +188,7 @@ class Controller:
             served, row = tx.serving(self._name), tx.open_rollout(self._name)
             if served is None:
                 return None
-            last = tx.rollouts(self._name)[:1]
-            wanted = wanted_configuration(Wanted.parse(served.spec, served.seq), row or (last[0] if last else None), tx)
+            wanted = wanted_configuration(Wanted.parse(served.spec, served.seq), row, tx)
             return tx.save_serving(self._name, wanted.spec(), max(lease.fence, served.fence))
 
         found: ServingRow | None = self._guarded(lease, save)
@@ -197,7 +206,7 @@ class Controller:
         after, trouble = before, None
         if before.phase is Phase.PROMOTING:
             replicas = serving.replica_status(self._name, wanted)
-            if any(str(row.version) in r["failed"] for r in replicas):
+            if self._persists(rollout, any(str(row.version) in r["failed"] for r in replicas), _UNHEALTHY_S):
                 after = replace(before, phase=Phase.ROLLED_BACK, reason=Reason.CRASH)
             elif wanted.stable is None or wanted.stable.version != row.version:
                 if replicas and all(row.version in r["loaded"] for r in replicas):
@@ -213,7 +222,9 @@ class Controller:
         else:
             name = applications.version_application(self._name, row.version)
             status, message = serving.application_states(self._dashboard).get(name, ("absent", ""))
-            crashed = status in ("DEPLOY_FAILED", "UNHEALTHY")
+            sick = self._persists(rollout, status == "UNHEALTHY", _UNHEALTHY_S)
+            stuck = self._persists(f"{rollout} starts", before.phase is Phase.STARTING, _START_S)
+            crashed = status == "DEPLOY_FAILED" or sick or stuck
             after = canary.started(before, ready=status == "RUNNING", crashed=crashed)
             trouble = f"{name} is {status}: {message[-200:]}" if after == before and status != "RUNNING" else None
         if after != before:
@@ -221,6 +232,13 @@ class Controller:
             self._guarded(lease, lambda tx: self._save(tx, rollout, before, after, at, None))
             return f"the rollout is {after.phase} now"  # one more tick applies what follows from it
         return trouble
+
+    def _persists(self, what: str, so: bool, limit_s: float) -> bool:
+        """Whether something has been so at every look for `limit_s` of machine time: one bad look ends nothing."""
+        if not so:
+            self._since.pop(what, None)
+            return False
+        return time.monotonic() - self._since.setdefault(what, time.monotonic()) > limit_s
 
     def _put_back_aliases(self) -> None:
         """Registry aliases are derived: `champion` is stable, `challenger` the canary. Put back what was moved."""
@@ -260,26 +278,35 @@ class Controller:
 
 
 def wanted_configuration(served: Wanted, row: RolloutRow | None, tx: Tx) -> Wanted:
-    """Serving configuration that follows from the open (or else the last) rollout. Pure but for reading versions."""
+    """Serving configuration that follows from the open rollout, or from there being none; reads versions only.
+
+    It never decides which version is stable: that is written in the transaction that promotes or rolls back.
+    """
+    calm = replace(served, canary=None, share=0.0, salt="")
     if row is None:
-        return replace(served, canary=None, share=0.0, salt="")
+        return calm
     plan, state = RolloutPlan.model_validate(row.plan), CanaryState.from_dict(row.state)
-
-    def held(version: int) -> Held:
-        found: VersionRow = tx.version(row.project, version)
-        return Held(version, found.artifact, found.sha256)
-
     if state.phase in (Phase.STARTING, Phase.RAMPING, Phase.PAUSED):
         share = canary.canary_share(plan, state)
-        return replace(served, stable=held(row.stable), canary=row.version, share=share, salt=row.id, warm=())
-    calm = replace(served, canary=None, share=0.0, salt="")
-    if state.phase is Phase.PROMOTING:
-        if served.stable and served.stable.version == row.version:
-            return calm
-        return replace(calm, warm=(held(row.version),))
-    if state.phase is Phase.PROMOTED:
-        return replace(calm, stable=held(row.version), warm=(held(row.stable),))
-    return replace(calm, stable=held(row.stable), warm=())
+        return replace(served, canary=row.version, share=share, salt=row.id, warm=())
+    if state.phase is Phase.PROMOTING and row.version not in {h.version for h in served.held}:
+        return replace(calm, warm=(_held(tx, row.project, row.version),))
+    return calm
+
+
+def _held(tx: Tx, project: str, version: int) -> Held:
+    found = tx.version(project, version)
+    return Held(version, found.artifact, found.sha256)
+
+
+def _back_to_stable(tx: Tx, row: RolloutRow) -> None:
+    """When a rolled-back version had become stable already, the one before it is wanted again."""
+    served = tx.serving(row.project)
+    if served is None or served.spec["stable"]["version"] != row.version:
+        return
+    wanted = Wanted.parse(served.spec, served.seq)
+    spec = replace(wanted, stable=_held(tx, row.project, row.stable), warm=(), canary=None, share=0.0, salt="").spec()
+    tx.save_serving(row.project, spec, served.fence)
 
 
 def first_version(store: Store, project: Project, *, now: float) -> int | None:
@@ -313,6 +340,8 @@ def begin(store: Store, project: Project, version: int, *, who: str, why: str) -
         if served is None:
             raise IllegalMove("start", "not possible before a first version serves", ("up",))
         found, stable, at = tx.version(project.project, version), served.spec["stable"]["version"], _now(tx, project)
+        if version == stable:
+            raise IllegalMove("start", f"against itself (v{version} is stable)", ())
         return save_start(tx, project, found, stable, at=at, who=who, why=why, evidence={"run_id": found.run_id})
 
     return store.run(run)
@@ -330,7 +359,7 @@ def save_start(
     evidence: dict[str, Any],
 ) -> str:
     """Save a rollout that starts at decision time `at`, with its entry in the ledger; its id. Raises: IllegalMove."""
-    rollout = f"{project.project}-v{version.version}-{int(at)}"
+    rollout = f"{project.project}-v{version.version}-r{len(tx.rollouts(project.project)) + 1}"
     state = CanaryState(Phase.STARTING, 0, at)
     plan = project.rollout.model_dump(mode="json")
     tx.save_rollout(RolloutRow(rollout, project.project, version.version, stable, plan, state.to_dict(), at))
@@ -346,18 +375,27 @@ def order(store: Store, project: Project, move: canary.Move, *, who: str, why: s
     """
 
     def run(tx: Tx) -> CanaryState:
-        row = tx.open_rollout(project.project) or next(iter(tx.rollouts(project.project)), None)
+        row = tx.open_rollout(project.project) or _last_promotion(tx, project.project)
         if row is None:
             raise IllegalMove(move, "not there", ("start",))
         now = _now(tx, project)
         after = canary.move(CanaryState.from_dict(row.state), move, now=now)
         ended = now if after.phase in canary.ENDED else None
         tx.save_rollout(replace(row, state=after.to_dict(), ended=ended))
+        if after.phase is Phase.ROLLED_BACK:
+            _back_to_stable(tx, row)
         evidence = {"rollout": row.id, "state": after.to_dict()}
         ledger.append(tx, project.project, f"rollout {move}", f"v{row.version}", who, why, evidence, now)
         return after
 
     return store.run(run)
+
+
+def _last_promotion(tx: Tx, project: str) -> RolloutRow | None:
+    """The rollout that made the present stable version stable, or None."""
+    served = tx.serving(project)
+    stable = served.spec["stable"]["version"] if served else None
+    return next((r for r in tx.rollouts(project) if r.version == stable and r.state["phase"] == Phase.PROMOTED), None)
 
 
 def _now(tx: Tx, project: Project) -> float:

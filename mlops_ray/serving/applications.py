@@ -26,7 +26,6 @@ class Served:
     project: Project
     text: str
     wanted: Wanted
-    fence: int
 
 
 def version_application(project: str, version: int) -> str:
@@ -96,7 +95,6 @@ def _ingress(served: Served) -> dict[str, Any]:
                 "num_replicas": serving.replicas,
                 "max_ongoing_requests": serving.max_ongoing_requests,
                 "user_config": {
-                    "fence": served.fence,
                     "sequence": served.wanted.sequence,
                     "spec": served.wanted.spec(),
                 },

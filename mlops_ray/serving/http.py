@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 
 import orjson
+import xxhash
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -31,9 +32,9 @@ def application(service: Callable[[], Service]) -> Starlette:
     async def predict(request: Request) -> Response:
         now = time.time()
         current = service()
-        document = protocol.parse_json(await _body(request, current.project))
-        batch = protocol.parse_predict(document, current.project, now=now)
-        return _answer(await current.predict(_request_id(request), batch))
+        body = await _body(request, current.project)
+        batch = protocol.parse_predict(protocol.parse_json(body), current.project, now=now)
+        return _answer(await current.predict(_request_id(request), batch, xxhash.xxh3_64_intdigest(body)))
 
     async def feedback(request: Request) -> Response:
         current = service()

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from mlops_ray.errors import BackendUnavailable, LeaseLost
 from mlops_ray.serving import applications, capture, log
 from mlops_ray.serving.http import application
 from mlops_ray.serving.service import Held, Scorer, Service, Wanted
-from mlops_ray.state import Store
+from mlops_ray.state import Lease, Store
 from mlops_ray.training import model
 
 _log = logging.getLogger(__name__)
@@ -34,6 +34,8 @@ _QUIET = {"enable_access_log": False}
 # One collector per project reads the spool of its own node, so every ingress replica runs beside it, on the head node.
 _HEAD = {"node:__internal_head__": 0.001}
 APPLY_LEASE = "serve-configuration"
+# Renewed while it is used: a process killed under it holds up the next one for so long.
+_APPLY_LEASE_S = 10.0
 
 
 def spool_folder(project: Project) -> Path:
@@ -130,7 +132,7 @@ class Collector:
     """
 
     def __init__(self, text: str, monitor: str) -> None:
-        self._project = parse_portable(text, env=os.environ)
+        self._text, self._project = text, parse_portable(text, env=os.environ)
         self._folder = spool_folder(self._project)
         self._lock_fd = capture.lock_folder(self._folder)
         if self._lock_fd is None:
@@ -153,6 +155,10 @@ class Collector:
         """Process id; answers once the collector owns its spool."""
         return os.getpid()
 
+    def text(self) -> str:
+        """The project file that this actor was made with."""
+        return self._text
+
     def _keep_committing(self) -> None:
         while not self._stop.wait(self._project.capture.commit_s):
             try:
@@ -172,10 +178,10 @@ class Collector:
             done = tx.cursor(self._project.project, name).number
             held = tx.cursor(self._project.project, f"held:{self._spool}").at or None
         predictions_uri, labels_uri = log_uri(self._project), labels_uri_of(self._project)
-        segments = [s for s in capture.claimed(self._folder) if not self._forget(s, done)]
+        segments = self._sound(s for s in capture.claimed(self._folder) if not self._forget(s, done))
         known = [done, *(s.number for s in segments)]
         known += [lake.committed(uri, self._spool) for uri in (predictions_uri, labels_uri)]
-        segments += self._claim(max(known) + 1)
+        segments += self._sound(capture.claim(self._folder, max(known) + 1))
         if not segments and held is None:
             return done
         arrived = self._read(segments)
@@ -185,13 +191,15 @@ class Collector:
         folded = log.profiles(self._project, self._known_bins(), arrived.predictions)
         push = {
             "spool": self._spool,
+            "base": done,
             "number": last,
             "profiles": [(version, block, profile.to_dict()) for (version, block), profile in folded.items()],
             "watermark": held,
             "held": arrived.watermark,
             "newest": arrived.newest,
         }
-        ray.get(ray.get_actor(self._monitor).push.remote(push), timeout=60)
+        if not ray.get(ray.get_actor(self._monitor).push.remote(push), timeout=60):
+            return done  # an earlier push got through after all: the next pass starts from there
         for segment in segments:
             segment.path.unlink()
         return last
@@ -207,10 +215,10 @@ class Collector:
         if rows.num_rows:
             lake.append_once(uri, rows, self._spool, segments[-1].number, partition_by=("day",))
 
-    def _claim(self, number: int) -> list[capture.Segment]:
-        """Newly claimed segments; one that cannot be read is set aside, so that it does not hold up the others."""
+    def _sound(self, segments: Iterable[capture.Segment]) -> list[capture.Segment]:
+        """Those that can be read; one that cannot is set aside, so that it does not hold up the others."""
         sound = []
-        for segment in capture.claim(self._folder, number):
+        for segment in segments:
             try:
                 self._read([segment])
             except (ValueError, KeyError, TypeError) as exc:
@@ -268,7 +276,8 @@ def apply(
     stand, because Serve deletes what a PUT does not name; those of `withdrawn` projects are left out.
     Raises: LeaseLost when another process is at it; BackendUnavailable when Serve does not get there in time.
     """
-    lease = store.acquire(APPLY_LEASE, holder, timeout_s * 2, time.time())
+    deadline = time.monotonic() + timeout_s
+    lease = _lease(store, f"{holder}-{os.getpid()}-{uuid.uuid4().hex[:8]}", deadline)
     try:
         with store.read() as tx:
             served = [
@@ -276,7 +285,6 @@ def apply(
                     parse_portable(row.config_text, env=os.environ),
                     row.config_text,
                     Wanted.parse(wanted.spec, wanted.seq),
-                    lease.fence,
                 )
                 for row in tx.projects()
                 if (wanted := tx.serving(row.name)) is not None
@@ -285,13 +293,24 @@ def apply(
         config = applications.render(served, there, withdrawn)
         if applications.differs(config, there):
             _put(dashboard, config)
-        deadline = time.monotonic() + timeout_s
         while trouble := _disagreement(dashboard, served):
+            lease = store.renew(lease, _APPLY_LEASE_S, time.time())
             if time.monotonic() > deadline:
                 raise BackendUnavailable("Ray Serve", f"after {timeout_s:g} s: {trouble}")
             time.sleep(0.1)  # Serve has no event to wait for: its status is polled
     finally:
         store.release(lease)
+
+
+def _lease(store: Store, holder: str, deadline: float) -> Lease:
+    """The right to write Serve's configuration, waited for until `deadline` (monotonic). Raises: LeaseLost."""
+    while True:
+        try:
+            return store.acquire(APPLY_LEASE, holder, _APPLY_LEASE_S, time.time())
+        except LeaseLost:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)  # a lease that falls free tells nobody
 
 
 def try_apply(store: Store, dashboard: str, *, holder: str) -> str | None:

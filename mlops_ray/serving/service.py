@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from mlops_ray.config import Project
 from mlops_ray.data.profile import Columns
-from mlops_ray.errors import BackendUnavailable
+from mlops_ray.errors import BackendUnavailable, BadRequest
 from mlops_ray.serving.capture import SpoolWriter
 from mlops_ray.serving.protocol import Batch, Labels
 from mlops_ray.serving.routing import to_canary
@@ -119,7 +119,7 @@ class Service:
         self._wanted = first or Wanted()
         self._answering: tuple[int, Scorer] | None = None
         self._changed = threading.Event()
-        self._answered: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._answered: OrderedDict[str, tuple[int, dict[str, Any]]] = OrderedDict()
         self._under_way: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._waiting: dict[int, _Waiting] = {}
         if first and first.stable:
@@ -147,10 +147,12 @@ class Service:
         """Whether predictions can be answered."""
         return self._answering is not None
 
-    async def predict(self, request_id: str, batch: Batch) -> dict[str, Any]:
+    async def predict(self, request_id: str, batch: Batch, body: int = 0) -> dict[str, Any]:
         """Score, record, answer. The same `request_id` again gets the same answer, and is one prediction.
 
-        Raises: BackendUnavailable when no version is loaded yet, or when the record cannot be written.
+        Args: body: a hash of what was asked, so that another question under the same id is noticed.
+        Raises: BadRequest (422) for one; BackendUnavailable when no version is loaded yet, or when the record cannot be
+            written.
         """
         while (other := self._under_way.get(request_id)) is not None:
             try:
@@ -160,7 +162,11 @@ class Service:
                     raise
                 # That client hung up before its answer was recorded: this one, its retry, does the work.
         if request_id in self._answered:
-            return self._answered[request_id]
+            asked, answer = self._answered[request_id]
+            if asked != body:
+                detail = f"{request_id!r} was used for another body; give each request a key of its own"
+                raise BadRequest(422, "Idempotency-Key used twice", detail)
+            return answer
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._under_way[request_id] = future
         try:
@@ -175,7 +181,7 @@ class Service:
         finally:
             del self._under_way[request_id]
         future.set_result(answer)
-        self._answered[request_id] = answer
+        self._answered[request_id] = body, answer
         if len(self._answered) > _REMEMBERED:
             self._answered.popitem(last=False)
         return answer

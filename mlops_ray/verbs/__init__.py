@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlops_ray.config import Project, load_project, parse_portable, portable
+from mlops_ray.errors import IllegalMove
 
 if TYPE_CHECKING:
     from mlops_ray.state import Store
@@ -116,11 +117,40 @@ def up(paths: Paths, env: Env, on_progress: Progress = _silent) -> dict[str, Any
 
     loaded = load(paths, env)
     project = loaded.project
-    on_progress("cluster", 0, 1)
-    own = None if cluster.joins(project) else cluster.start(project)
-    on_progress("cluster", 1, 1)
-    result = deploy(loaded, on_progress)
+    _reach(project)
+    started = _start(project, on_progress)
+    try:
+        result = deploy(loaded, on_progress)
+    except BaseException:
+        if started:
+            cluster.stop(project)
+        raise
+    own = cluster.find(project)
     return {"cluster": cluster.address(project), "dashboard": own.dashboard if own else None, **result}
+
+
+def _reach(project: Project) -> Store:
+    """The state database, after a look at what else must answer before anything is started.
+
+    Raises: BackendUnavailable."""
+    store = open_store(project)
+    if project.storage.tracking.startswith("http"):
+        from mlops_ray.training.on_mlflow import Tracker
+
+        Tracker(project)
+    return store
+
+
+def _start(project: Project, on_progress: Progress) -> bool:
+    """Start a cluster of our own if the project needs one and has none; whether this call did."""
+    from mlops_ray.cluster import on_ray as cluster
+
+    if cluster.joins(project) or cluster.find(project) is not None:
+        return False
+    on_progress("cluster", 0, 1)
+    cluster.start(project)
+    on_progress("cluster", 1, 1)
+    return True
 
 
 def deploy(loaded: Loaded, on_progress: Progress = _silent) -> dict[str, Any]:
@@ -183,13 +213,18 @@ def run(paths: Paths, env: Env, on_progress: Progress = _silent) -> dict[str, An
     from mlops_ray.cluster import on_ray as cluster
 
     loaded = load(paths, env)
-    if not cluster.joins(loaded.project):
-        on_progress("cluster", 0, 1)
-        cluster.start(loaded.project)
-        on_progress("cluster", 1, 1)
-    prepared = prepare(paths, env, on_progress)
-    trained = train(paths, env, on_progress)
-    deployed = deploy(loaded, on_progress)
+    with _reach(loaded.project).read() as tx:
+        if (open_rollout := tx.open_rollout(loaded.project.project)) is not None:
+            raise IllegalMove("be followed by another", f"open ({open_rollout.id})", ("promote", "abort"))
+    started = _start(loaded.project, on_progress)
+    try:
+        prepared = prepare(paths, env, on_progress)
+        trained = train(paths, env, on_progress)
+        deployed = deploy(loaded, on_progress)
+    except BaseException:
+        if started:
+            cluster.stop(loaded.project)
+        raise
     rollout = None
     if deployed["stable"] != trained["version"]:
         rollout = rollout_start(paths, env, trained["version"], "deployed by `run`")["rollout"]

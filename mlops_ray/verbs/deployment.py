@@ -33,11 +33,11 @@ def ensure_actors(text: str, project: Project, dashboard: str) -> dict[str, int]
     make_brain = functools.partial(brain, dashboard=dashboard)
     monitor = monitor_name(name)
     actors: dict[str, tuple[Any, tuple[Any, ...]]] = {
-        monitor: (MonitorActor, (text, make_brain)),
-        serving.collector_name(name): (serving.CollectorActor, (text, monitor)),
-        controller_name(name): (ControllerActor, (text, dashboard)),
+        monitor: (MonitorActor, (make_brain,)),
+        serving.collector_name(name): (serving.CollectorActor, (monitor,)),
+        controller_name(name): (ControllerActor, (dashboard,)),
     }
-    return {actor: ensure_actor(kind, actor, *args) for actor, (kind, args) in actors.items()}
+    return {actor: ensure_actor(kind, actor, text, *args) for actor, (kind, args) in actors.items()}
 
 
 def withdraw(project: Project, store: Store, dashboard: str) -> None:

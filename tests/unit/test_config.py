@@ -324,3 +324,13 @@ def test_any_value_anywhere_gives_a_project_or_a_config_error(tmp_path: Path, at
         found = exc.problems
     for problem in found:
         assert re.match(re.escape(str(path)) + r":\d+: ", problem), problem
+
+
+def test_a_retraining_window_inside_the_label_horizon_and_a_shared_port_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "overlay.yaml"
+    file.write_text("retraining: {window_s: 10}\nmonitoring: {metrics_port: 8000}\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_project([Path(__file__).parents[2] / "configs/flights.yaml", file], env={})
+    problems = "\n".join(caught.value.problems)
+    assert f"{file}:1: retraining.window_s: 10 s hold no row older" in problems
+    assert f"{file}:2: monitoring.metrics_port: 8000 is cluster.http_port too" in problems

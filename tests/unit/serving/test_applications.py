@@ -14,8 +14,8 @@ STABLE = Wanted(sequence=4, stable=held(1))
 ON_TRIAL = Wanted(sequence=5, stable=held(1), canary=2, share=0.1, salt="r1")
 
 
-def served(wanted: Wanted, name: str = "small", fence: int = 3, **blocks: Any) -> Served:
-    return Served(fakes.project(project=name, **blocks), f"project: {name}\n", wanted, fence)
+def served(wanted: Wanted, name: str = "small", **blocks: Any) -> Served:
+    return Served(fakes.project(project=name, **blocks), f"project: {name}\n", wanted)
 
 
 def render(given: list[Served]) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def test_a_project_is_one_application_with_what_is_wanted_as_user_config() -> No
                 "name": "Ingress",
                 "num_replicas": 2,
                 "max_ongoing_requests": 5,
-                "user_config": {"fence": 3, "sequence": 4, "spec": STABLE.spec()},
+                "user_config": {"sequence": 4, "spec": STABLE.spec()},
             }
         ],
     }
@@ -73,7 +73,7 @@ def test_what_is_wanted_changes_nothing_that_would_restart_replicas(wanted: Want
         deployments = [{k: v for k, v in d.items() if k != "user_config"} for d in application["deployments"]]
         return application | {"deployments": deployments}
 
-    before, after = render([served(STABLE)]), render([served(wanted, fence=9)])
+    before, after = render([served(STABLE)]), render([served(wanted)])
     assert restarts(before) == restarts(after)
     assert before["applications"][0] != after["applications"][0]
 
@@ -88,13 +88,12 @@ def test_what_serve_was_told_already_does_not_differ() -> None:
     "after",
     [
         served(Wanted(sequence=6, stable=held(1), canary=2, share=0.5, salt="r1")),
-        served(ON_TRIAL, fence=4),
         served(STABLE),
         served(ON_TRIAL, serving={"replicas": 2}),
         served(ON_TRIAL, serving={"max_ongoing_requests": 2}),
         served(ON_TRIAL, "renamed"),
     ],
-    ids=["share", "fence", "canary gone", "replicas", "ongoing", "name"],
+    ids=["share", "canary gone", "replicas", "ongoing", "name"],
 )
 def test_every_change_differs(after: Served) -> None:
     assert differs(render([after]), details(render([served(ON_TRIAL)])))

@@ -474,3 +474,13 @@ def test_trouble_reaches_every_concurrent_retry(tmp_path: Path) -> None:
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     assert [type(e) for e in asyncio.run(run())] == [BackendUnavailable] * 3
+
+
+def test_a_key_used_for_another_body_is_refused(tmp_path: Path) -> None:
+    """And not answered with what somebody else asked."""
+    service, key = make(tmp_path), {"Idempotency-Key": "k"}
+    first = post(service, json={"rows": [row("a")]}, headers=key)
+    other = post(service, json={"rows": [row("b")]}, headers=key)
+    assert first.status_code == 200
+    assert other.status_code == 422
+    assert "Idempotency-Key used twice" in other.text
