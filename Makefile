@@ -26,7 +26,7 @@ $(STAMP): requirements.lock pyproject.toml
 	$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: $(STAMP) ## a year of flights: drift, retraining, canary, rollback; about eight minutes
+demo: $(STAMP) ## a year of flights: drift, retraining, canary, rollback; five to eight minutes
 	$(BIN)/mlops-ray demo
 
 demo-fast: $(STAMP) ## the demo's short form

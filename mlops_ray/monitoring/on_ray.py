@@ -126,7 +126,7 @@ class Monitor:
     def tick(self) -> dict[str, Any]:
         """Judge what has become due, decide, and see to the open retrain. Returns where things stand."""
         with self._busy:
-            now = self._now()
+            now = self._store.run(lambda tx: advance_clock(tx, self._project, time.time()))
             if now is not None:
                 self._judge_until(now)
             open_retrain = self._see_to_retrain()
@@ -139,13 +139,6 @@ class Monitor:
                 self.tick()
             except Exception as exc:  # noqa: BLE001 - outermost loop: state is saved, the next tick tries again
                 _log.warning("monitor of %s: %s", self._name, exc)
-
-    def _now(self) -> float | None:
-        with self._store.read() as tx:
-            watermark, seen = tx.cursor(self._name, "watermark"), tx.cursor(self._name, "seen")
-        if watermark == Cursor():
-            return None
-        return clock.decision_time(watermark.at, seen.at, time.time(), idle_s=self._project.monitoring.idle_s)
 
     # windows
 
@@ -249,6 +242,24 @@ class Monitor:
         current = tx.retrain(row.id)
         if current is not None and current.status == "decided":
             tx.save_retrain(replace(current, status="submitted", updated=time.time()))
+
+
+def decision_now(tx: Tx, project: Project, machine_now: float) -> float | None:
+    """Decision time of the project (seconds since the epoch), which never goes back; None before any traffic."""
+    name = project.project
+    watermark, seen, reached = (tx.cursor(name, cursor) for cursor in ("watermark", "seen", "decision time"))
+    if watermark == Cursor():
+        return None
+    idle_s = project.monitoring.idle_s
+    return max(reached.at, clock.decision_time(watermark.at, seen.at, machine_now, idle_s=idle_s))
+
+
+def advance_clock(tx: Tx, project: Project, machine_now: float) -> float | None:
+    """`decision_now`, remembered: late rows after an idle stretch do not take back what was decided by then."""
+    now = decision_now(tx, project, machine_now)
+    if now is not None:
+        tx.save_cursor(project.project, "decision time", 0, now)
+    return now
 
 
 MonitorActor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Monitor)

@@ -22,7 +22,7 @@ from mlops_ray.data.on_ray import snapshot
 from mlops_ray.data.schema import conform
 from mlops_ray.errors import BackendUnavailable, DataError, IllegalMove, MlopsRayError
 from mlops_ray.monitoring.labels import joined
-from mlops_ray.monitoring.on_ray import Brain
+from mlops_ray.monitoring.on_ray import Brain, decision_now
 from mlops_ray.retraining.policy import History, Judged, decide
 from mlops_ray.rollout.on_ray import save_start
 from mlops_ray.serving import log
@@ -106,8 +106,7 @@ def order(store: Store, project: Project, reason: str, *, who: str) -> RetrainRo
         rollout = tx.open_rollout(project.project)
         if rollout is not None:
             raise IllegalMove("be followed by a retrain", f"open ({rollout.id})", ("promote", "abort"))
-        now = time.time()
-        at = tx.cursor(project.project, "watermark").at or now
+        at = decision_now(tx, project, time.time()) or time.time()
         row = replace(decided(project.project, MANUAL, reason, at), status="submitted")
         tx.save_retrain(row)
         ledger.append(tx, project.project, "retrain decided", row.id, who, reason, {}, at)

@@ -23,8 +23,8 @@ from mlops_ray import ledger
 from mlops_ray.config import Project, RolloutPlan, parse_portable
 from mlops_ray.data import lake
 from mlops_ray.errors import IllegalMove, LeaseLost
-from mlops_ray.monitoring.clock import decision_time
 from mlops_ray.monitoring.labels import joined
+from mlops_ray.monitoring.on_ray import decision_now
 from mlops_ray.rollout import canary
 from mlops_ray.rollout.analysis import Analysis, Outcomes, analyse
 from mlops_ray.rollout.canary import CanaryState, Phase, Reason
@@ -400,9 +400,8 @@ def _last_promotion(tx: Tx, project: str) -> RolloutRow | None:
 
 def _now(tx: Tx, project: Project) -> float:
     """Decision time; the machine's clock before any traffic."""
-    watermark, seen = tx.cursor(project.project, "watermark"), tx.cursor(project.project, "seen")
-    now = time.time()
-    return decision_time(watermark.at, seen.at, now, idle_s=project.monitoring.idle_s) if seen.at else now
+    machine_now = time.time()
+    return decision_now(tx, project, machine_now) or machine_now
 
 
 ControllerActor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Controller)

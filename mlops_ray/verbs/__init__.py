@@ -47,6 +47,20 @@ def load(paths: Paths, env: Env) -> Loaded:
     return Loaded(parse_portable(env[TEXT_VARIABLE], env=env), env[TEXT_VARIABLE])
 
 
+def known_store(project: Project) -> Store:
+    """The state database of a project that has one: looking must not make it.
+
+    Raises: DataError when nothing was ever run here; BackendUnavailable."""
+    from mlops_ray.errors import DataError
+
+    file = project.storage.state.removeprefix("sqlite:///")
+    if file != project.storage.state and not Path(file).exists():
+        raise DataError(
+            project.project, f"it has no state at {file}; run `mlops-ray run` first, or change the directory"
+        )
+    return open_store(project)
+
+
 def open_store(project: Project) -> Store:
     """The state database of a project; the directory of an embedded one is made. Raises: BackendUnavailable."""
     from mlops_ray.state import Store
@@ -265,7 +279,7 @@ def status(paths: Paths, env: Env) -> dict[str, Any]:
 
     project = load(paths, env).project
     name = project.project
-    with open_store(project).read() as tx:
+    with known_store(project).read() as tx:
         serving, rollout, retrain_row = tx.serving(name), tx.open_rollout(name), tx.open_retrain(name)
         return {
             "project": name,
@@ -290,7 +304,7 @@ def rollout_start(paths: Paths, env: Env, version: int, why: str) -> dict[str, A
     from mlops_ray.rollout.on_ray import begin
 
     project = load(paths, env).project
-    return {"rollout": begin(open_store(project), project, version, who=getpass.getuser(), why=why)}
+    return {"rollout": begin(known_store(project), project, version, who=getpass.getuser(), why=why)}
 
 
 def rollout_move(paths: Paths, env: Env, move: str, why: str) -> dict[str, Any]:
@@ -299,14 +313,14 @@ def rollout_move(paths: Paths, env: Env, move: str, why: str) -> dict[str, Any]:
     from mlops_ray.rollout.on_ray import order
 
     project = load(paths, env).project
-    state = order(open_store(project), project, Move(move), who=getpass.getuser(), why=why)
+    state = order(known_store(project), project, Move(move), who=getpass.getuser(), why=why)
     return {"phase": str(state.phase), "step": state.step, "reason": str(state.reason)}
 
 
 def rollout_history(paths: Paths, env: Env) -> dict[str, Any]:
     """All rollouts of the project, newest first."""
     project = load(paths, env).project
-    with open_store(project).read() as tx:
+    with known_store(project).read() as tx:
         return {"rollouts": [vars(r) for r in tx.rollouts(project.project)]}
 
 
@@ -319,7 +333,7 @@ def ledger_show(paths: Paths, env: Env) -> dict[str, Any]:
     from mlops_ray import ledger
 
     project = load(paths, env).project
-    with open_store(project).read() as tx:
+    with known_store(project).read() as tx:
         return {"entries": [vars(e) for e in ledger.entries(tx, project.project)]}
 
 
@@ -328,6 +342,6 @@ def ledger_verify(paths: Paths, env: Env) -> dict[str, Any]:
     from mlops_ray import ledger
 
     project = load(paths, env).project
-    with open_store(project).read() as tx:
+    with known_store(project).read() as tx:
         found = ledger.verify(tx, project.project)
     return vars(found) | {"says": str(found)}
