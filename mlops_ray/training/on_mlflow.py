@@ -223,6 +223,8 @@ def _reach(uri: str) -> None:
 
 
 def _sentence(exc: Exception) -> str:
+    if isinstance(exc, requests.ConnectionError):
+        return "nothing answers at that address"
     lines = str(exc).strip().splitlines()
     return lines[0][:200] if lines else type(exc).__name__
 
