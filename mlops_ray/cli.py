@@ -146,7 +146,7 @@ def status(config: Config, as_json: AsJson = False) -> None:
     if as_json:
         _say(result, True, str)
     else:
-        Console().print(status_table(result))
+        _table_console().print(status_table(result))
 
 
 @app.command()
@@ -273,7 +273,7 @@ def demo(
     else:
         from mlops_ray.verbs.tables import demo_table
 
-        Console().print(demo_table(result))
+        _table_console().print(demo_table(result))
         Console().print(f"summary: {summary}")
     if broken := result["broken_promises"]:
         Console(stderr=True).print(f"[bold red]broken:[/] {escape('; '.join(broken))}", soft_wrap=True)
@@ -304,6 +304,11 @@ def _say(result: dict[str, Any], as_json: bool, line: Callable[[dict[str, Any]],
         typer.echo(json.dumps(result, default=str))
     else:
         Console().print(escape(line(result)), soft_wrap=True, highlight=False)
+
+
+def _table_console() -> Console:
+    """As wide as the terminal; wide enough for a table where there is none (a file, a log)."""
+    return Console() if sys.stdout.isatty() else Console(width=140)
 
 
 def _prepared(result: dict[str, Any]) -> str:

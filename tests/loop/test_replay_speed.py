@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mlops_ray.cluster.processes import free_port
 from tests.loop.conftest import ROOT, overlay
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
@@ -20,14 +21,19 @@ import json, os, sys
 from pathlib import Path
 from mlops_ray.demo.on_ray import run_demo
 speed = json.loads(sys.argv[1])
-print(json.dumps(run_demo(os.environ, config=[Path(p) for p in sys.argv[2:]], until="2013-03-20", speed=speed)))
+print(json.dumps(run_demo(os.environ, config=[Path(p) for p in sys.argv[2:]], until="2013-03-26", speed=speed)))
 """
 
 
 def decisions(folder: Path, speed: float | None) -> list[tuple[Any, ...]]:
     folder.mkdir()
-    # One step and a wide margin, so that a stretch of three weeks holds a retrain and a canary.
-    paths = overlay(folder, rollout={"shares": [0.4]}, gates={"margin": 0.05})
+    # A generous budget for alarms and wrong promotions, so that a stretch of four weeks holds a retrain and a canary.
+    paths = overlay(
+        folder,
+        monitoring={"metrics_port": free_port(), "false_alarms_per_month": 4.0},
+        gates={"alpha": 0.4},
+        rollout={"shares": [0.4]},
+    )
     command = [sys.executable, "-c", RUN, json.dumps(speed), *map(str, paths)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=ROOT)
     assert done.returncode == 0, done.stderr
