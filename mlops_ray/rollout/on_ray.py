@@ -210,10 +210,7 @@ class Controller:
                 after = replace(before, phase=Phase.ROLLED_BACK, reason=Reason.CRASH)
             elif wanted.stable is None or wanted.stable.version != row.version:
                 if replicas and all(row.version in r["loaded"] for r in replicas):
-                    flip = Wanted.parse(served.spec, served.seq)
-                    target = next(h for h in flip.warm if h.version == row.version)
-                    spec = replace(flip, stable=target, warm=tuple(h for h in flip.held if h != target)).spec()
-                    self._guarded(lease, lambda tx: tx.save_serving(self._name, spec, served.fence))
+                    self._guarded(lease, lambda tx: flip(tx, rollout))
                 trouble = f"stable's replicas are loading v{row.version}"
             else:
                 answering = bool(replicas) and all(r["stable"] == row.version for r in replicas)
@@ -292,6 +289,20 @@ def wanted_configuration(served: Wanted, row: RolloutRow | None, tx: Tx) -> Want
     if state.phase is Phase.PROMOTING and row.version not in {h.version for h in served.held}:
         return replace(calm, warm=(_held(tx, row.project, row.version),))
     return calm
+
+
+def flip(tx: Tx, rollout: str) -> None:
+    """Want the promoted version as stable, the one before it warm, unless an operator has ended the rollout since.
+
+    Orders are not given under the controller's lease, so the phase is looked at in the transaction that writes.
+    """
+    row = tx.rollout(rollout)
+    served = tx.serving(row.project) if row else None
+    if row is None or served is None or CanaryState.from_dict(row.state).phase is not Phase.PROMOTING:
+        return
+    wanted, target = Wanted.parse(served.spec, served.seq), _held(tx, row.project, row.version)
+    spec = replace(wanted, stable=target, warm=tuple(h for h in wanted.held if h != target)).spec()
+    tx.save_serving(row.project, spec, served.fence)
 
 
 def _held(tx: Tx, project: str, version: int) -> Held:

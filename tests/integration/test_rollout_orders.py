@@ -104,3 +104,32 @@ def test_a_rollback_finds_the_promotion_behind_a_later_trial_that_failed(store: 
 def test_stable_is_no_canary_of_itself(store: Store, project: Project) -> None:
     with pytest.raises(IllegalMove, match="against itself"):
         start(store, project, 1)
+
+
+def test_an_abort_between_the_look_and_the_flip_wins(store: Store, project: Project) -> None:
+    """Orders are not given under the controller's lease."""
+    trial = start(store, project, 2)
+    with store.begin() as tx:
+        row = tx.rollout(trial)
+        assert row is not None
+        state = replace(CanaryState.from_dict(row.state), phase=Phase.PROMOTING)
+        tx.save_rollout(replace(row, state=state.to_dict()))
+    order(store, project, Move.ABORT)
+    store.run(lambda tx: rollout.flip(tx, trial))
+    assert stable(store) == 1
+
+
+def test_the_flip_keeps_the_old_version_warm_and_an_abort_brings_it_back(store: Store, project: Project) -> None:
+    trial = start(store, project, 2)
+    with store.begin() as tx:
+        row = tx.rollout(trial)
+        assert row is not None
+        state = replace(CanaryState.from_dict(row.state), phase=Phase.PROMOTING)
+        tx.save_rollout(replace(row, state=state.to_dict()))
+    store.run(lambda tx: rollout.flip(tx, trial))
+    with store.read() as tx:
+        served = tx.serving("flights")
+    assert served is not None
+    assert (served.spec["stable"]["version"], [h["version"] for h in served.spec["warm"]]) == (2, [1])
+    order(store, project, Move.ABORT)
+    assert stable(store) == 1
