@@ -1,0 +1,170 @@
+"""The blocks about where a project lives and how it is served, watched, rolled out and retrained."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from mlops_ray.config.base import DAY_S, Config, Share
+
+
+class Storage(Config):
+    """Where state lives. Everything defaults to files under `root`; a cluster names servers instead."""
+
+    root: str = ".mlops_ray"
+    """A directory (relative to the current one), or an `s3://`, `gs://`, `abfs://` address."""
+    state_url: str | None = None
+    """SQLAlchemy URL of the state database; default: SQLite in `root`. With several nodes: PostgreSQL."""
+    tracking_uri: str | None = None
+    """MLflow tracking and registry; default: SQLite in `root`."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether `root` is an object-store address and not a directory of this machine."""
+        return "://" in self.root
+
+    def path(self, *parts: str) -> str:
+        """Absolute path or address of something below `root`."""
+        base = self.root.rstrip("/") if self.is_remote else str(Path(self.root).expanduser().absolute())
+        return "/".join((base, *parts))
+
+    @property
+    def state(self) -> str:
+        """URL of the state database."""
+        return self.state_url or f"sqlite:///{self.path('state.db')}"
+
+    @property
+    def tracking(self) -> str:
+        """URI of MLflow's tracking store and registry."""
+        return self.tracking_uri or f"sqlite:///{self.path('mlflow.db')}"
+
+
+class Cluster(Config):
+    """The Ray cluster: joined when `address` is set, else started on this machine by `up`."""
+
+    address: str | None = None
+    """`host:port` of a running cluster's GCS, or None for a cluster of our own on this machine."""
+    nodes: PositiveInt = 1
+    """How many nodes the cluster may grow to; more than one needs shared storage and PostgreSQL."""
+    num_cpus: PositiveInt = 8
+    """Logical CPUs of a cluster of our own: serving actors mostly wait, so more than there are cores."""
+    host: str = "127.0.0.1"
+    """Interface that Serve's proxy listens on."""
+    http_port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    object_store_mb: PositiveInt = 1024
+
+
+class Serving(Config):
+    """How versions are served."""
+
+    replicas: PositiveInt = 1
+    max_ongoing_requests: PositiveInt = 64
+    max_body_mb: PositiveFloat = 8.0
+    canary_deadline_s: PositiveFloat = 1.0
+    """A canary that takes longer is answered by stable, and the row counts as the canary's failure."""
+    threshold: Share = 0.5
+    """Probability from which `label` says 1."""
+
+
+class Capture(Config):
+    """The prediction log."""
+
+    durability: Literal["process", "disk"] = "process"
+    """`process`: an answer leaves after its record was written (survives kill -9); `disk`: after fsync as well."""
+    commit_s: PositiveFloat = 5.0
+    """How often the collector commits what stands in the spool."""
+
+
+class Monitoring(Config):
+    """Windows of live traffic, judged when they close."""
+
+    window_s: PositiveFloat = 7 * DAY_S
+    block_s: PositiveFloat = DAY_S
+    """Contiguous span of the reference that the calibration resamples whole; must divide `window_s`."""
+    false_alarms_per_month: PositiveFloat = 1.0
+    """Budget over all detectors together; thresholds follow from it."""
+    min_rows: PositiveInt = 500
+    min_blocks: PositiveInt = 8
+    """A reference of fewer blocks supports no threshold: `uncalibrated`, and nobody is called."""
+    label_horizon_s: PositiveFloat = 2 * DAY_S
+    """Rows younger than this serve no level: labels come late, and not at random."""
+    idle_s: PositiveFloat = 900.0
+    """Without traffic for so long, decision time follows the wall clock again."""
+    metrics_port: Annotated[int, Field(ge=1, le=65535)] = 9464
+
+    @model_validator(mode="after")
+    def _divides(self) -> Monitoring:
+        if self.window_s % self.block_s:
+            raise ValueError(f"window_s {self.window_s:g} must be a multiple of block_s {self.block_s:g}")
+        return self
+
+
+class Margins(Config):
+    """By how much a canary may be worse and still be promoted."""
+
+    log_loss: PositiveFloat = 0.02
+    """Nats per row, paired with stable's score of the same row."""
+    failures: Share = 0.01
+    """Share of the canary's rows that it failed to answer in time."""
+
+
+class RolloutPlan(Config):
+    """The canary's path. Evidence runs through all steps of a rollout."""
+
+    shares: tuple[Share, ...] = (0.1, 0.5)
+    """Share of keys that the canary answers at each step, strictly rising."""
+    look_s: PositiveFloat = 60.0
+    """Decision time between two looks at the evidence; looking often costs no error probability."""
+    step_min_s: NonNegativeFloat = DAY_S
+    step_max_s: PositiveFloat = 14 * DAY_S
+    min_keys: PositiveInt = 100
+    """Below so many labelled keys every verdict is inconclusive."""
+    alpha: Share = 0.05
+    margins: Margins = Margins()
+    clip: Annotated[float, Field(gt=0, lt=0.5)] = 0.01
+    """Probabilities are clipped to [clip, 1 - clip] before the log, which bounds the loss."""
+    on_inconclusive: Literal["rollback", "pause", "wait"] = "rollback"
+    """What happens to a step that is still undecided after `step_max_s`."""
+
+    @field_validator("shares")
+    @classmethod
+    def _rising(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value:
+            raise ValueError("give at least one share")
+        if any(b <= a for a, b in itertools.pairwise(value)):
+            raise ValueError("shares must rise strictly, for example [0.1, 0.5]")
+        return value
+
+    @model_validator(mode="after")
+    def _ordered(self) -> RolloutPlan:
+        if self.step_min_s > self.step_max_s:
+            raise ValueError("step_min_s is above step_max_s")
+        largest = math.log((1 - self.clip) / self.clip)
+        if self.margins.log_loss >= largest:
+            raise ValueError(
+                f"margins.log_loss {self.margins.log_loss:g} is no demand: with clip {self.clip:g} two losses never "
+                f"differ by more than {largest:.2f}; lower it"
+            )
+        return self
+
+
+class Retraining(Config):
+    """When a new model is trained, and on what."""
+
+    triggers: tuple[Literal["drift", "performance"], ...] = ("drift", "performance")
+    window_s: PositiveFloat = 60 * DAY_S
+    """The newest labelled rows of this span, older than `label_horizon_s`, make the training set."""
+    debounce_windows: PositiveInt = 1
+    """Alarming windows in a row before anything happens."""
+    cooldown_s: NonNegativeFloat = 14 * DAY_S
+    """Least span between two retrains."""
+    max_failures: PositiveInt = 3
+    """After so many failed or rejected retrains in a row the circuit breaker opens."""
+    backoff_s: PositiveFloat = 28 * DAY_S
+    """How long an open breaker holds back."""
+    timeout_s: PositiveFloat = 900.0
+    """Machine time after which a retraining job is stopped and counted as failed."""

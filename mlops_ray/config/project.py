@@ -1,0 +1,169 @@
+"""The whole project file, and the rules that span its blocks."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from mlops_ray.config.base import DAY_S, DTYPES, Config, Name
+from mlops_ray.config.features import Features
+from mlops_ray.config.operation import Capture, Cluster, Monitoring, Retraining, RolloutPlan, Serving, Storage
+from mlops_ray.config.sources import Source
+from mlops_ray.config.training import Gates, Search, Split
+from mlops_ray.config.validation import Column, Validation
+
+
+class Project(Config):
+    """One prediction task, from its sources to its retraining."""
+
+    project: Name
+    """Name of the registered model and first segment of the URL."""
+    task: Literal["binary"]
+    target: str
+    """Column with the label: 0 or 1."""
+    key: str
+    """Column that identifies the row's subject: assignment to a version sticks to it."""
+    event_time: str
+    """Column with the row's time: training splits and windows follow it."""
+    seed: int = 0
+    storage: Storage = Storage()
+    cluster: Cluster = Cluster()
+    source: Source
+    columns: tuple[Column, ...] = Field(min_length=1)
+    validation: Validation = Validation()
+    split: Split = Split()
+    features: Features
+    search: Search
+    gates: Gates = Gates()
+    serving: Serving = Serving()
+    capture: Capture = Capture()
+    monitoring: Monitoring = Monitoring()
+    rollout: RolloutPlan = RolloutPlan()
+    retraining: Retraining = Retraining()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Project:
+        found = [f"{'.'.join(map(str, loc))}: {what}" for loc, what in cross_checks(self.model_dump(mode="json"))]
+        if found:
+            raise ValueError("; ".join(found))
+        return self
+
+    def column(self, name: str) -> Column:
+        """The column called `name`. Raises KeyError when there is none."""
+        return next(c for c in self.columns if c.name == name)
+
+    @property
+    def request_columns(self) -> tuple[Column, ...]:
+        """Columns of a request: key, time and features; never the target."""
+        wanted = {self.key, self.event_time, *self.features.columns}
+        return tuple(c for c in self.columns if c.name in wanted)
+
+
+Loc = tuple[str | int, ...]
+
+
+def cross_checks(raw: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
+    """Rules that span blocks, over the raw mapping: they speak even when other fields are wrong."""
+    columns = raw.get("columns")
+    listed = [
+        (i, c) for i, c in enumerate(_items(columns)) if isinstance(c, Mapping) and isinstance(c.get("name"), str)
+    ]
+    dtypes: dict[str, object] = {}
+    for i, column in listed:
+        if column["name"] in dtypes:
+            yield ("columns", i, "name"), f"column {column['name']!r} is listed twice; remove one"
+        dtypes.setdefault(column["name"], column.get("dtype"))
+
+    def known(loc: Loc, name: object, wanted: tuple[str, ...]) -> Iterator[tuple[Loc, str]]:
+        if not isinstance(name, str) or not listed:
+            return
+        if name not in dtypes:
+            near = difflib.get_close_matches(name, list(dtypes), 1)
+            hint = f"did you mean {near[0]!r}?" if near else "add it to `columns:`"
+            yield loc, f"{name!r} is not one of the columns; {hint}"
+        elif dtypes[name] in DTYPES and dtypes[name] not in wanted:
+            yield loc, f"column {name!r} is {dtypes[name]}; this place takes {' or '.join(wanted)}"
+
+    yield from known(("target",), raw.get("target"), ("int", "bool", "float"))
+    yield from known(("key",), raw.get("key"), ("string", "int"))
+    yield from known(("event_time",), raw.get("event_time"), ("timestamp",))
+    features = raw.get("features")
+    used: list[object] = []
+    for kind, wanted in (("numeric", ("float", "int", "bool")), ("categorical", ("string",))):
+        block = features.get(kind) if isinstance(features, Mapping) else None
+        listed_features = block.get("columns") if isinstance(block, Mapping) else None
+        for i, name in enumerate(_items(listed_features)):
+            loc: Loc = ("features", kind, "columns", i)
+            yield from known(loc, name, wanted)
+            if name == raw.get("target"):
+                yield loc, "the target cannot be a feature; remove it here"
+            elif name in used:
+                yield loc, f"feature {name!r} is listed twice; remove one"
+            used.append(name)
+    if isinstance(features, Mapping) and not used:
+        yield ("features",), "no features; list columns under numeric or categorical"
+    unique = raw.get("validation", {}).get("unique", ()) if isinstance(raw.get("validation"), Mapping) else ()
+    for i, name in enumerate(_items(unique)):
+        yield from known(("validation", "unique", i), name, DTYPES)
+    search = raw.get("search")
+    candidates = search.get("candidates") if isinstance(search, Mapping) else None
+    for i, candidate in enumerate(_items(candidates)):
+        path = candidate.get("estimator") if isinstance(candidate, Mapping) else None
+        if isinstance(path, str) and path and not _importable(path):
+            yield (
+                ("search", "candidates", i, "estimator"),
+                f"package {path.split('.')[0]!r} is not installed; install it or fix the path",
+            )
+    source = raw.get("source")
+    function = source.get("function") if isinstance(source, Mapping) else None
+    if isinstance(function, str) and function and not _importable(function):
+        package = re.split("[.:]", function)[0]
+        yield ("source", "function"), f"package {package!r} cannot be found; fix the path or install it"
+    yield from _storage_fits_cluster(raw)
+    yield from _times_and_ports(raw)
+
+
+def _times_and_ports(raw: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
+    blocks = {k: raw[k] for k in ("cluster", "monitoring", "retraining") if isinstance(raw.get(k), Mapping)}
+
+    def number(block: str, field: str, default: float) -> float:
+        value = blocks.get(block, {}).get(field, default)
+        return float(value) if isinstance(value, int | float) else default
+
+    window, horizon = number("retraining", "window_s", 60 * DAY_S), number("monitoring", "label_horizon_s", 2 * DAY_S)
+    if window <= horizon:
+        says = f"{window:g} s hold no row older than label_horizon_s ({horizon:g} s); make it longer"
+        yield ("retraining", "window_s"), says
+    if number("cluster", "http_port", 8000) == (port := number("monitoring", "metrics_port", 9464)):
+        yield ("monitoring", "metrics_port"), f"{port:g} is cluster.http_port too; choose another"
+
+
+def _items(value: object) -> Sequence[Any]:
+    """The items of a YAML list; nothing for anything else: the models say what is wrong with that."""
+    return value if isinstance(value, list | tuple) else ()
+
+
+def _storage_fits_cluster(raw: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
+    storage, cluster = (block if isinstance(block := raw.get(name), Mapping) else {} for name in ("storage", "cluster"))
+    root, nodes = str(storage.get("root") or ""), cluster.get("nodes", 1)
+    several = isinstance(nodes, int) and nodes > 1
+    if not ("://" in root or several):
+        return
+    why = f"{nodes} nodes" if several else "a remote storage.root"
+    for field, server in (("state_url", "a PostgreSQL address"), ("tracking_uri", "an MLflow server")):
+        value = storage.get(field)
+        if value is None or str(value).startswith("sqlite"):
+            yield ("storage", field), f"SQLite serves one node, not {why}; give {server}"
+
+
+def _importable(path: str) -> bool:
+    top = re.split(r"[.:]", path)[0]
+    try:
+        return importlib.util.find_spec(top) is not None
+    except (ImportError, ValueError):
+        return False

@@ -1,0 +1,56 @@
+"""The `columns:` and `validation:` blocks: what rows must keep."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from mlops_ray.config.base import Config
+
+
+class Column(Config):
+    """One column of the data: what validation demands of it, offline and in requests."""
+
+    name: str = Field(min_length=1)
+    dtype: Literal["float", "int", "string", "bool", "timestamp"]
+    nullable: bool = False
+    min: float | None = None
+    max: float | None = None
+    values: tuple[str, ...] | None = None
+    """Closed set of values (strings)."""
+    pattern: str | None = None
+    """Regular expression that the whole string must match."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                re.compile(value)
+            except re.error as exc:
+                raise ValueError(f"not a regular expression: {exc}") from exc
+        return value
+
+    @model_validator(mode="after")
+    def _fits_dtype(self) -> Column:
+        wrong = []
+        if (self.min is not None or self.max is not None) and self.dtype not in ("float", "int"):
+            wrong.append(f"min and max do not fit dtype {self.dtype}; remove them")
+        if (self.values is not None or self.pattern is not None) and self.dtype != "string":
+            wrong.append(f"values and pattern fit dtype string, not {self.dtype}; remove them")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            wrong.append(f"min {self.min:g} is above max {self.max:g}; swap them")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
+
+class Validation(Config):
+    """What happens to rows that break their column's rules: quarantine, and a stop above `max_bad_share`."""
+
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.01
+    min_rows: PositiveInt = 100
+    unique: tuple[str, ...] = ()
+    """Columns that together identify a row; a repeated row goes to quarantine."""
