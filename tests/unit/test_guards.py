@@ -50,7 +50,7 @@ LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 CARRIERS = {"ray", "mlflow", "prometheus_client"}
 
 # Where the environment and the wall clock enter as values; everything else is handed them.
-SHELLS = {"cli.py", "verbs", "demo"}
+SHELLS = {"cli", "verbs", "demo"}
 # A request's arrival is read where it arrives.
 DOORS = {"serving/http.py", "serving/service.py"}
 IMPURE = {

@@ -17,15 +17,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from mlops_ray.cli.output import AsJson, Config, day, progress, say, table_console
 from mlops_ray.errors import MlopsRayError
-
-Config = Annotated[
-    list[Path],
-    typer.Option(
-        "--config", "-c", help="Project file; give it again for overlays, the last one wins.", show_default=False
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 app = typer.Typer(
     name="mlops-ray",
@@ -67,7 +60,7 @@ def check(config: Config, as_json: AsJson = False) -> None:
     """Say everything that is wrong with a project file, with line, field, value and remedy. Needs no cluster."""
     from mlops_ray import verbs
 
-    _say(
+    say(
         verbs.check(config, os.environ),
         as_json,
         lambda r: f"{r['project']}: {len(r['features'])} features, no problems",
@@ -82,9 +75,9 @@ def prepare(config: Config, as_json: AsJson = False) -> None:
     """
     from mlops_ray import verbs
 
-    with _progress(as_json) as on_progress:
+    with progress(as_json) as on_progress:
         result = verbs.prepare(config, os.environ, on_progress)
-    _say(result, as_json, _prepared)
+    say(result, as_json, _prepared)
 
 
 @app.command()
@@ -95,9 +88,9 @@ def train(config: Config, as_json: AsJson = False) -> None:
     """
     from mlops_ray import verbs
 
-    with _progress(as_json) as on_progress:
+    with progress(as_json) as on_progress:
         result = verbs.train(config, os.environ, on_progress)
-    _say(result, as_json, _trained)
+    say(result, as_json, _trained)
 
 
 @app.command()
@@ -105,9 +98,9 @@ def up(config: Config, as_json: AsJson = False) -> None:
     """Start (or join) the cluster, serve the champion, and keep monitor, collector and controller running."""
     from mlops_ray import verbs
 
-    with _progress(as_json) as on_progress:
+    with progress(as_json) as on_progress:
         result = verbs.up(config, os.environ, on_progress)
-    _say(result, as_json, lambda r: r["hint"] or f"v{r['stable']} answers at {r['url']}/predict")
+    say(result, as_json, lambda r: r["hint"] or f"v{r['stable']} answers at {r['url']}/predict")
 
 
 @app.command()
@@ -115,9 +108,9 @@ def run(config: Config, as_json: AsJson = False) -> None:
     """Prepare, train and deploy. A first version serves at once; a later one goes through gates and a canary."""
     from mlops_ray import verbs
 
-    with _progress(as_json) as on_progress:
+    with progress(as_json) as on_progress:
         result = verbs.run(config, os.environ, on_progress)
-    _say(
+    say(
         result,
         as_json,
         lambda r: (
@@ -133,7 +126,7 @@ def down(config: Config, as_json: AsJson = False) -> None:
     """Take the project down. Only its own processes end; state, models and logs stay."""
     from mlops_ray import verbs
 
-    _say(verbs.down(config, os.environ), as_json, lambda r: f"{r['ended_processes']} processes ended")
+    say(verbs.down(config, os.environ), as_json, lambda r: f"{r['ended_processes']} processes ended")
 
 
 @app.command()
@@ -144,9 +137,9 @@ def status(config: Config, as_json: AsJson = False) -> None:
 
     result = verbs.status(config, os.environ)
     if as_json:
-        _say(result, True, str)
+        say(result, True, str)
     else:
-        _table_console().print(status_table(result))
+        table_console().print(status_table(result))
 
 
 @app.command()
@@ -162,7 +155,7 @@ def retrain(
     from mlops_ray import verbs
 
     result = verbs.retrain(config or (), os.environ, decision, reason)
-    _say(result, as_json, lambda r: f"v{r['version']} passed its gates; rollout {r.get('rollout')}")
+    say(result, as_json, lambda r: f"v{r['version']} passed its gates; rollout {r.get('rollout')}")
 
 
 @rollout.command("start")
@@ -175,9 +168,7 @@ def rollout_start(
     """Start a canary of a registered version."""
     from mlops_ray import verbs
 
-    _say(
-        verbs.rollout_start(config, os.environ, version, why), as_json, lambda r: f"rollout {r['rollout']} has started"
-    )
+    say(verbs.rollout_start(config, os.environ, version, why), as_json, lambda r: f"rollout {r['rollout']} has started")
 
 
 @rollout.command("status")
@@ -187,7 +178,7 @@ def rollout_status(config: Config, as_json: AsJson = False) -> None:
 
     found = verbs.status(config, os.environ)
     result = {"rollout": found["rollout"], "share": found["share"], "stable": found["stable"]}
-    _say(result, as_json, _rollout_line)
+    say(result, as_json, _rollout_line)
 
 
 @rollout.command("history")
@@ -196,9 +187,7 @@ def rollout_history(config: Config, as_json: AsJson = False) -> None:
     from mlops_ray import verbs
 
     result = verbs.rollout_history(config, os.environ)
-    _say(
-        result, as_json, lambda r: "\n".join(_rollout_line({"rollout": o}) for o in r["rollouts"]) or "no rollouts yet"
-    )
+    say(result, as_json, lambda r: "\n".join(_rollout_line({"rollout": o}) for o in r["rollouts"]) or "no rollouts yet")
 
 
 def _order(name: str, help_text: str) -> None:
@@ -211,7 +200,7 @@ def _order(name: str, help_text: str) -> None:
         from mlops_ray import verbs
 
         result = verbs.rollout_move(config, os.environ, name, why)
-        _say(result, as_json, lambda r: f"the rollout is {r['phase']}")
+        say(result, as_json, lambda r: f"the rollout is {r['phase']}")
 
 
 _order("pause", "Hold the rollout at its present share.")
@@ -228,11 +217,11 @@ def ledger_show(config: Config, as_json: AsJson = False) -> None:
 
     def lines(result: dict[str, Any]) -> str:
         return "\n".join(
-            f"{e['seq']:4d}  {_day(e['at'])}  {e['kind']} {e['subject']} by {e['who']}: {e['why']}"
+            f"{e['seq']:4d}  {day(e['at'])}  {e['kind']} {e['subject']} by {e['who']}: {e['why']}"
             for e in result["entries"]
         )
 
-    _say(verbs.ledger_show(config, os.environ), as_json, lines)
+    say(verbs.ledger_show(config, os.environ), as_json, lines)
 
 
 @ledger_app.command("verify")
@@ -241,9 +230,7 @@ def ledger_verify(config: Config, as_json: AsJson = False) -> None:
     from mlops_ray import verbs
 
     result = verbs.ledger_verify(config, os.environ)
-    _say(
-        result, as_json, lambda r: f"{r['n']} entries, chain " + ("unbroken" if r["ok"] else f"BROKEN: {r['problem']}")
-    )
+    say(result, as_json, lambda r: f"{r['n']} entries, chain " + ("unbroken" if r["ok"] else f"BROKEN: {r['problem']}"))
     if not result["ok"]:
         raise typer.Exit(1)
 
@@ -265,15 +252,15 @@ def demo(
     """
     from mlops_ray.demo.on_ray import run_demo
 
-    with _progress(as_json) as on_progress:
+    with progress(as_json) as on_progress:
         result = run_demo(os.environ, fast=fast, speed=speed, per_flight=per_flight, on_progress=on_progress)
     summary.write_text(json.dumps(result, indent=1), encoding="utf-8")
     if as_json:
-        _say(result, True, str)
+        say(result, True, str)
     else:
         from mlops_ray.verbs.tables import demo_table
 
-        _table_console().print(demo_table(result))
+        table_console().print(demo_table(result))
         Console().print(f"summary: {summary}")
     if broken := result["broken_promises"]:
         Console(stderr=True).print(f"[bold red]broken:[/] {escape('; '.join(broken))}", soft_wrap=True)
@@ -299,18 +286,6 @@ def submit(
 # output
 
 
-def _say(result: dict[str, Any], as_json: bool, line: Callable[[dict[str, Any]], str]) -> None:
-    if as_json:
-        typer.echo(json.dumps(result, default=str))
-    else:
-        Console().print(escape(line(result)), soft_wrap=True, highlight=False)
-
-
-def _table_console() -> Console:
-    """As wide as the terminal; wide enough for a table where there is none (a file, a log)."""
-    return Console() if sys.stdout.isatty() else Console(width=140)
-
-
 def _prepared(result: dict[str, Any]) -> str:
     report, dataset = result["report"], result["dataset"]
     return (
@@ -331,36 +306,4 @@ def _rollout_line(result: dict[str, Any]) -> str:
     state = row["state"]
     share = f" at {result['share']:.0%}" if result.get("share") else ""
     why = f" ({state['reason']})" if state["reason"] else ""
-    return f"v{row['version']} against v{row['stable']}: {state['phase']}{share}{why}, since {_day(state['since'])}"
-
-
-def _day(at: float) -> str:
-    from datetime import UTC, datetime
-
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
-
-
-@contextlib.contextmanager
-def _progress(as_json: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A rich progress bar per stage on standard error; silent for machines."""
-    if as_json:
-        yield lambda stage, done, total: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, Any] = {}
-
-        def on_progress(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total or None)
-            bars.update(tasks[stage], completed=done, total=total or None)
-
-        yield on_progress
+    return f"v{row['version']} against v{row['stable']}: {state['phase']}{share}{why}, since {day(state['since'])}"
