@@ -7,34 +7,28 @@ import hashlib
 import importlib
 import importlib.util
 import json
-import logging
-import pickle
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as csv
 import ray
 import ray.data
 import ray.exceptions
 
-from mlops_ray.config import Column, Project, Source
+from mlops_ray.config import Column, Project
 from mlops_ray.data import features, lake
 from mlops_ray.data.expectations import QUARANTINE, UNIQUE, Report, check, examples, quarantined
 from mlops_ray.data.features import Partial
 from mlops_ray.data.lake import DataFile, DatasetVersion, RowHash
+from mlops_ray.data.on_sources import each, open_source
 from mlops_ray.data.schema import arrow_schema, conform
 from mlops_ray.errors import DataError
-
-ROWS_PER_BLOCK = 100_000
-"""Of tables that a Python function returns: a block costs Ray some 10 ms, a hundred thousand rows 100 ms of work."""
 
 
 @dataclass(frozen=True)
@@ -58,22 +52,6 @@ class _Part:
     """Hashes of the `validation.unique` columns of the good rows, in the file's order; empty without such columns."""
 
 
-def configure_data() -> None:
-    """Settings of this process's Ray Data, to be called before a dataset is made (it copies them).
-
-    The V1 Parquet reader (the new one costs 2.5 to 10 s per execution), input order kept, no progress bars.
-    """
-    context = ray.data.DataContext.get_current()
-    context.use_datasource_v2 = False
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    # The first two print the stack of an error several times that is raised to us anyway, the third says that there are
-    # no progress bars.
-    for name in ("exceptions", "_internal.execution.streaming_executor_state", "_internal.progress"):
-        logging.getLogger(f"ray.data.{name}").setLevel(logging.CRITICAL)
-
-
 def prepare(project: Project, *, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Prepared:
     """Reads the source, validates it and commits the good rows as a dataset version, in one Ray Data execution.
 
@@ -85,7 +63,6 @@ def prepare(project: Project, *, on_progress: Callable[[int, int], None] = lambd
     `max_bad_share` of the rows are bad (they stand in quarantine then) or fewer than `min_rows` are good. The dataset's
     table is untouched in all these cases.
     """
-    configure_data()
     run = f"files-{uuid.uuid4().hex[:16]}"
     try:
         return _prepare(project, run, on_progress)
@@ -97,18 +74,11 @@ def prepare(project: Project, *, on_progress: Callable[[int, int], None] = lambd
 
 
 def _prepare(project: Project, run: str, on_progress: Callable[[int, int], None]) -> Prepared:
+    opened = open_source(project.source, project.columns)
     parts: list[_Part] = []
-    try:
-        dataset, total = _source(project)
-        work = functools.partial(_work, project=project, run=run)
-        for row in dataset.map_batches(work, batch_format="pyarrow", batch_size=None).iter_rows():
-            part = pickle.loads(row["part"])
-            if isinstance(part, DataError):
-                raise part
-            parts.append(part)
-            on_progress(sum(part.report.n_read for part in parts), total)
-    except (ray.exceptions.RayError, OSError) as exc:
-        raise _as_data_error(exc, project.source) from exc
+    for part in each(opened, functools.partial(_work, project=project, run=run)):
+        parts.append(part)
+        on_progress(sum(part.report.n_read for part in parts), opened.n_rows)
     parts = _without_repeats(project, run, parts)
     report = sum((part.report for part in parts), Report())
     lineage = _lineage(project)
@@ -182,78 +152,15 @@ def _quarantine_uri(project: Project) -> str:
     return project.storage.path("quarantine", project.project)
 
 
-# Reading --------------------------------------------------------------------------------------------------------------
-
-
-def _source(project: Project) -> tuple[ray.data.Dataset, int]:
-    """The source as a dataset, and its number of rows (0: unknown before it is read)."""
-    source = project.source
-    if source.kind == "python":
-        return _from_function(source)
-    paths = [source.path] if isinstance(source.path, str) else list(source.path or ())
-    paths = [path if "://" in path else str(Path(path).expanduser().absolute()) for path in paths]
-    if source.kind == "delta":
-        if len(paths) != 1:
-            raise DataError("source.path", f"kind: delta takes one table, got {len(paths)}")
-        return ray.data.read_delta(paths[0], **source.options), 0
-    if source.kind == "csv":
-        # As text, for `conform` to parse: Arrow guesses dtypes from the first rows and fails on later ones.
-        text = csv.ConvertOptions(
-            column_types={column.name: pa.string() for column in project.columns},
-            null_values=[""],
-            strings_can_be_null=True,
-        )
-        return ray.data.read_csv(paths, **{"convert_options": text, **source.options}), 0
-    readers = {"parquet": ray.data.read_parquet, "json": ray.data.read_json}
-    return readers[source.kind](paths, **source.options), 0
-
-
-def _from_function(source: Source) -> tuple[ray.data.Dataset, int]:
-    module, _, name = (source.function or "").replace(":", ".").rpartition(".")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as exc:
-        raise DataError("source.function", f"{source.function} cannot be imported: {exc}") from exc
-    if not callable(function):
-        raise DataError("source.function", f"{source.function} is not callable")
-    try:
-        rows = function(**source.options)
-    except Exception as exc:
-        raise DataError("source.function", f"{source.function} raised {type(exc).__name__}: {exc}") from exc
-    if isinstance(rows, pd.DataFrame):
-        # Without the zone (UTC is what `conform` takes then): pyarrow trips over a deprecation in pandas 3.1 otherwise.
-        zoned = rows.select_dtypes("datetimetz")
-        naive = rows.assign(**{str(name): zoned[name].dt.tz_convert(None) for name in zoned})
-        rows = pa.Table.from_pandas(naive, preserve_index=False)
-    if isinstance(rows, pa.Table):
-        starts = range(0, max(rows.num_rows, 1), ROWS_PER_BLOCK)
-        return ray.data.from_arrow([rows.slice(i, ROWS_PER_BLOCK) for i in starts]), rows.num_rows
-    if isinstance(rows, ray.data.Dataset):
-        return rows, 0
-    kinds = "a ray.data.Dataset, a pyarrow.Table or a pandas.DataFrame"
-    raise DataError("source.function", f"{source.function} must return {kinds}, not {type(rows).__name__}")
-
-
-def _as_data_error(exc: Exception, source: Source) -> DataError:
-    """The reader's complaint in our words: the first line of what was wrong, wherever in the cluster it was."""
-    cause = exc.cause if isinstance(exc, ray.exceptions.RayTaskError) else exc
-    first = (str(cause).splitlines() or [""])[0]
-    where = source.function or source.path
-    return DataError(f"source {where}", f"cannot be read as {source.kind}: {type(cause).__name__}: {first}")
-
-
 # One block ------------------------------------------------------------------------------------------------------------
 
 
-def _work(batch: pa.Table, project: Project, run: str) -> pa.Table:
-    """Rules, files and hashes of one block, on a worker. A table of one row: the pickled `_Part`, or a DataError."""
-    part: _Part | DataError
-    try:
-        checked = check(project, batch)
-        part = _written(project, run, checked.good, checked.bad, checked.report)
-    except DataError as exc:
-        part = exc  # as a value: raised here, it would reach the driver inside pages of Ray's own stack
-    return pa.table({"part": pa.array([pickle.dumps(part)], pa.binary())})
+def _work(batches: Iterator[pa.Table], project: Project, run: str) -> _Part:
+    """Rules, files and hashes of one shard, on a worker."""
+    checked = [check(project, batch) for batch in batches]
+    good = pa.concat_tables([c.good for c in checked]) if checked else arrow_schema(project.columns).empty_table()
+    bad = pa.concat_tables([c.bad for c in checked]) if checked else QUARANTINE.empty_table()
+    return _written(project, run, good, bad, sum((c.report for c in checked), Report()))
 
 
 def _written(project: Project, run: str, good: pa.Table, bad: pa.Table, report: Report) -> _Part:
