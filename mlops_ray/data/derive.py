@@ -34,7 +34,7 @@ def derive(features: Features, columns: Columns) -> Columns:
     Args: columns: every input of `features`: numbers float32 (missing NaN), strings as objects (missing ""), times as
     float64 seconds since the epoch (missing NaN).
     """
-    if not features.derived or features.derived[0] in columns:
+    if all(name in columns for name in features.derived):
         return columns
     out: dict[str, npt.NDArray[Any]] = dict(columns)
     for times in features.datetime_blocks:

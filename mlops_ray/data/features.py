@@ -104,14 +104,15 @@ def transformer(features: Features, partial: Partial) -> ColumnTransformer:
             settle[label] = functools.partial(_set_target, block=one, known=found, stats=stats)
     for i, custom in enumerate(features.custom_blocks):
         parts.append((f"custom_{i + 1}", FunctionTransformer(feature_names_out="one-to-one"), list(custom.columns)))
-    # Two rows let scikit-learn set up its bookkeeping (names, positions); what it learnt from them is then replaced by
-    # the statistics of all rows.
-    rows: dict[str, Any] = {name: np.zeros(2, dtype=np.float32) for name in (*features.inputs, *features.numbers)}
-    rows |= {name: np.array([next(iter(known.get(name, ("",))))] * 2, dtype=object) for name in features.texts}
+    # A few rows let scikit-learn set up its bookkeeping (names, positions); what it learnt from them is then replaced by
+    # the statistics of all rows. Target encoding wants each label once per fold.
+    labels = np.tile([0, 1], FOLDS)
+    rows: dict[str, Any] = {name: np.zeros(len(labels), dtype=np.float32) for name in features.numbers}
+    rows |= {name: np.full(len(labels), known.get(name, ("",))[0], dtype=object) for name in features.texts}
     frame = to_frame(features, rows)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # two equal rows are constant, and fewer than any number of quantiles
-        fitted = ColumnTransformer(parts, sparse_threshold=0).fit(frame, np.array([0, 1]))
+        warnings.simplefilter("ignore")  # equal rows are constant, and fewer than any number of quantiles
+        fitted = ColumnTransformer(parts, sparse_threshold=0).fit(frame, labels)
     for label, set_up in settle.items():
         set_up(fitted.named_transformers_[label])
     for i, custom in enumerate(features.custom_blocks):
@@ -138,10 +139,10 @@ def _categorical_blocks(features: Features) -> list[Categorical]:
 def _measure(fitted: ColumnTransformer, frame: Any) -> None:
     """Output positions as the replaced steps have them."""
     start = 0
-    positions = {}
+    positions = dict(fitted.output_indices_)
     for name, step, columns in fitted.transformers_:
-        width = 0 if name == "remainder" else np.asarray(step.transform(frame[columns])).shape[1]
-        positions[name] = slice(start, start + width) if width else slice(0, 0)
+        width = np.asarray(step.transform(frame[columns])).shape[1]
+        positions[name] = slice(start, start + width)
         start += width
     fitted.output_indices_ = positions
 
@@ -194,7 +195,7 @@ class _Facts:
 
 def _facts(block: Numeric, name: str, partial: Partial) -> _Facts:
     stats = partial.numeric[name]
-    if block.log and stats.low < 0:
+    if block.log and stats.low < 0 and not isinstance(block.clip, tuple):
         raise DataError(name, f"log: true takes values of at least 0, the lowest is {stats.low:g}; clip it, or scale")
     limits = limits_of(block)
     values, counts = stats.values.middle, stats.values.counts
@@ -240,7 +241,7 @@ def _fill(
     if block.impute == "median":
         return float(_Facts(name, values, counts, moments, moments.n, None, None).quantiles([0.5])[0])
     if stats.values.level:
-        raise DataError(name, f"has more than {MAX_VALUES} distinct values; none is the most frequent: impute the median")
+        raise DataError(name, f"has more than {stats.values.most} distinct values; none is the most frequent: impute the median")
     distinct, place = np.unique(values, return_inverse=True)
     return float(distinct[np.argmax(np.bincount(place, weights=counts))])
 

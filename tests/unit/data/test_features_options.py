@@ -111,9 +111,15 @@ def own_fit(ours: ColumnTransformer, frame: Any, y: Any) -> ColumnTransformer:
         return clone(ours).fit(frame, y)
 
 
+def cleaned(features: Features, table: pa.Table) -> dict[str, Any]:
+    """The inputs as `conform` leaves them: an infinite number is none."""
+    columns = to_columns(features, table)
+    return {k: np.where(np.isinf(v), np.float32("nan"), v) if v.dtype == np.float32 else v for k, v in columns.items()}
+
+
 def compared(features: Features, table: pa.Table, *, rtol: float = 1e-9) -> ColumnTransformer:
     """Ours over several shardings and orders beside scikit-learn's; then both transform, whole and row by row."""
-    frame = to_frame(features, to_columns(features, table))
+    frame = to_frame(features, cleaned(features, table))
     own = None
     for cuts, shuffled in itertools.product(CUTS, (False, True)):
         ours = transformer(features, statistics(features, table, cuts, shuffled=shuffled))
@@ -131,7 +137,7 @@ def compared(features: Features, table: pa.Table, *, rtol: float = 1e-9) -> Colu
     matrix = np.asarray(ours.transform(frame), dtype=float)
     np.testing.assert_allclose(matrix, np.asarray(own.transform(frame), float), rtol=max(rtol, 1e-7), atol=1e-9)
     for row in (0, 5, N - 1):
-        one = to_frame(features, {k: v[row : row + 1] for k, v in to_columns(features, table).items()})
+        one = to_frame(features, {k: v[row : row + 1] for k, v in cleaned(features, table).items()})
         np.testing.assert_array_equal(np.asarray(ours.transform(one), float)[0], matrix[row])
     return ours
 
@@ -183,24 +189,31 @@ def test_power_scaling(rows: str, impute: str) -> None:
     compared(features, TABLES[rows](), rtol=1e-4)
 
 
-@pytest.mark.parametrize("spread", [(1000, 5), (0, 1), (1e9, 1e5)], ids=str)
-def test_power_and_quantiles_of_many_distinct_values(spread: tuple[float, float]) -> None:
-    values = np.random.default_rng(1).normal(*spread, 30_000)
-    values = np.stack([values, np.random.default_rng(2).lognormal(2, 1, 30_000)], axis=1).astype(np.float32)
+def test_power_and_quantiles_of_many_distinct_values() -> None:
+    n = 90_000
+    rng = np.random.default_rng(1)
+    # Far from 0 the power hangs on the third moment, which coarse counts miss.
+    values = np.stack([rng.normal(1000, 5, n), rng.lognormal(2, 1, n)], axis=1).astype(np.float32)
     table = pa.table({"x": values[:, 0], "z": values[:, 1]})
     power = Features.model_validate({"numeric": {"columns": ["x", "z"], "scale": "power"}})
     partial = fold(power, table.slice(0, 9000)) + fold(power, table.slice(9000))
     ours = transformer(power, partial).named_transformers_["numeric"].named_steps["scale"]
     np.testing.assert_allclose(ours.lambdas_, PowerTransformer().fit(values.astype(float)).lambdas_, atol=1e-3)
-    shares = np.linspace(0.001, 0.999, 200)
-    for i, name in enumerate(("x", "z")):
-        counted = partial.numeric[name].values
-        assert counted.level > 0
-        robust = Features.model_validate({"numeric": {"columns": [name], "scale": "quantile"}})
-        fitted = transformer(robust, partial).named_transformers_["numeric"].named_steps["scale"]
-        ranks = np.searchsorted(np.sort(values[:, i]), np.interp(shares, fitted.references_, fitted.quantiles_[:, 0]))
-        assert np.abs(ranks / len(values) - shares).max() <= counted.rank_error + 1 / 1000 / 2
-        assert counted.rank_error < 0.01
+    robust = Features.model_validate({"numeric": {"columns": ["x", "z"], "scale": "robust"}})
+    coarse = functools.reduce(lambda a, b: a + b, [fold(robust, table.slice(i, 9000)) for i in range(0, n, 9000)])
+    for features, counted in ((power, partial), (robust, coarse)):
+        blocks = {"numeric": {"columns": ["x", "z"], "scale": "quantile" if features is power else "robust"}}
+        fitted = transformer(Features.model_validate(blocks), counted).named_transformers_["numeric"][-1]
+        for i, name in enumerate(("x", "z")):
+            stats = counted.numeric[name].values
+            assert stats.level > 0
+            assert 0 < stats.rank_error < 0.01
+            if features is power:
+                shares, found = fitted.references_, fitted.quantiles_[:, i]
+            else:
+                shares, found = np.array([0.5]), fitted.center_[i]
+            ranks = np.searchsorted(np.sort(values[:, i]), found) / n
+            assert np.abs(ranks - shares).max() <= stats.rank_error + 2 / n
 
 
 @pytest.mark.parametrize("rows", TABLES)
