@@ -141,6 +141,7 @@ def _real(loc: Loc) -> Loc:
     if "space" in loc:
         at = loc.index("space") + 2
         loc = loc[:at] + tuple(p for p in loc[at:] if p not in ("uniform", "log_uniform", "categorical", "int"))
+    loc = tuple(p for p in loc if p not in ("one block", "a list"))
     if loc and loc[-1] in ("str", "float", "int", "bool"):
         loc = loc[:-1]
     return tuple(p for p in loc if not (isinstance(p, str) and p.startswith(("tuple[", "constrained-"))))
