@@ -20,7 +20,7 @@ from mlops_ray.config.operation import (
     Storage,
 )
 from mlops_ray.config.project import Project
-from mlops_ray.config.sources import Source
+from mlops_ray.config.sources import Paging, Source, TimeRange
 from mlops_ray.config.training import Candidate, Choice, Gates, IntRange, Limit, Metric, Search, Space, Split, Uniform
 from mlops_ray.config.validation import Column, Validation
 
@@ -41,6 +41,7 @@ __all__ = [
     "Metric",
     "Monitoring",
     "Numeric",
+    "Paging",
     "Project",
     "Retraining",
     "RolloutPlan",
@@ -50,6 +51,7 @@ __all__ = [
     "Space",
     "Split",
     "Storage",
+    "TimeRange",
     "Uniform",
     "Validation",
     "load_project",

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from mlops_ray.config.operation import Storage
 from mlops_ray.config.project import Loc, Project, cross_checks
+from mlops_ray.config.sources import FILE_READERS
 from mlops_ray.errors import ConfigError
 
 
@@ -114,11 +115,21 @@ def portable(paths: Sequence[str | Path]) -> str:
         url = str((raw.get("storage") or {}).get(field) or "")
         if url.startswith("sqlite:///") and not url.startswith("sqlite:////"):
             here["storage"][field] = "sqlite:///" + _absolute(url.removeprefix("sqlite:///"))
-    path = (raw.get("source") or {}).get("path")
-    if path:
-        here["source"] = {"path": [_absolute(p) for p in path] if isinstance(path, list) else _absolute(path)}
+    if isinstance(raw.get("source"), dict):
+        here["source"] = _placed(raw["source"])
     raw = _merge(raw, here)
     return yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
+
+
+def _placed(source: Mapping[str, Any]) -> dict[str, Any]:
+    """A source, and those in it, with absolute paths; what a service is told (a table's name) is no path."""
+    placed = dict(source)
+    path = source.get("path")
+    if path and source.get("kind") in FILE_READERS:
+        placed["path"] = [_absolute(p) for p in path] if isinstance(path, list) else _absolute(path)
+    if isinstance(source.get("sources"), list):
+        placed["sources"] = [_placed(part) if isinstance(part, dict) else part for part in source["sources"]]
+    return placed
 
 
 def parse_portable(text: str, *, env: Mapping[str, str]) -> Project:
@@ -170,6 +181,8 @@ def _sentence(error: Any, loc: Loc, written: Any) -> str:
     if kind == "string_type":
         hint = "" if isinstance(value, dict | list | None) else " (put it in quotes)"
         return f"should be text{hint}; got {shown}"
+    if kind == "invalid_key":
+        return f"{value!r} is no field's name; YAML reads on, off, yes and no as truth values (a join takes `keys:`)"
     if kind in ("model_type", "dict_type"):
         return f"should be a block of fields; got {shown}"
     if kind == "tuple_type":

@@ -119,13 +119,21 @@ def cross_checks(raw: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
                 ("search", "candidates", i, "estimator"),
                 f"package {path.split('.')[0]!r} is not installed; install it or fix the path",
             )
-    source = raw.get("source")
-    function = source.get("function") if isinstance(source, Mapping) else None
-    if isinstance(function, str) and function and not _importable(function):
-        package = re.split("[.:]", function)[0]
-        yield ("source", "function"), f"package {package!r} cannot be found; fix the path or install it"
+    yield from _sources_are_there(("source",), raw.get("source"))
     yield from _storage_fits_cluster(raw)
     yield from _times_and_ports(raw)
+
+
+def _sources_are_there(loc: Loc, source: object) -> Iterator[tuple[Loc, str]]:
+    """Rules about a source and those in it: their functions can be found."""
+    if not isinstance(source, Mapping):
+        return
+    function = source.get("function")
+    if isinstance(function, str) and function and not _importable(function):
+        package = re.split("[.:]", function)[0]
+        yield (*loc, "function"), f"package {package!r} cannot be found; fix the path or install it"
+    for i, part in enumerate(_items(source.get("sources"))):
+        yield from _sources_are_there((*loc, "sources", i), part)
 
 
 def _times_and_ports(raw: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:

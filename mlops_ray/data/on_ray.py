@@ -334,7 +334,7 @@ def _lineage(project: Project) -> dict[str, Any]:
     shaping = {"project", "target", "key", "event_time", "source", "columns", "validation"}
     text = json.dumps(project.model_dump(mode="json", include=shaping), sort_keys=True)
     lineage: dict[str, Any] = {
-        "source": project.source.model_dump(mode="json"),
+        "source": project.source.public(),
         "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
     if project.source.function is not None:

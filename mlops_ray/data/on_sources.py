@@ -1,49 +1,83 @@
-"""Ray Data reads any source: `each` runs one function over its shards, on the cluster, in one execution."""
+"""Opens any source, and runs one function over its rows on the cluster, in one execution.
+
+Files, queries and APIs are shards that a task reads by itself; the rows of every other reader are blocks that Ray Data
+moves. Both reach the function as batches of bounded size.
+"""
 
 from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import logging
 import pickle
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.csv as csv
 import ray
 import ray.data
 import ray.exceptions
 
-from mlops_ray.config import Column, Source
-from mlops_ray.data import sources
-from mlops_ray.data.sources import Shard
+from mlops_ray.config import Column, Source, TimeRange
+from mlops_ray.config.sources import FILE_READERS, without_secrets
+from mlops_ray.data import joins, on_http, on_sql, sources, text_files
+from mlops_ray.data.on_sql import SqlShard
+from mlops_ray.data.sources import FileShard, TableShard, TextShard
 from mlops_ray.errors import DataError
 
 T = TypeVar("T")
 Work = Callable[[Iterator[pa.Table]], T]
+Step = Callable[[pa.Table], pa.Table]
+"""What happens to a batch between reading and work; picklable."""
 
 ROWS_PER_BLOCK = 100_000
-"""Of tables that a Python function returns: a block costs Ray some 10 ms, a hundred thousand rows 100 ms of work."""
+"""Of tables that a Python function returns: one task's share of what is in memory already."""
+
+
+@dataclass(frozen=True)
+class HttpShard:
+    """All pages of an API: each is known only from the one before, so one task reads them."""
+
+    source: Source
+    n_rows: int = 0
+
+    @property
+    def where(self) -> str:
+        """The API's address."""
+        return without_secrets(self.source.url or "")
+
+
+Shard = FileShard | SqlShard | HttpShard
 
 
 @dataclass(frozen=True, eq=False)
-class Opened:
-    """A source that was found: `shards` that tasks read by themselves, or a `dataset` whose blocks Ray Data moves.
+class Part:
+    """Some rows of a source: `shards` that tasks read by themselves, or a `dataset` whose blocks Ray Data moves.
 
-    `n_rows` is 0 when nobody knows it before the end; `uris` say where rows come from, without secrets.
+    `names` are the columns to read, None for all; `steps` are what is done to each batch.
     """
 
     where: str
     kind: str
-    uris: tuple[str, ...]
-    n_rows: int
-    columns: tuple[str, ...] | None = None
+    names: tuple[str, ...] | None
     shards: tuple[Shard, ...] = ()
     dataset: ray.data.Dataset | None = None
+    steps: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A source that was found. `n_rows` is 0 when nobody knows it before the end; `uris` say where rows come from,
+    without secrets."""
+
+    source: Source
+    uris: tuple[str, ...]
+    n_rows: int
+    parts: tuple[Part, ...] = field(default=())
 
 
 def configure_data() -> None:
@@ -65,47 +99,90 @@ def configure_data() -> None:
 def open_source(source: Source, columns: Sequence[Column] | None) -> Opened:
     """Finds the rows of `source`; reads none of them where it can be helped. Ray must be running.
 
-    Args: `columns` are those that are wanted, None for all with the types that the source has.
-    Raises: DataError naming what cannot be found or read.
+    Args: `columns` are those that are wanted, None for all with the dtypes that the source has (CSV and JSON, which
+    have none, are read once more for that).
+    Raises: DataError naming what cannot be found or read, without secrets.
     """
     configure_data()
-    names = None if columns is None else tuple(column.name for column in columns)
+    with_secrets = None
     try:
-        return _open(source, names)
+        return _open(source, None if columns is None else tuple(columns))
+    except DataError as exc:
+        with_secrets = exc
     except (ray.exceptions.RayError, OSError, pa.ArrowException) as exc:
-        raise _as_data_error(exc, source.kind, _where(source)) from exc
+        raise _as_data_error(exc, source, source.kind, source.where) from exc
+    raise DataError(without_secrets(with_secrets.subject), source.scrub(with_secrets.detail))
 
 
 def each(opened: Opened, work: Work[T]) -> Iterator[T]:
     """Runs `work` over every shard on the cluster; yields its results in the source's order, in one execution.
 
-    `work` gets the shard's rows in batches of bounded size and must be picklable; what it returns should be small.
+    `work` gets a shard's rows in batches of bounded size and must be picklable; what it returns should be small. A
+    shard has at least one batch, which may be empty; batches have the columns that were asked for, as far as they are
+    there, in the dtypes of the source, and may have others.
     Raises: DataError for rows that cannot be read, and whatever DataError `work` raises.
     """
-    if opened.dataset is not None:
-        dataset, run = opened.dataset, functools.partial(_over_rows, work)
-    else:
-        # A row per shard, a block per row: each becomes one task.
-        items = [{"shard": pickle.dumps(shard)} for shard in opened.shards]
-        dataset = ray.data.from_items(items, override_num_blocks=max(1, len(items)))
-        run = functools.partial(_over_shards, work, opened.columns)
+    for part in opened.parts:
+        results = _over_shards(part, work) if part.dataset is None else _over_dataset(part, part.dataset, work)
+        try:
+            for result in results:
+                if isinstance(result, DataError):
+                    raise DataError(without_secrets(result.subject), opened.source.scrub(result.detail))
+                yield result
+        except (ray.exceptions.RayError, OSError) as exc:
+            raise _as_data_error(exc, opened.source, part.kind, part.where) from exc
+
+
+# Running --------------------------------------------------------------------------------------------------------------
+
+
+def _over_shards(part: Part, work: Work[T]) -> Iterator[T | DataError]:
+    """One task per shard, a bounded number of them ahead of whoever takes the results."""
+    shared = ray.put((work, part.names, part.steps))
+    cpus: float = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
+    ahead = 2 * max(1, int(cpus))
+    running: deque[ray.ObjectRef[Any]] = deque()
+    waiting = iter(part.shards)
     try:
-        for row in dataset.map_batches(run, batch_format="pyarrow", batch_size=None).iter_rows():
-            result = pickle.loads(row["result"])
-            if isinstance(result, DataError):
-                raise result
-            yield result
-    except (ray.exceptions.RayError, OSError) as exc:
-        raise _as_data_error(exc, opened.kind, opened.where) from exc
+        while True:
+            while len(running) < ahead and (shard := next(waiting, None)) is not None:
+                running.append(_task.remote(shared, shard))
+            if not running:
+                return
+            yield ray.get(running.popleft())
+    finally:
+        for task in running:
+            ray.cancel(task)
 
 
-def _over_rows(work: Work[T], batch: pa.Table) -> pa.Table:
-    return _results([_value(work, iter([batch]))])
+@ray.remote
+def _task(shared: tuple[Work[Any], tuple[str, ...] | None, tuple[Step, ...]], shard: Shard) -> Any:
+    work, names, steps = shared
+    return _value(work, _stepped(_read(shard, names), steps))
 
 
-def _over_shards(work: Work[T], columns: tuple[str, ...] | None, block: pa.Table) -> pa.Table:
-    shards = [pickle.loads(text) for text in block["shard"].to_pylist()]
-    return _results([_value(work, sources.read(shard, columns)) for shard in shards])
+def _read(shard: Shard, names: tuple[str, ...] | None) -> Iterator[pa.Table]:
+    if isinstance(shard, SqlShard):
+        return on_sql.tables(shard)
+    if isinstance(shard, HttpShard):
+        return on_http.tables(shard.source, names)
+    return sources.read(shard, names)
+
+
+def _over_dataset(part: Part, dataset: ray.data.Dataset, work: Work[T]) -> Iterator[T | DataError]:
+    run = functools.partial(_over_block, work, part.steps)
+    for row in dataset.map_batches(run, batch_format="pyarrow", batch_size=None).iter_rows():
+        yield pickle.loads(row["result"])
+
+
+def _over_block(work: Work[T], steps: tuple[Step, ...], block: pa.Table) -> pa.Table:
+    result = _value(work, _stepped(iter([block]), steps))
+    return pa.table({"result": pa.array([pickle.dumps(result)], pa.binary())})
+
+
+def _stepped(batches: Iterator[pa.Table], steps: tuple[Step, ...]) -> Iterator[pa.Table]:
+    for batch in batches:
+        yield functools.reduce(lambda table, step: step(table), steps, batch)
 
 
 def _value(work: Work[T], batches: Iterator[pa.Table]) -> T | DataError:
@@ -115,57 +192,129 @@ def _value(work: Work[T], batches: Iterator[pa.Table]) -> T | DataError:
         return exc  # as a value: raised here, it would reach the driver inside pages of Ray's own stack
 
 
-def _results(values: Sequence[object]) -> pa.Table:
-    return pa.table({"result": pa.array([pickle.dumps(value) for value in values], pa.binary())})
+def _as_data_error(exc: Exception, source: Source, kind: str, where: str) -> DataError:
+    """The reader's complaint in our words: the first line of what was wrong, wherever in the cluster it was."""
+    cause = exc.cause if isinstance(exc, ray.exceptions.RayTaskError) else exc
+    first = source.scrub((str(cause).splitlines() or [""])[0])
+    return DataError(f"source {where}", f"cannot be read as {kind}: {type(cause).__name__}: {first}")
 
 
 # Opening --------------------------------------------------------------------------------------------------------------
 
 
-def _where(source: Source) -> str:
-    return str(source.function or source.path)
-
-
-def _open(source: Source, names: tuple[str, ...] | None) -> Opened:
-    where = _where(source)
-    if source.kind == "python":
-        dataset, n_rows = _from_function(source)
-        return Opened(where, source.kind, (f"python:{source.function}",), n_rows, dataset=dataset)
-    paths = [source.path] if isinstance(source.path, str) else list(source.path or ())
-    paths = [path if "://" in path else str(Path(path).expanduser().absolute()) for path in paths]
-    uris = tuple(paths)
-    if source.kind == "parquet" and not source.options:
-        shards = tuple(sources.parquet_shards(_files(paths)))
-        return Opened(where, source.kind, uris, sum(s.n_rows for s in shards), names, shards)
-    if source.kind == "delta":
-        if len(paths) != 1:
-            raise DataError("source.path", f"kind: delta takes one table, got {len(paths)}")
-        return Opened(where, source.kind, uris, 0, dataset=ray.data.read_delta(paths[0], **source.options))
-    if source.kind == "csv":
-        # As text, for `conform` to parse: Arrow guesses dtypes from the first rows and fails on later ones.
-        text = csv.ConvertOptions(
-            column_types={name: pa.string() for name in names or ()}, null_values=[""], strings_can_be_null=True
+def _open(source: Source, columns: tuple[Column, ...] | None) -> Opened:
+    if source.kind == "concat":
+        opened = [_open(part, columns) for part in source.sources]
+        counts = [part.n_rows for part in opened]
+        found = Opened(
+            source,
+            tuple(uri for part in opened for uri in part.uris),
+            sum(counts) if all(counts) else 0,
+            tuple(p for part in opened for p in part.parts),
         )
-        dataset = ray.data.read_csv(paths, **{"convert_options": text, **source.options})
-        return Opened(where, source.kind, uris, 0, dataset=dataset)
-    readers = {"parquet": ray.data.read_parquet, "json": ray.data.read_json}
-    return Opened(where, source.kind, uris, 0, dataset=readers[source.kind](paths, **source.options))
+    elif source.kind == "join":
+        found = _joined(source, columns)
+    else:
+        found = _one(source, columns)
+    if source.time_range is None:
+        return found
+    inside = functools.partial(sources.within, time_range=source.time_range)
+    return replace(found, n_rows=0, parts=tuple(replace(p, steps=(*p.steps, inside)) for p in found.parts))
 
 
-def _files(paths: Sequence[str]) -> list[str]:
-    """The Parquet files that paths, directories and patterns mean, in order. Raises: FileNotFoundError."""
-    found: list[str] = []
-    for path in paths:
-        if "://" not in path and Path(path).is_dir():
-            path = f"{path}/**/*.parquet"
-        matches = [path] if "://" in path else sorted(map(str, Path("/").glob(path.lstrip("/"))))
-        if not matches:
-            raise FileNotFoundError(f"no file at {path}")
-        found += matches
+def _one(source: Source, columns: tuple[Column, ...] | None) -> Opened:
+    names = None if columns is None else tuple(column.name for column in columns)
+    if names is not None and source.time_range is not None:
+        names = tuple(dict.fromkeys([*names, source.time_range.column]))
+    paths = [sources.absolute(path) for path in source.paths] if source.kind in FILE_READERS else list(source.paths)
+    uris = tuple(map(without_secrets, paths)) or (source.where,)
+    part = Part(source.where, source.kind, names)
+    options = source.options
+    shards: Sequence[Shard] | None = None
+    if source.kind == "python":
+        dataset, tables = _from_function(source)
+        n_rows = sum(shard.n_rows for shard in tables)
+        return Opened(source, (f"python:{source.function}",), n_rows, (replace(part, shards=tables, dataset=dataset),))
+    if source.kind == "parquet" and not options:
+        shards = sources.parquet_shards(sources.find_files(paths, "parquet"), names, source.time_range)
+    elif source.kind == "delta" and options.keys() <= sources.DELTA_OPTIONS:
+        if len(paths) != 1:
+            raise DataError("source.path", f"kind: delta takes one table, got {len(paths)}; use kind: concat")
+        shards = sources.delta_shards(paths[0], options, source.time_range)
+    elif source.kind == "sql" and not options:
+        shards = [on_sql.shard(source, names)]
+    elif source.kind == "http":
+        shards = [HttpShard(source)]
+    elif (source.kind == "csv" and options.keys() <= text_files.CSV_OPTIONS) or (source.kind == "json" and not options):
+        files = sources.find_files(paths, source.kind)
+        shards = [TextShard(source.kind, file, options) for file in files]
+    if shards is None:
+        return Opened(source, uris, 0, (replace(part, dataset=_dataset(source, paths, names)),))
+    part = replace(part, shards=tuple(shards))
+    if source.kind in ("csv", "json", "http") and names is None:
+        part = _with_types(source, part)
+    n_rows = sum(shard.n_rows for shard in shards)
+    return Opened(source, uris, n_rows, (part,))
+
+
+def _with_types(source: Source, part: Part) -> Part:
+    """`part` of text with the dtypes that all its cells can have."""
+    found: text_files.Kinds = {}
+    for kinds in each(Opened(source, (), 0, (part,)), functools.partial(_kinds, quoted=part.kind != "csv")):
+        found = text_files.merged(found, kinds)
+    names = part.names if part.kind == "csv" else tuple(found)  # a JSON file then gives text, for `typed` to read
+    return replace(part, names=names, steps=(functools.partial(text_files.typed, found=found),))
+
+
+def _kinds(batches: Iterator[pa.Table], quoted: bool) -> text_files.Kinds:
+    found: text_files.Kinds = {}
+    for batch in batches:
+        found = text_files.merged(found, text_files.kinds(batch, quoted=quoted))
     return found
 
 
-def _from_function(source: Source) -> tuple[ray.data.Dataset, int]:
+# Readers of Ray Data --------------------------------------------------------------------------------------------------
+
+
+def _dataset(source: Source, paths: Sequence[str], names: tuple[str, ...] | None) -> ray.data.Dataset:
+    """What `ray.data.read_<kind>` makes of the source's options, told what it need not read where it understands."""
+    reader = getattr(ray.data, f"read_{source.kind}")
+    if source.kind == "sql":
+        narrowed = on_sql.shard(source, names).query
+        return _called(source, reader, narrowed, on_sql.connector(source), **source.options)
+    pushed: dict[str, Any] = {}
+    if source.kind == "iceberg":
+        if names is not None:
+            pushed["selected_fields"] = names
+        if source.time_range is not None:
+            pushed["row_filter"] = _iceberg_filter(source.time_range)
+    elif names is not None and source.kind in ("parquet", "delta") and "columns" not in source.options:
+        pushed["columns"] = list(names)
+    # Most take several paths, some one.
+    first = [list(paths) if len(paths) > 1 or source.kind in ("parquet", "csv", "json") else paths[0]] if paths else []
+    return _called(source, reader, *first, **(pushed | source.options))
+
+
+def _called(source: Source, reader: Callable[..., ray.data.Dataset], *args: Any, **options: Any) -> ray.data.Dataset:
+    try:
+        inspect.signature(reader).bind(*args, **options)
+    except TypeError as exc:
+        raise DataError("source.options", f"do not fit ray.data.{reader.__name__}: {exc}") from exc
+    try:
+        return reader(*args, **options)
+    except Exception as exc:  # readers of forty services raise their clients' own errors
+        raise _as_data_error(exc, source, source.kind, source.where) from exc
+
+
+def _iceberg_filter(time_range: TimeRange) -> str:
+    bounds = ((">=", time_range.start), ("<", time_range.end))
+    return " AND ".join(f"{time_range.column} {sign} '{at.isoformat()}'" for sign, at in bounds if at is not None)
+
+
+# Functions ------------------------------------------------------------------------------------------------------------
+
+
+def _from_function(source: Source) -> tuple[ray.data.Dataset | None, tuple[TableShard, ...]]:
     module, _, name = (source.function or "").replace(":", ".").rpartition(".")
     try:
         function = getattr(importlib.import_module(module), name)
@@ -184,15 +333,68 @@ def _from_function(source: Source) -> tuple[ray.data.Dataset, int]:
         rows = pa.Table.from_pandas(naive, preserve_index=False)
     if isinstance(rows, pa.Table):
         starts = range(0, max(rows.num_rows, 1), ROWS_PER_BLOCK)
-        return ray.data.from_arrow([rows.slice(i, ROWS_PER_BLOCK) for i in starts]), rows.num_rows
+        return None, tuple(TableShard(str(source.function), rows.slice(i, ROWS_PER_BLOCK)) for i in starts)
     if isinstance(rows, ray.data.Dataset):
-        return rows, 0
+        return rows, ()
     kinds = "a ray.data.Dataset, a pyarrow.Table or a pandas.DataFrame"
     raise DataError("source.function", f"{source.function} must return {kinds}, not {type(rows).__name__}")
 
 
-def _as_data_error(exc: Exception, kind: str, where: str) -> DataError:
-    """The reader's complaint in our words: the first line of what was wrong, wherever in the cluster it was."""
-    cause = exc.cause if isinstance(exc, ray.exceptions.RayTaskError) else exc
-    first = (str(cause).splitlines() or [""])[0]
-    return DataError(f"source {where}", f"cannot be read as {kind}: {type(cause).__name__}: {first}")
+# Joins ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Lookup:
+    """Joins a batch with a table in the object store, of which all tasks of a node see one copy."""
+
+    right: ray.ObjectRef[Any]
+    source: Source
+    declared: tuple[Column, ...]
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        return joins.join(table, ray.get(self.right), self.source.keys, self.source.how, self.declared)
+
+
+def _joined(source: Source, columns: tuple[Column, ...] | None) -> Opened:
+    """The first source's parts with a step per further source, which is gathered whole."""
+    wanted = columns
+    if columns is not None:
+        extra = [*source.keys, *([source.time_range.column] if source.time_range is not None else [])]
+        there = {column.name for column in columns}
+        # Only their names count: they are read, and keys that are not declared are compared as they are.
+        wanted = (*columns, *(Column(name=name, dtype="string") for name in dict.fromkeys(extra) if name not in there))
+    left, *others = (_open(part, wanted) for part in source.sources)
+    steps: list[Step] = []
+    for right in others:
+        table = _gathered(source, right)
+        steps.append(_Lookup(ray.put(table), source, columns or ()))
+    parts = tuple(replace(part, steps=(*part.steps, *steps)) for part in left.parts)
+    return Opened(source, tuple(uri for part in (left, *others) for uri in part.uris), 0, parts)
+
+
+def _gathered(source: Source, right: Opened) -> pa.Table:
+    tables: list[pa.Table] = []
+    size, limit = 0, source.max_join_mb * 1024 * 1024
+    for table in each(right, functools.partial(_all_rows, limit=limit)):
+        tables.append(table)
+        size += table.nbytes
+        if size > limit:
+            raise _too_large(right.source.where, source.max_join_mb)
+    try:
+        return pa.concat_tables(tables, promote_options="permissive").combine_chunks() if tables else pa.table({})
+    except pa.ArrowException as exc:
+        raise DataError(right.source.where, f"its parts do not fit together: {exc}") from exc
+
+
+def _all_rows(batches: Iterator[pa.Table], limit: int) -> pa.Table:
+    tables: list[pa.Table] = []
+    for batch in batches:
+        tables.append(batch)
+        if sum(table.nbytes for table in tables) > limit:
+            raise _too_large("join", limit // 1024 // 1024)
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _too_large(where: str, limit_mb: int) -> DataError:
+    says = f"is larger than max_join_mb ({limit_mb}); put the largest source first, read less of it, or raise the limit"
+    return DataError(where, says)

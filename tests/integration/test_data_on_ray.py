@@ -196,7 +196,7 @@ def test_what_cannot_be_used_stops_and_leaves_nothing(tmp_path, change, says):
     [
         (
             {"kind": "parquet", "path": "/nowhere/rows.parquet"},
-            "source /nowhere/rows.parquet: cannot be read as parquet",
+            "/nowhere/rows.parquet: there is nothing at this place",
         ),
         ({"kind": "python", "function": "mlops_ray.demo.flights:future"}, "cannot be imported"),
         ({"kind": "python", "function": "mlops_ray.demo.flights:LATE_MIN"}, "cannot be imported|not callable"),
