@@ -26,11 +26,12 @@ import ray.data
 import ray.exceptions
 
 from mlops_ray.config import Column, Project, Source
-from mlops_ray.data import features, lake
+from mlops_ray.data import features, lake, splits
 from mlops_ray.data.expectations import QUARANTINE, UNIQUE, Report, check, examples, quarantined
 from mlops_ray.data.features import Partial
 from mlops_ray.data.lake import DataFile, DatasetVersion, RowHash
 from mlops_ray.data.schema import arrow_schema, conform
+from mlops_ray.data.splits import Cut
 from mlops_ray.errors import DataError
 
 ROWS_PER_BLOCK = 100_000
@@ -147,31 +148,26 @@ def snapshot(
         raise
 
 
-def fit_features(project: Project, dataset: DatasetVersion, until: float, since: float | None = None) -> Partial:
-    """Feature statistics of the rows with event time in [since, until), seconds since the epoch: one task per file.
+def fit_features(project: Project, dataset: DatasetVersion, cut: Cut, parts: Sequence[int]) -> tuple[Partial, ...]:
+    """Feature statistics of each of the `parts` (sides of `cut`), in that order: one pass, one task per file.
 
-    Raises: DataError when there are no such rows.
+    Raises: DataError when a part holds no rows.
     """
-    tasks = [_fold_file.remote(project, dataset.uri, path, until, since) for path in lake.files(dataset)]
-    partials: list[Partial] = ray.get(tasks)
-    total = functools.reduce(lambda a, b: a + b, partials)
-    if total.n == 0:
-        raise DataError(dataset.uri, f"version {dataset.version} has no rows in that span of {project.event_time}")
-    return total
+    tasks = [_fold_file.remote(project, dataset.uri, path, cut, tuple(parts)) for path in lake.files(dataset)]
+    folded: list[tuple[Partial, ...]] = ray.get(tasks)
+    totals = tuple(functools.reduce(lambda a, b: a + b, partials) for partials in zip(*folded, strict=True))
+    for total, part in zip(totals, parts, strict=True):
+        if total.n == 0:
+            raise DataError(dataset.uri, f"version {dataset.version} has no row for {splits.NAMES[part]}; see `split:`")
+    return totals
 
 
 @ray.remote
-def _fold_file(project: Project, uri: str, path: str, until: float, since: float | None) -> Partial:
-    table = lake.read_file(uri, path, [project.event_time, *project.features.columns])
-    time = table[project.event_time].cast(pa.int64())
-    inside = pc.less(time, _microseconds(until))
-    if since is not None:
-        inside = pc.and_(inside, pc.greater_equal(time, _microseconds(since)))
-    return features.fold(project.features, table.filter(inside))
-
-
-def _microseconds(seconds: float) -> int:
-    return round(seconds * 1e6)
+def _fold_file(project: Project, uri: str, path: str, cut: Cut, parts: Sequence[int]) -> tuple[Partial, ...]:
+    needed = dict.fromkeys((*cut.columns, *project.features.columns))
+    table = lake.read_file(uri, path, list(needed))
+    sides = splits.assign(cut, table)
+    return tuple(features.fold(project.features, table.filter(pa.array(sides == part))) for part in parts)
 
 
 def _table_uri(project: Project) -> str:
