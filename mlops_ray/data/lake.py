@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import json
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ from deltalake import CommitProperties, DeltaTable, Schema, Transaction, write_d
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
 
+from mlops_ray.data.sources import filesystem_of
 from mlops_ray.errors import DataError
 
 Lanes = npt.NDArray[np.uint64]
@@ -65,11 +65,20 @@ class RowHash:
         """48 hexadecimal digits: both sums, then the number of rows."""
         return f"{self.a:016x}{self.b:016x}{self.n:016x}"
 
+    @classmethod
+    def of(cls, lanes: tuple[Lanes, Lanes]) -> RowHash:
+        """Hash of rows whose own hashes are `lanes`, shape (n,) each."""
+        a, b = lanes
+        return cls(int(a.sum(dtype=np.uint64)), int(b.sum(dtype=np.uint64)), len(a))
+
+
+NO_ROWS = RowHash()
+"""The hash of nothing."""
+
 
 def row_hash(table: pa.Table) -> RowHash:
     """Hash of the rows of `table`; the order of rows and of columns does not matter, names and dtypes do."""
-    a, b = row_hashes(table)
-    return RowHash(int(a.sum(dtype=np.uint64)), int(b.sum(dtype=np.uint64)), table.num_rows)
+    return RowHash.of(row_hashes(table))
 
 
 def row_hashes(table: pa.Table) -> tuple[Lanes, Lanes]:
@@ -278,22 +287,50 @@ class DataFile:
 
 def write_file(uri: str, path: str, table: pa.Table) -> DataFile:
     """Writes `table` as the Parquet file `path` below the folder `uri`; no reader sees it before `commit`."""
-    filesystem, root = _filesystem(uri)
+    filesystem, root = filesystem_of(uri)
     full = f"{root}/{path}"
     filesystem.create_dir(full.rpartition("/")[0], recursive=True)
     pq.write_table(table, full, filesystem=filesystem, compression="zstd")
     return DataFile(path, filesystem.get_file_info(full).size, table.num_rows)
 
 
+class FileWriter:
+    """Writes batches of rows as one Parquet file below the folder `uri`; the file begins with the first row."""
+
+    def __init__(self, uri: str, path: str) -> None:
+        self._uri, self._path, self.n_rows = uri, path, 0
+        self._writer: pq.ParquetWriter | None = None
+
+    def write(self, rows: pa.Table) -> None:
+        """Adds `rows`; all of one schema."""
+        if not rows.num_rows:
+            return
+        if self._writer is None:
+            filesystem, root = filesystem_of(self._uri)
+            full = f"{root}/{self._path}"
+            filesystem.create_dir(full.rpartition("/")[0], recursive=True)
+            self._writer = pq.ParquetWriter(full, rows.schema, filesystem=filesystem, compression="zstd")
+        self._writer.write_table(rows)
+        self.n_rows += rows.num_rows
+
+    def close(self) -> DataFile | None:
+        """The finished file, or None when there were no rows."""
+        if self._writer is None:
+            return None
+        self._writer.close()
+        filesystem, root = filesystem_of(self._uri)
+        return DataFile(self._path, filesystem.get_file_info(f"{root}/{self._path}").size, self.n_rows)
+
+
 def read_file(uri: str, path: str, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows of one Parquet file below the folder `uri`."""
-    filesystem, root = _filesystem(uri)
+    filesystem, root = filesystem_of(uri)
     return pq.ParquetFile(f"{root}/{path}", filesystem=filesystem).read(list(columns) if columns is not None else None)
 
 
 def remove_uncommitted(uri: str, folder: str) -> None:
     """Removes the files in `folder` below `uri` that no commit names: those of a run that failed or was not needed."""
-    filesystem, root = _filesystem(uri)
+    filesystem, root = filesystem_of(uri)
     found = filesystem.get_file_info(fs.FileSelector(f"{root}/{folder}", allow_not_found=True, recursive=True))
     if not found:
         return
@@ -348,7 +385,7 @@ def commit(
 
 def _all_there(uri: str, files: Sequence[DataFile]) -> None:
     """Raises: DataError when one of `files` is gone or of another size: a version must never lack rows from birth."""
-    filesystem, root = _filesystem(uri)
+    filesystem, root = filesystem_of(uri)
     for file, info in zip(files, filesystem.get_file_info([f"{root}/{f.path}" for f in files]), strict=True):
         if info.size != file.size:
             raise DataError(uri, f"{file.path} was removed or changed before its commit; run again")
@@ -458,7 +495,7 @@ def _log(uri: str) -> Iterator[_Entry]:
 
 def _entry(uri: str, version: int) -> _Entry | None:
     """Commit number `version`, from its own file (Delta protocol, "Delta Log Entries"); None when there is none."""
-    filesystem, root = _filesystem(uri)
+    filesystem, root = filesystem_of(uri)
     try:
         with filesystem.open_input_stream(f"{root}/_delta_log/{version:020d}.json") as file:
             actions = [json.loads(line) for line in file.read().splitlines() if line]
@@ -488,14 +525,6 @@ def _add_action(file: DataFile) -> AddAction:
     return AddAction(file.path, file.size, {}, modification_time=0, data_change=True, stats=stats)
 
 
-@functools.lru_cache(maxsize=64)
-def _filesystem(uri: str) -> tuple[fs.FileSystem, str]:
-    if "://" in uri:
-        filesystem, path = fs.FileSystem.from_uri(uri)
-        return filesystem, path
-    return fs.LocalFileSystem(), uri.rstrip("/")
-
-
 # What belongs to a version --------------------------------------------------------------------------------------------
 
 _ASIDE = "_mlops_ray"
@@ -505,13 +534,13 @@ _ASIDE = "_mlops_ray"
 def write_sidecar(uri: str, content_hash: str, name: str, content: bytes) -> None:
     """Keeps `content` beside the version with that content, to be written before its commit: what a version refers to
     is there from its first moment. The same name again replaces it, all at once."""
-    filesystem, root = _filesystem(uri)
+    filesystem, root = filesystem_of(uri)
     _put(filesystem, f"{root}/{_ASIDE}/{content_hash}/{name}", content)
 
 
 def read_sidecar(uri: str, content_hash: str, name: str) -> bytes | None:
     """What `write_sidecar` kept, or None."""
-    filesystem, root = _filesystem(uri)
+    filesystem, root = filesystem_of(uri)
     try:
         with filesystem.open_input_stream(f"{root}/{_ASIDE}/{content_hash}/{name}") as file:
             content: bytes = file.read()
@@ -522,7 +551,7 @@ def read_sidecar(uri: str, content_hash: str, name: str) -> bytes | None:
 
 def sidecars(uri: str, content_hash: str) -> dict[str, int]:
     """Names and sizes in bytes of what is kept beside the version with that content."""
-    filesystem, root = _filesystem(uri)
+    filesystem, root = filesystem_of(uri)
     folder = f"{root}/{_ASIDE}/{content_hash}"
     found = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
     return {info.base_name: info.size for info in found if info.is_file and not info.base_name.startswith(".")}
@@ -623,7 +652,7 @@ def _unused(uri: str, stays: set[str], left: set[str], limit: float) -> dict[str
     What removed versions have `left` goes at once; what no commit ever named only when its folder has rested since
     `limit`. Files of other kinds than ours are left alone.
     """
-    filesystem, root = _filesystem(uri)
+    filesystem, root = filesystem_of(uri)
     found = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True))
     infos = {info.path.removeprefix(f"{root}/"): info for info in found if info.is_file}
     touched: dict[str, float] = {}
@@ -640,7 +669,7 @@ def _unused(uri: str, stays: set[str], left: set[str], limit: float) -> dict[str
             stray = name.startswith(".") and info.mtime_ns / 1e9 < limit
         else:
             owner = folder if folder.startswith(f"{_ASIDE}/") else path
-            ours = owner is folder or name.endswith(".parquet")
+            ours = owner is folder or name.endswith((".parquet", ".keys"))
             rested = touched[folder] < limit  # also of sidecars: the same rows may be about to be committed again
             stray = ours and owner not in stays and (path in left or rested)
         if stray:
@@ -654,7 +683,7 @@ def collect(found: Garbage, *, now: float) -> None:
     Killed in between, the versions read as removed, and the next `garbage` finds the files that are left.
     Raises: DataError when something that goes is the newest version by now; nothing is removed then.
     """
-    filesystem, root = _filesystem(found.uri)
+    filesystem, root = filesystem_of(found.uri)
     with _alone(found.uri):
         if (newest := latest(found.uri)) is not None and newest.version in {v.version for v in found.versions}:
             raise DataError(found.uri, f"version {newest.version} is the newest; look again")
@@ -678,7 +707,7 @@ def _tombstone_path(root: str, version: int) -> str:
 
 def _tombstone(uri: str, version: int) -> dict[str, Any] | None:
     """When and what was removed as that version, None while it stands."""
-    filesystem, root = _filesystem(uri)
+    filesystem, root = filesystem_of(uri)
     try:
         with filesystem.open_input_stream(_tombstone_path(root, version)) as file:
             said: dict[str, Any] = json.loads(file.read())
@@ -688,7 +717,7 @@ def _tombstone(uri: str, version: int) -> dict[str, Any] | None:
 
 
 def _removed(uri: str) -> set[int]:
-    filesystem, root = _filesystem(uri)
+    filesystem, root = filesystem_of(uri)
     found = filesystem.get_file_info(fs.FileSelector(f"{root}/{_ASIDE}/removed", allow_not_found=True))
     return {int(info.base_name[:20]) for info in found if not info.base_name.startswith(".")}
 
