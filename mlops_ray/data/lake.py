@@ -451,15 +451,22 @@ def read(dataset: DatasetVersion, columns: Sequence[str] | None = None) -> pa.Ta
 
     Raises: DataError when it was removed, files are gone, or the number of rows is not the recorded one.
     """
-    try:
-        parts = [read_file(dataset.uri, path, columns) for path in files(dataset)]
-    except FileNotFoundError as exc:
-        _not_removed(dataset)  # between the look at its files and their reading
-        raise DataError(dataset.uri, f"version {dataset.version} has lost a file: {exc}") from exc
+    wanted = list(columns) if columns is not None else None
+    parts = [opened(dataset, path).read(wanted) for path in files(dataset)]
     n_rows = sum(part.num_rows for part in parts)
     if not parts or n_rows != dataset.n_rows:
         raise DataError(dataset.uri, f"version {dataset.version} has {n_rows} rows, not {dataset.n_rows}")
     return pa.concat_tables(parts)
+
+
+def opened(dataset: DatasetVersion, path: str) -> pq.ParquetFile:
+    """One of the version's files. Raises: DataError when it is gone."""
+    filesystem, root = filesystem_of(dataset.uri)
+    try:
+        return pq.ParquetFile(f"{root}/{path}", filesystem=filesystem)
+    except FileNotFoundError as exc:
+        _not_removed(dataset)  # between the look at its files and their reading
+        raise DataError(dataset.uri, f"version {dataset.version} has lost a file: {path}") from exc
 
 
 def versions(uri: str) -> Iterator[DatasetVersion]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
 import importlib.util
-import json
+import subprocess
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +27,8 @@ from mlops_ray.data.expectations import QUARANTINE, UNIQUE, Report, check, examp
 from mlops_ray.data.features import Partial
 from mlops_ray.data.keys import KeyFile
 from mlops_ray.data.lake import NO_ROWS, DataFile, DatasetVersion, RowHash
-from mlops_ray.data.on_sources import each, open_source
+from mlops_ray.data.lineage import Code, lineage
+from mlops_ray.data.on_sources import Opened, each, open_source
 from mlops_ray.data.schema import arrow_schema, conform
 from mlops_ray.data.splits import Cut
 from mlops_ray.errors import DataError
@@ -86,19 +86,20 @@ def prepare(project: Project, *, on_progress: Callable[[int, int], None] = lambd
 
 
 def _prepare(project: Project, run: str, on_progress: Callable[[int, int], None]) -> Prepared:
-    parts = _pass(project, functools.partial(_commit_work, project=project, run=run), on_progress)
+    opened = open_source(project.source, project.columns)
+    parts = _pass(opened, functools.partial(_commit_work, project=project, run=run), on_progress)
     parts = _without_repeats(project, run, parts)
     report = sum((part.report for part in parts), Report())
-    lineage = _lineage(project)
+    origin = _lineage(project, opened.uris)
     bad_files = [file for part in parts for file in part.bad]
     if bad_files:
         bad_hash = sum((part.bad_hash for part in parts), NO_ROWS)
-        _commit(_quarantine_uri(project), run, bad_files, QUARANTINE, bad_hash, lineage, append=True)
+        _commit(_quarantine_uri(project), run, bad_files, QUARANTINE, bad_hash, origin, append=True)
     _refuse(project, report)
     good_files = [part.good for part in parts if part.good is not None]
     good_hash = sum((part.good_hash for part in parts), NO_ROWS)
     schema = arrow_schema(project.columns)
-    return Prepared(_commit(_table_uri(project), run, good_files, schema, good_hash, lineage), report)
+    return Prepared(_commit(_table_uri(project), run, good_files, schema, good_hash, origin), report)
 
 
 def examine(project: Project, *, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Examined:
@@ -109,7 +110,8 @@ def examine(project: Project, *, on_progress: Callable[[int, int], None] = lambd
     """
     run = f"examined-{uuid.uuid4().hex[:16]}"
     try:
-        parts = _pass(project, functools.partial(_examine_work, project=project, run=run), on_progress)
+        opened = open_source(project.source, project.columns)
+        parts = _pass(opened, functools.partial(_examine_work, project=project, run=run), on_progress)
         repeats = _repeats(project, parts)
     finally:
         lake.remove_uncommitted(_table_uri(project), run)
@@ -124,9 +126,8 @@ def examine(project: Project, *, on_progress: Callable[[int, int], None] = lambd
 
 
 def _pass(
-    project: Project, work: Callable[[Iterator[pa.Table]], _Part], on_progress: Callable[[int, int], None]
+    opened: Opened, work: Callable[[Iterator[pa.Table]], _Part], on_progress: Callable[[int, int], None]
 ) -> list[_Part]:
-    opened = open_source(project.source, project.columns)
     parts: list[_Part] = []
     n_read = 0
     for part in each(opened, work):
@@ -325,17 +326,26 @@ def _commit(
     return version
 
 
-def _lineage(project: Project) -> dict[str, Any]:
-    """Where the rows came from: source, the blocks of the project file that shape them, the source function's code."""
-    shaping = {"project", "target", "key", "event_time", "source", "columns", "validation"}
-    text = json.dumps(project.model_dump(mode="json", include=shaping), sort_keys=True)
-    lineage: dict[str, Any] = {
-        "source": project.source.model_dump(mode="json"),
-        "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
-    }
-    if project.source.function is not None:
-        module = project.source.function.replace(":", ".").rpartition(".")[0]
-        spec = importlib.util.find_spec(module)
-        if spec is not None and spec.origin is not None:
-            lineage["code_sha256"] = hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
-    return lineage
+def _lineage(project: Project, uris: Sequence[str]) -> dict[str, Any]:
+    function = project.source.function
+    spec = importlib.util.find_spec(function.replace(":", ".").rpartition(".")[0]) if function is not None else None
+    origin = spec.origin if spec is not None else None
+    return lineage(
+        project,
+        made_by={"verb": "prepare"},
+        uris=uris,
+        code=working_code(),
+        function_sha256=hashlib.sha256(Path(origin).read_bytes()).hexdigest() if origin is not None else None,
+    )
+
+
+def working_code() -> Code | None:
+    """Commit and dirtiness of the checkout that the process stands in; None outside of one, or without `git`."""
+    ask = ["git", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+    try:
+        done = subprocess.run(ask, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = done.stdout.splitlines()
+    commit = next((line.split()[2] for line in lines if line.startswith("# branch.oid ")), "(initial)")
+    return None if commit == "(initial)" else Code(commit, any(not line.startswith("#") for line in lines))

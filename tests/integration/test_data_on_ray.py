@@ -257,7 +257,10 @@ def test_the_flights_end_to_end(tmp_path):
     given = base.model_copy(update={"storage": base.storage.model_copy(update={"root": str(tmp_path / "lake")})})
     found = prepare(given)
     assert (found.report.n_read, found.dataset.n_rows) == (49_855, 49_855)
-    assert set(found.dataset.lineage) == {"source", "config_sha256", "code_sha256"}
+    lineage = found.dataset.lineage
+    assert (lineage["made_by"], lineage["parents"]) == ({"verb": "prepare"}, [])
+    assert lineage["uris"] == ["mlops_ray.demo.flights:history"]
+    assert lineage.keys() >= {"source", "config_sha256", "function_sha256", "mlops_ray"}
     before = on_disk(tmp_path)
     assert prepare(given).dataset == found.dataset
     assert on_disk(tmp_path) == before
