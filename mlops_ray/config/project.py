@@ -110,6 +110,12 @@ def cross_checks(raw: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
     unique = raw.get("validation", {}).get("unique", ()) if isinstance(raw.get("validation"), Mapping) else ()
     for i, name in enumerate(_items(unique)):
         yield from known(("validation", "unique", i), name, DTYPES)
+    split = raw.get("split")
+    for i, name in enumerate(_items(split.get("group") if isinstance(split, Mapping) else None)):
+        yield from known(("split", "group", i), name, DTYPES)
+        if name in dtypes and name not in (raw.get("key"), raw.get("event_time"), *used):
+            says = f"{name!r} is no part of a request, so a retrain could not split by it; make it the key or a feature"
+            yield ("split", "group", i), says
     search = raw.get("search")
     candidates = search.get("candidates") if isinstance(search, Mapping) else None
     for i, candidate in enumerate(_items(candidates)):

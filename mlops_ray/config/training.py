@@ -10,13 +10,20 @@ from mlops_ray.config.base import DAY_S, Config, ImportPath, Share
 
 
 class Split(Config):
-    """Split by time: the newest rows are the holdout, those before them choose among candidates."""
+    """Which rows judge (the holdout), which choose among candidates (validation), and which train."""
 
+    by: Literal["time", "group", "hash"] = "time"
+    """`time`: the newest rows are the holdout, those before them validate. `group` and `hash` draw by a hash instead,
+    of the `group` columns or of the project's key: rows that share them share a side."""
+    group: tuple[str, ...] = ()
+    """Columns whose values stay together, for `by: group`."""
     holdout_share: Share = 0.2
     validation_share: Share = 0.2
 
     @model_validator(mode="after")
     def _leaves_rows(self) -> Split:
+        if (self.by == "group") != bool(self.group):
+            raise ValueError("`by: group` and a list `group: [column, ...]` go together; give both or neither")
         if self.holdout_share + self.validation_share >= 1:
             raise ValueError("holdout_share + validation_share leave no rows to train on; lower one")
         return self

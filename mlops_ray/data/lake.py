@@ -11,10 +11,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import numpy.typing as npt
@@ -81,58 +84,178 @@ def row_hash(table: pa.Table) -> RowHash:
 def row_hashes(table: pa.Table) -> tuple[Lanes, Lanes]:
     """Two independent 64-bit hashes per row, shape (n,) each.
 
-    Null differs from every value; all NaN are one value, and -0.0 is 0.0.
-    Raises: DataError for dtypes other than numbers, booleans, strings, timestamps and dates.
+    Null differs from every value; all NaN are one value, and -0.0 is 0.0. How a column is stored (chunks, dictionary,
+    width of its numbers or offsets) does not matter; the scale of decimals does. Times count to the microsecond.
+    Raises: DataError for dtypes other than numbers, booleans, strings, bytes, decimals and times.
     """
     lanes = [np.zeros(table.num_rows, dtype=np.uint64) for _ in range(2)]
+    # A block of rows at a time through preallocated arrays: some thirty passes over a cell stay in the core's cache.
+    first, second, spare = (np.empty(_BLOCK, dtype=np.uint64) for _ in range(3))
     for name in sorted(table.column_names):
-        column = table[name].combine_chunks()
-        kind, cells = _cells(name, column)
-        keys = np.frombuffer(xxhash.xxh3_128_digest(f"{kind}:{name}".encode()), dtype=">u8").astype(np.uint64)
-        null = column.is_null().to_numpy(zero_copy_only=False)
-        for lane, key, cell in zip(lanes, keys, cells, strict=True):
-            lane += _mix(np.where(null, ~key, _mix(cell) ^ key))
-    return _mix(lanes[0]), _mix(lanes[1])
+        at = 0
+        for chunk in table[name].chunks:
+            if pa.types.is_dictionary(chunk.type) and chunk.dictionary.null_count:
+                chunk = chunk.dictionary_decode()  # its nulls do not show in the codes
+            kind, read = _reader(name, chunk)
+            keys = _two_words(f"{kind}:{name}".encode())
+            for start in range(0, len(chunk), _BLOCK):
+                block = chunk.slice(start, _BLOCK)
+                n = len(block)
+                cells, null = read(block), _nulls(block)
+                mixed = _mix(cells[0], first[:n], spare[:n])
+                for i, lane in enumerate(lanes):
+                    bits = mixed if cells[i] is cells[0] else _mix(cells[i], first[:n], spare[:n])
+                    keyed = np.bitwise_xor(bits, keys[i], out=second[:n])
+                    if null is not None:
+                        keyed[null] = ~keys[i]
+                    lane[at : at + n] += _mix(keyed, keyed, spare[:n])
+                at += n
+    for lane in lanes:
+        for start in range(0, len(lane), _BLOCK):
+            part = lane[start : start + _BLOCK]
+            _mix(part, part, spare[: len(part)])
+    return lanes[0], lanes[1]
 
 
-def _mix(x: Lanes) -> Lanes:
-    """The finaliser of splitmix64 (Steele, Lea and Flood 2014): every input bit reaches every output bit."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+_BLOCK = 8192
+"""Rows hashed together: 64 KiB per array of hashes, and a call of NumPy costs far less than its work."""
+_WORDS = 8
+"""Texts of up to so many 8-byte words are hashed by vectors, longer ones one by one with xxhash."""
+_FIRST_BYTES = np.array([2 ** (8 * n) - 1 for n in range(9)], dtype=np.uint64)
 
 
-def _cells(name: str, column: pa.Array) -> tuple[str, tuple[Lanes, Lanes]]:
-    """The dtype's name and, for both lanes, 64 bits per cell; nulls hold anything."""
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        column, kind = column.dictionary_decode(), kind.value_type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        coded = column.cast(pa.string()).dictionary_encode()
-        texts = coded.dictionary.cast(pa.binary()).to_pylist() or [b""]
-        digests = b"".join(map(xxhash.xxh3_128_digest, texts))
-        pairs = np.frombuffer(digests, dtype=">u8").astype(np.uint64).reshape(-1, 2)
-        codes = pc.fill_null(coded.indices, 0).to_numpy(zero_copy_only=False)
-        return "string", (pairs[codes, 0], pairs[codes, 1])
-    if pa.types.is_floating(kind):
-        values = pc.fill_null(column.cast(pa.float64()), 0.0).to_numpy(zero_copy_only=False) + 0.0
-        bits = np.where(np.isnan(values), np.nan, values).view(np.uint64)
-        return "float", (bits, bits)
-    if pa.types.is_timestamp(kind):
-        column, label = column.cast(pa.timestamp("us", kind.tz), safe=False).cast(pa.int64()), "timestamp"
-    elif pa.types.is_date(kind):
-        column, label = column.cast(pa.date32()).cast(pa.int32()), "date"
-    elif pa.types.is_boolean(kind):
-        column, label = column.cast(pa.int8()), "bool"
-    elif pa.types.is_integer(kind):
-        label = "int"
-    else:
-        raise DataError(name, f"dtype {kind} has no content hash; use numbers, booleans, strings, timestamps or dates")
-    if not pa.types.is_uint64(column.type):
-        column = column.cast(pa.int64())
-    bits = pc.fill_null(column, 0).to_numpy(zero_copy_only=False).view(np.uint64)
-    return label, (bits, bits)
+def _mix(x: Lanes, out: Lanes, spare: Lanes) -> Lanes:
+    """The finaliser of splitmix64 (Steele, Lea and Flood 2014): every input bit reaches every output bit.
+
+    Written to `out` (which may be `x`) and returned; `spare` is overwritten."""
+    np.add(x, np.uint64(0x9E3779B97F4A7C15), out=out)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        np.right_shift(out, np.uint64(shift), out=spare)
+        np.bitwise_xor(out, spare, out=out)
+        np.multiply(out, np.uint64(factor), out=out)
+    np.right_shift(out, np.uint64(31), out=spare)
+    return np.bitwise_xor(out, spare, out=out)
+
+
+def _two_words(text: bytes) -> Lanes:
+    return np.frombuffer(xxhash.xxh3_128_digest(text), dtype=">u8").astype(np.uint64)
+
+
+def _nulls(block: pa.Array) -> npt.NDArray[np.bool_] | None:
+    """Which cells are null, None when none is."""
+    return block.is_null().to_numpy(zero_copy_only=False) if block.null_count else None
+
+
+Cells = tuple[Lanes, Lanes]
+"""64 bits per cell for either lane (twice the same array where a cell has no more); those of nulls mean nothing."""
+
+
+def _reader(name: str, chunk: pa.Array) -> tuple[str, Callable[[pa.Array], Cells]]:
+    """The kind of value in `chunk`, and what reads the cells of a slice of it."""
+    dtype = chunk.type
+    if pa.types.is_dictionary(dtype):
+        kind, read = _reader(name, chunk.dictionary)
+        known = read(chunk.dictionary)
+        return kind, lambda block: _looked_up(known, block.indices)
+    if pa.types.is_string(dtype) or pa.types.is_large_string(dtype) or pa.types.is_string_view(dtype):
+        return "string", lambda block: _texts(block.cast(pa.large_binary()))
+    if pa.types.is_binary(dtype) or pa.types.is_large_binary(dtype) or pa.types.is_fixed_size_binary(dtype):
+        return "binary", lambda block: _texts(block.cast(pa.large_binary()))
+    if pa.types.is_floating(dtype):
+        return "float", _floats
+    if pa.types.is_boolean(dtype):
+        return "bool", lambda block: _integers(block.cast(pa.int8()))
+    if pa.types.is_integer(dtype):
+        return "int", _integers
+    if pa.types.is_decimal(dtype):
+        exact = pa.decimal128(38, dtype.scale)
+        return f"decimal.{dtype.scale}", lambda block: _decimals(block.cast(exact))
+    casts = {
+        "timestamp": (pa.types.is_timestamp, pa.timestamp("us", getattr(dtype, "tz", None))),
+        "date": (pa.types.is_date, pa.date32()),
+        "time": (pa.types.is_time, pa.time64("us")),
+        "duration": (pa.types.is_duration, pa.duration("us")),
+    }
+    for kind, (fits, target) in casts.items():
+        if fits(dtype):
+            return kind, lambda block, target=target: _integers(block.cast(target, safe=False))
+    kinds = "numbers, booleans, strings, bytes, decimals or times"
+    raise DataError(name, f"dtype {dtype} has no content hash; use {kinds}")
+
+
+def _looked_up(known: Cells, indices: pa.Array) -> Cells:
+    codes = pc.fill_null(indices, 0).to_numpy(zero_copy_only=False)
+    if not len(known[0]):  # of a dictionary without entries every cell is null
+        return (zeros := np.zeros(len(codes), dtype=np.uint64)), zeros
+    one = known[0][codes]
+    return one, one if known[1] is known[0] else known[1][codes]
+
+
+def _values(block: pa.Array, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """The values of a fixed-width array as they lie in memory; those of nulls are whatever is there."""
+    size = np.dtype(dtype).itemsize
+    return np.frombuffer(block.buffers()[1], dtype=dtype, count=len(block), offset=block.offset * size)
+
+
+def _integers(block: pa.Array) -> Cells:
+    unsigned = pa.types.is_unsigned_integer(block.type)
+    width = block.type.bit_width // 8
+    cells = _values(block, f"<{'u' if unsigned else 'i'}{width}")
+    bits = cells.view(np.uint64) if width == 8 else cells.astype(np.int64).view(np.uint64)
+    return bits, bits
+
+
+def _floats(block: pa.Array) -> Cells:
+    values = _values(block, f"<f{block.type.bit_width // 8}").astype(np.float64)
+    values += 0.0
+    odd = np.isnan(values)
+    if odd.any():
+        values[odd] = np.nan
+    bits = values.view(np.uint64)
+    return bits, bits
+
+
+def _decimals(block: pa.Array) -> Cells:
+    halves = _values(block, np.dtype("<u8,<u8"))
+    cells = _start(np.zeros(len(block), dtype=np.uint64))
+    for half in ("f0", "f1"):
+        _absorb(cells, halves[half])
+    return cells
+
+
+def _texts(block: pa.Array) -> Cells:
+    """Hashes of byte strings: the length, then 8 bytes at a time, of all texts of the block together."""
+    offsets = np.frombuffer(block.buffers()[1], dtype="<i8", count=len(block) + 1, offset=block.offset * 8)
+    # A copy of the block's bytes with a margin, so that the last text's words may be read whole.
+    data = bytearray(offsets[-1] - offsets[0] + 8)
+    if block.buffers()[2] is not None:
+        data[:-8] = memoryview(block.buffers()[2])[offsets[0] : offsets[-1]]
+    words = np.ndarray((len(data) - 7,), dtype="<u8", buffer=data, strides=(1,))
+    starts, lengths = offsets[:-1] - offsets[0], np.diff(offsets)
+    cells = _start(lengths.astype(np.uint64))
+    longest = int(lengths.max(initial=0))
+    for i in range(min(_WORDS, -(-longest // 8))):
+        left = lengths - 8 * i
+        rows = slice(None) if left.min() > 0 else np.flatnonzero(left > 0)
+        found = words[starts[rows] + 8 * i]
+        found &= _FIRST_BYTES[np.minimum(left[rows], 8)]
+        _absorb(cells, found, rows)
+    for row in np.flatnonzero(lengths > 8 * _WORDS):
+        cells[0][row], cells[1][row] = _two_words(bytes(data[starts[row] : starts[row] + lengths[row]]))
+    return cells
+
+
+def _start(x: Lanes) -> Cells:
+    """Two lanes that begin apart."""
+    return x ^ np.uint64(0x243F6A8885A308D3), x ^ np.uint64(0x13198A2E03707344)
+
+
+def _absorb(cells: Cells, words: Lanes, rows: Any = slice(None)) -> None:
+    """Mix one more word into both lanes of those rows, in place."""
+    spare = np.empty_like(words)
+    for lane in cells:
+        mixed = lane[rows] ^ words
+        lane[rows] = _mix(mixed, mixed, spare)
 
 
 # Dataset versions -----------------------------------------------------------------------------------------------------
@@ -146,6 +269,10 @@ class DatasetVersion:
     version: int
     content_hash: str
     n_rows: int
+    n_bytes: int
+    """Of its Parquet files."""
+    committed: float
+    """Seconds since the epoch, by the clock of the machine that committed."""
     lineage: dict[str, Any]
 
 
@@ -204,15 +331,14 @@ def read_file(uri: str, path: str, columns: Sequence[str] | None = None) -> pa.T
 def remove_uncommitted(uri: str, folder: str) -> None:
     """Removes the files in `folder` below `uri` that no commit names: those of a run that failed or was not needed."""
     filesystem, root = filesystem_of(uri)
-    named: set[str] = set()
-    for version, body in _commits(uri):
-        if body["folder"] == folder:
-            named |= {f"{root}/{path}" for path in _paths(uri, version)}
     found = filesystem.get_file_info(fs.FileSelector(f"{root}/{folder}", allow_not_found=True, recursive=True))
+    if not found:
+        return
+    named = {f"{root}/{path}" for entry in _log(uri) for path in entry.adds}
     for info in found:
         if info.type == fs.FileType.File and info.path not in named:
             filesystem.delete_file(info.path)
-    if found and not named:
+    if not any(info.path in named for info in found):
         filesystem.delete_dir(f"{root}/{folder}")
 
 
@@ -227,31 +353,42 @@ def commit(
 ) -> DatasetVersion:
     """Makes `files` the whole content of the table (or adds them, with `append`) in one atomic commit.
 
-    All `files` stand in one folder of the table, which no other commit uses.
-    It does not look for the same content: `find` does.
-    Raises: DataError when another process commits at the same moment.
+    When another process has meanwhile committed the same content, that version is returned and nothing written.
+    Raises: DataError when a file is not there any more, or another process commits at the same moment.
     """
-    n_rows = sum(file.n_rows for file in files)
-    folder = files[0].path.rpartition("/")[0] if files else ""
-    body = {"content_hash": content_hash, "n_rows": n_rows, "lineage": dict(lineage), "folder": folder}
-    properties = CommitProperties(custom_metadata={_FIELD: json.dumps(body, sort_keys=True)})
+    sizes = {"n_rows": sum(file.n_rows for file in files), "n_bytes": sum(file.size for file in files)}
+    body = {"content_hash": content_hash, **sizes, "lineage": dict(lineage), "append": append}
     adds = [_add_action(file) for file in files]
     try:
         # Created empty: of two that create a table with rows at once, the loser's rows would be added to the winner's.
         arrow = Schema.from_arrow(schema)
         with _alone(uri):
+            if (known := find(uri, content_hash)) is not None:
+                return known
+            _all_there(uri, files)
             table = _open(uri) or DeltaTable.create(uri, arrow, mode="ignore", configuration=_KEEP)
             mode = "append" if append else "overwrite"
             actions: list[AddAction | RemoveAction] = [*adds]
+            # Delta keeps the newest number of each such name with the table's state: `find` asks there, not the log.
+            where = [Transaction(content_hash, table.version() + 1)]
+            properties = CommitProperties({_FIELD: json.dumps(body, sort_keys=True)}, app_transactions=where)
             table.create_write_transaction(actions, mode, arrow, commit_properties=properties)
+            found = find(uri, content_hash)
     except DeltaError as exc:
         raise DataError(
             uri, f"nothing was committed; if another process did at the same moment, run again: {exc}"
         ) from exc
-    found = find(uri, content_hash)
     if found is None:
         raise DataError(uri, "the commit is not in the table's log; run again")
     return found
+
+
+def _all_there(uri: str, files: Sequence[DataFile]) -> None:
+    """Raises: DataError when one of `files` is gone or of another size: a version must never lack rows from birth."""
+    filesystem, root = filesystem_of(uri)
+    for file, info in zip(files, filesystem.get_file_info([f"{root}/{f.path}" for f in files]), strict=True):
+        if info.size != file.size:
+            raise DataError(uri, f"{file.path} was removed or changed before its commit; run again")
 
 
 @contextlib.contextmanager
@@ -271,70 +408,114 @@ def _alone(uri: str) -> Iterator[None]:
 
 
 def dataset(uri: str, version: int) -> DatasetVersion:
-    """The dataset version with that number. Raises: DataError when there is none."""
-    for found in versions(uri):
-        if found.version == version:
-            return found
-    raise DataError(uri, f"has no dataset version {version}; run `mlops-ray prepare`, or see `mlops-ray status`")
+    """The dataset version with that number. Raises: DataError when there is none, or it was removed."""
+    entry = _entry(uri, version)
+    if entry is None or entry.dataset is None:
+        raise DataError(uri, f"has no dataset version {version}; run `mlops-ray prepare`, or see `mlops-ray data list`")
+    _not_removed(entry.dataset)
+    return entry.dataset
 
 
 def latest(uri: str) -> DatasetVersion | None:
     """The newest dataset version, or None when there is none yet."""
-    return next(iter(versions(uri)), None)
+    return next(versions(uri), None)
 
 
 def find(uri: str, content_hash: str) -> DatasetVersion | None:
-    """The oldest version with exactly these rows, or None."""
-    return next((v for v in reversed(versions(uri)) if v.content_hash == content_hash), None)
+    """The version with exactly these rows, or None. One look at the table's state and one at a commit."""
+    table = _open(uri)
+    number = table.transaction_version(content_hash) if table is not None else None
+    if number is None:
+        return None
+    # The number is what the writer expected: where nothing locks the table, another may have been quicker.
+    entry = _entry(uri, number)
+    if entry is not None and entry.dataset is not None and entry.dataset.content_hash == content_hash:
+        return None if _tombstone(uri, number) else entry.dataset
+    return next((v for v in versions(uri) if v.content_hash == content_hash), None)
 
 
 def files(dataset: DatasetVersion) -> list[str]:
-    """Paths of the version's Parquet files relative to its `uri`, sorted."""
-    return _paths(dataset.uri, dataset.version)
+    """Paths of the version's Parquet files relative to its `uri`, sorted. Raises: DataError when it was removed."""
+    _not_removed(dataset)
+    entry = _entry(dataset.uri, dataset.version)
+    if entry is not None and not entry.append:
+        return sorted(entry.adds)
+    table = _open(dataset.uri, dataset.version)
+    if table is None:
+        raise DataError(dataset.uri, "is not there; was storage.root moved?")
+    return sorted(pa.table(table.get_add_actions())["path"].to_pylist())
 
 
 def read(dataset: DatasetVersion, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows of exactly that version, in the order of its files.
 
-    Raises: DataError when files are gone, or the number of rows is not the recorded one.
+    Raises: DataError when it was removed, files are gone, or the number of rows is not the recorded one.
     """
+    wanted = list(columns) if columns is not None else None
+    parts = [opened(dataset, path).read(wanted) for path in files(dataset)]
+    n_rows = sum(part.num_rows for part in parts)
+    if not parts or n_rows != dataset.n_rows:
+        raise DataError(dataset.uri, f"version {dataset.version} has {n_rows} rows, not {dataset.n_rows}")
+    return pa.concat_tables(parts)
+
+
+def opened(dataset: DatasetVersion, path: str) -> pq.ParquetFile:
+    """One of the version's files. Raises: DataError when it is gone."""
+    filesystem, root = filesystem_of(dataset.uri)
     try:
-        parts = [read_file(dataset.uri, path, columns) for path in files(dataset)]
+        return pq.ParquetFile(f"{root}/{path}", filesystem=filesystem)
     except FileNotFoundError as exc:
-        raise DataError(dataset.uri, f"version {dataset.version} has lost a file: {exc}") from exc
-    table = pa.concat_tables(parts)
-    if table.num_rows != dataset.n_rows:
-        raise DataError(dataset.uri, f"version {dataset.version} has {table.num_rows} rows, not {dataset.n_rows}")
-    return table
+        _not_removed(dataset)  # between the look at its files and their reading
+        raise DataError(dataset.uri, f"version {dataset.version} has lost a file: {path}") from exc
 
 
-def versions(uri: str) -> list[DatasetVersion]:
-    """All dataset versions of the table, newest first."""
-    return [
-        DatasetVersion(uri, version, body["content_hash"], body["n_rows"], body["lineage"])
-        for version, body in _commits(uri)
-    ]
+def versions(uri: str) -> Iterator[DatasetVersion]:
+    """The dataset versions of the table that were not removed, newest first; each costs one look when it is asked for.
+
+    Correct while others commit: a commit's file never changes, and its name is its number.
+    """
+    removed = _removed(uri)
+    for entry in _log(uri):
+        if entry.dataset is not None and entry.dataset.version not in removed:
+            yield entry.dataset
 
 
-def _commits(uri: str) -> list[tuple[int, dict[str, Any]]]:
-    """Version and our metadata of every commit of ours, newest first."""
-    entries: list[dict[str, Any]] = []
+@dataclass(frozen=True)
+class _Entry:
+    """One commit of a table's log. `dataset` is None for commits that are not ours."""
+
+    version: int
+    dataset: DatasetVersion | None
+    append: bool
+    adds: tuple[str, ...]
+
+
+def _log(uri: str) -> Iterator[_Entry]:
+    """The commits of the table, newest first, down to where the log was cut off."""
     table = _open(uri)
-    while table is not None:
-        entries = table.history()
-        now = _open(uri)
-        # History counts its numbers down from the table's version: a commit in between would shift them all by one.
-        if now is None or now.version() == table.version():
-            break
-        table = now
-    return [(entry["version"], json.loads(entry[_FIELD])) for entry in entries if _FIELD in entry]
+    for version in range(table.version() if table is not None else -1, -1, -1):
+        entry = _entry(uri, version)
+        if entry is None:
+            return
+        yield entry
 
 
-def _paths(uri: str, version: int) -> list[str]:
-    table = _open(uri, version)
-    if table is None:
-        raise DataError(uri, "is not there; was storage.root moved?")
-    return sorted(pa.table(table.get_add_actions())["path"].to_pylist())
+def _entry(uri: str, version: int) -> _Entry | None:
+    """Commit number `version`, from its own file (Delta protocol, "Delta Log Entries"); None when there is none."""
+    filesystem, root = filesystem_of(uri)
+    try:
+        with filesystem.open_input_stream(f"{root}/_delta_log/{version:020d}.json") as file:
+            actions = [json.loads(line) for line in file.read().splitlines() if line]
+    except FileNotFoundError:
+        return None
+    info: dict[str, Any] = next((a["commitInfo"] for a in actions if "commitInfo" in a), {})
+    adds = tuple(unquote(a["add"]["path"]) for a in actions if "add" in a)
+    if _FIELD not in info:
+        return _Entry(version, None, True, adds)
+    body = json.loads(info[_FIELD])
+    n_rows, n_bytes, committed = body["n_rows"], body["n_bytes"], info["timestamp"] / 1e3
+    found = DatasetVersion(uri, version, body["content_hash"], n_rows, n_bytes, committed, body["lineage"])
+    return _Entry(version, found, body["append"], adds)
 
 
 def _open(uri: str, version: int | None = None) -> DeltaTable | None:
@@ -349,6 +530,210 @@ def _open(uri: str, version: int | None = None) -> DeltaTable | None:
 def _add_action(file: DataFile) -> AddAction:
     stats = json.dumps({"numRecords": file.n_rows})
     return AddAction(file.path, file.size, {}, modification_time=0, data_change=True, stats=stats)
+
+
+# What belongs to a version --------------------------------------------------------------------------------------------
+
+_ASIDE = "_mlops_ray"
+"""Folder below a table for what is no row of it: readers of Delta, and its vacuum, pass over names that begin so."""
+
+
+def write_sidecar(uri: str, content_hash: str, name: str, content: bytes) -> None:
+    """Keeps `content` beside the version with that content, to be written before its commit: what a version refers to
+    is there from its first moment. The same name again replaces it, all at once."""
+    filesystem, root = filesystem_of(uri)
+    _put(filesystem, f"{root}/{_ASIDE}/{content_hash}/{name}", content)
+
+
+def read_sidecar(uri: str, content_hash: str, name: str) -> bytes | None:
+    """What `write_sidecar` kept, or None."""
+    filesystem, root = filesystem_of(uri)
+    try:
+        with filesystem.open_input_stream(f"{root}/{_ASIDE}/{content_hash}/{name}") as file:
+            content: bytes = file.read()
+            return content
+    except FileNotFoundError:
+        return None
+
+
+def sidecars(uri: str, content_hash: str) -> dict[str, int]:
+    """Names and sizes in bytes of what is kept beside the version with that content."""
+    filesystem, root = filesystem_of(uri)
+    folder = f"{root}/{_ASIDE}/{content_hash}"
+    found = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
+    return {info.base_name: info.size for info in found if info.is_file and not info.base_name.startswith(".")}
+
+
+def _put(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
+    folder, _, name = path.rpartition("/")
+    filesystem.create_dir(folder, recursive=True)
+    if not isinstance(filesystem, fs.LocalFileSystem):  # an object appears whole or not at all
+        with filesystem.open_output_stream(path) as file:
+            file.write(content)
+        return
+    aside = f"{folder}/.{uuid.uuid4().hex}-{name}"
+    with filesystem.open_output_stream(aside) as file:
+        file.write(content)
+    filesystem.move(aside, path)
+
+
+# Removing -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """What `collect` would remove, and what it would not although it was asked to."""
+
+    uri: str
+    versions: tuple[DatasetVersion, ...]
+    files: tuple[str, ...]
+    """Paths below `uri`: of the versions, and what runs that died left behind."""
+    n_bytes: int
+    kept: tuple[tuple[DatasetVersion, str], ...]
+    """Versions that were asked for, each with why it stays."""
+
+
+def garbage(
+    uri: str,
+    *,
+    now: float,
+    older_than_s: float,
+    keep: int | None = None,
+    before: float | None = None,
+    in_use: Mapping[str, str] | None = None,
+) -> Garbage:
+    """What nobody needs any more: files that no commit names, and old versions that were asked for.
+
+    Args: now: seconds since the epoch. older_than_s: grace. Of a run's folder, the youngest file must be older, since
+        a run that is under way writes there; and so must a version. keep: how many of the newest versions stay.
+        before: only versions committed before that time; with both, a version must be old by both. in_use: by content
+        hash, what refers to a version: such a version stays.
+    The newest version always stays. Files that foreign commits name stay too.
+    Raises: DataError when the beginning of the table's log was cut off: what its commits named is not known then.
+    """
+    log, removed, limit = list(_log(uri)), _removed(uri), now - older_than_s
+    if log and log[-1].version != 0:
+        raise DataError(uri, f"its log begins at {log[-1].version}, so nothing can be known to be unused")
+    going: list[DatasetVersion] = []
+    kept: list[tuple[DatasetVersion, str]] = []
+    standing = [(e, e.dataset) for e in log if e.dataset is not None and e.version not in removed]
+    for rank, (entry, version) in enumerate(standing):
+        by_number, by_time = keep is None or rank >= keep, before is None or version.committed < before
+        if not (by_number and by_time) or keep is before is None:
+            continue
+        if why := _why_kept(version, rank, entry.append, limit, in_use or {}):
+            kept.append((version, why))
+        else:
+            going.append(version)
+    gone = {version.version for version in going} | removed
+    stays = _named(entry for entry in log if entry.version not in gone)
+    left = _named(entry for entry in log if entry.version in gone)
+    files = _unused(uri, stays, left - stays, limit)
+    return Garbage(uri, tuple(going), tuple(sorted(files)), sum(files.values()), tuple(kept))
+
+
+def _named(entries: Iterable[_Entry]) -> set[str]:
+    """What these commits name below their table: data files, and folders of sidecars."""
+    found: set[str] = set()
+    for entry in entries:
+        found.update(entry.adds)
+        if entry.dataset is not None:
+            found.add(f"{_ASIDE}/{entry.dataset.content_hash}")
+    return found
+
+
+def _why_kept(version: DatasetVersion, rank: int, append: bool, limit: float, in_use: Mapping[str, str]) -> str:
+    """Why a version stays although it was asked for; empty when nothing speaks for it."""
+    if append:
+        return "later commits of this table build on it"
+    if rank == 0:
+        return "it is the newest"
+    if version.content_hash in in_use:
+        return in_use[version.content_hash]
+    return "it is younger than the grace period" if version.committed > limit else ""
+
+
+def _unused(uri: str, stays: set[str], left: set[str], limit: float) -> dict[str, int]:
+    """Path and size of files below the table that belong to nothing that `stays`.
+
+    What removed versions have `left` goes at once; what no commit ever named only when its folder has rested since
+    `limit`. Files of other kinds than ours are left alone.
+    """
+    filesystem, root = filesystem_of(uri)
+    found = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True))
+    infos = {info.path.removeprefix(f"{root}/"): info for info in found if info.is_file}
+    touched: dict[str, float] = {}
+    for path, info in infos.items():
+        folder = path.rpartition("/")[0]
+        touched[folder] = max(touched.get(folder, 0.0), info.mtime_ns / 1e9)
+    unused: dict[str, int] = {}
+    for path, info in infos.items():
+        folder, _, name = path.rpartition("/")
+        if folder == "_delta_log":
+            # What a killed writer leaves of a commit: delta-rs prepares it under these names, then links it in place.
+            stray = (name.startswith("_commit_") or "#" in name) and info.mtime_ns / 1e9 < limit
+        elif folder == f"{_ASIDE}/removed":
+            stray = name.startswith(".") and info.mtime_ns / 1e9 < limit
+        else:
+            owner = folder if folder.startswith(f"{_ASIDE}/") else path
+            ours = owner is folder or name.endswith((".parquet", ".keys"))
+            rested = touched[folder] < limit  # also of sidecars: the same rows may be about to be committed again
+            stray = ours and owner not in stays and (path in left or rested)
+        if stray:
+            unused[path] = info.size
+    return unused
+
+
+def collect(found: Garbage, *, now: float) -> None:
+    """Removes it: first says of each version that it was removed, then deletes files, then folders that are empty.
+
+    Killed in between, the versions read as removed, and the next `garbage` finds the files that are left.
+    Raises: DataError when something that goes is the newest version by now; nothing is removed then.
+    """
+    filesystem, root = filesystem_of(found.uri)
+    with _alone(found.uri):
+        if (newest := latest(found.uri)) is not None and newest.version in {v.version for v in found.versions}:
+            raise DataError(found.uri, f"version {newest.version} is the newest; look again")
+        for version in found.versions:
+            said = json.dumps({"at": now, "content_hash": version.content_hash})
+            _put(filesystem, _tombstone_path(root, version.version), said.encode())
+        folders = set()
+        for path in found.files:
+            with contextlib.suppress(FileNotFoundError):  # its run has removed it meanwhile
+                filesystem.delete_file(f"{root}/{path}")
+            folders.add(f"{root}/{path}".rpartition("/")[0])
+        for folder in folders - {root, f"{root}/_delta_log"}:
+            if not filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True)):
+                with contextlib.suppress(FileNotFoundError):
+                    filesystem.delete_dir(folder)
+
+
+def _tombstone_path(root: str, version: int) -> str:
+    return f"{root}/{_ASIDE}/removed/{version:020d}.json"
+
+
+def _tombstone(uri: str, version: int) -> dict[str, Any] | None:
+    """When and what was removed as that version, None while it stands."""
+    filesystem, root = filesystem_of(uri)
+    try:
+        with filesystem.open_input_stream(_tombstone_path(root, version)) as file:
+            said: dict[str, Any] = json.loads(file.read())
+            return said
+    except FileNotFoundError:
+        return None
+
+
+def _removed(uri: str) -> set[int]:
+    filesystem, root = filesystem_of(uri)
+    found = filesystem.get_file_info(fs.FileSelector(f"{root}/{_ASIDE}/removed", allow_not_found=True))
+    return {int(info.base_name[:20]) for info in found if not info.base_name.startswith(".")}
+
+
+def _not_removed(dataset: DatasetVersion) -> None:
+    """Raises: DataError when that version was removed."""
+    if (said := _tombstone(dataset.uri, dataset.version)) is not None:
+        when = datetime.fromtimestamp(said["at"], UTC).strftime("%Y-%m-%d %H:%M")
+        raise DataError(dataset.uri, f"version {dataset.version} was removed on {when} UTC by `mlops-ray data gc`")
 
 
 # Logs -----------------------------------------------------------------------------------------------------------------

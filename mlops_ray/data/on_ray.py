@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
 import importlib.util
-import json
+import subprocess
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,14 +21,16 @@ import ray.data
 import ray.exceptions
 
 from mlops_ray.config import Column, Project
-from mlops_ray.data import features, lake
+from mlops_ray.data import features, lake, splits
 from mlops_ray.data import keys as keyed
 from mlops_ray.data.expectations import QUARANTINE, UNIQUE, Report, check, examples, quarantined
 from mlops_ray.data.features import Partial
 from mlops_ray.data.keys import KeyFile
 from mlops_ray.data.lake import NO_ROWS, DataFile, DatasetVersion, RowHash
-from mlops_ray.data.on_sources import each, open_source
+from mlops_ray.data.lineage import Code, lineage
+from mlops_ray.data.on_sources import Opened, each, open_source
 from mlops_ray.data.schema import arrow_schema, conform
+from mlops_ray.data.splits import Cut
 from mlops_ray.errors import DataError
 
 
@@ -85,19 +86,20 @@ def prepare(project: Project, *, on_progress: Callable[[int, int], None] = lambd
 
 
 def _prepare(project: Project, run: str, on_progress: Callable[[int, int], None]) -> Prepared:
-    parts = _pass(project, functools.partial(_commit_work, project=project, run=run), on_progress)
+    opened = open_source(project.source, project.columns)
+    parts = _pass(opened, functools.partial(_commit_work, project=project, run=run), on_progress)
     parts = _without_repeats(project, run, parts)
     report = sum((part.report for part in parts), Report())
-    lineage = _lineage(project)
+    origin = _lineage(project, opened.uris)
     bad_files = [file for part in parts for file in part.bad]
     if bad_files:
         bad_hash = sum((part.bad_hash for part in parts), NO_ROWS)
-        _commit(_quarantine_uri(project), run, bad_files, QUARANTINE, bad_hash, lineage, append=True)
+        _commit(_quarantine_uri(project), run, bad_files, QUARANTINE, bad_hash, origin, append=True)
     _refuse(project, report)
     good_files = [part.good for part in parts if part.good is not None]
     good_hash = sum((part.good_hash for part in parts), NO_ROWS)
     schema = arrow_schema(project.columns)
-    return Prepared(_commit(_table_uri(project), run, good_files, schema, good_hash, lineage), report)
+    return Prepared(_commit(_table_uri(project), run, good_files, schema, good_hash, origin), report)
 
 
 def examine(project: Project, *, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Examined:
@@ -108,7 +110,8 @@ def examine(project: Project, *, on_progress: Callable[[int, int], None] = lambd
     """
     run = f"examined-{uuid.uuid4().hex[:16]}"
     try:
-        parts = _pass(project, functools.partial(_examine_work, project=project, run=run), on_progress)
+        opened = open_source(project.source, project.columns)
+        parts = _pass(opened, functools.partial(_examine_work, project=project, run=run), on_progress)
         repeats = _repeats(project, parts)
     finally:
         lake.remove_uncommitted(_table_uri(project), run)
@@ -123,9 +126,8 @@ def examine(project: Project, *, on_progress: Callable[[int, int], None] = lambd
 
 
 def _pass(
-    project: Project, work: Callable[[Iterator[pa.Table]], _Part], on_progress: Callable[[int, int], None]
+    opened: Opened, work: Callable[[Iterator[pa.Table]], _Part], on_progress: Callable[[int, int], None]
 ) -> list[_Part]:
-    opened = open_source(project.source, project.columns)
     parts: list[_Part] = []
     n_read = 0
     for part in each(opened, work):
@@ -159,31 +161,26 @@ def snapshot(
         raise
 
 
-def fit_features(project: Project, dataset: DatasetVersion, until: float, since: float | None = None) -> Partial:
-    """Feature statistics of the rows with event time in [since, until), seconds since the epoch: one task per file.
+def fit_features(project: Project, dataset: DatasetVersion, cut: Cut, parts: Sequence[int]) -> tuple[Partial, ...]:
+    """Feature statistics of each of the `parts` (sides of `cut`), in that order: one pass, one task per file.
 
-    Raises: DataError when there are no such rows.
+    Raises: DataError when a part holds no rows.
     """
-    tasks = [_fold_file.remote(project, dataset.uri, path, until, since) for path in lake.files(dataset)]
-    partials: list[Partial] = ray.get(tasks)
-    total = functools.reduce(lambda a, b: a + b, partials)
-    if total.n == 0:
-        raise DataError(dataset.uri, f"version {dataset.version} has no rows in that span of {project.event_time}")
-    return total
+    tasks = [_fold_file.remote(project, dataset.uri, path, cut, tuple(parts)) for path in lake.files(dataset)]
+    folded: list[tuple[Partial, ...]] = ray.get(tasks)
+    totals = tuple(functools.reduce(lambda a, b: a + b, partials) for partials in zip(*folded, strict=True))
+    for total, part in zip(totals, parts, strict=True):
+        if total.n == 0:
+            raise DataError(dataset.uri, f"version {dataset.version} has no row for {splits.NAMES[part]}; see `split:`")
+    return totals
 
 
 @ray.remote
-def _fold_file(project: Project, uri: str, path: str, until: float, since: float | None) -> Partial:
-    table = lake.read_file(uri, path, [project.event_time, *project.features.columns])
-    time = table[project.event_time].cast(pa.int64())
-    inside = pc.less(time, _microseconds(until))
-    if since is not None:
-        inside = pc.and_(inside, pc.greater_equal(time, _microseconds(since)))
-    return features.fold(project.features, table.filter(inside))
-
-
-def _microseconds(seconds: float) -> int:
-    return round(seconds * 1e6)
+def _fold_file(project: Project, uri: str, path: str, cut: Cut, parts: Sequence[int]) -> tuple[Partial, ...]:
+    needed = dict.fromkeys((*cut.columns, *project.features.columns))
+    table = lake.read_file(uri, path, list(needed))
+    sides = splits.assign(cut, table)
+    return tuple(features.fold(project.features, table.filter(pa.array(sides == part))) for part in parts)
 
 
 def _table_uri(project: Project) -> str:
@@ -329,17 +326,26 @@ def _commit(
     return version
 
 
-def _lineage(project: Project) -> dict[str, Any]:
-    """Where the rows came from: source, the blocks of the project file that shape them, the source function's code."""
-    shaping = {"project", "target", "key", "event_time", "source", "columns", "validation"}
-    text = json.dumps(project.model_dump(mode="json", include=shaping), sort_keys=True)
-    lineage: dict[str, Any] = {
-        "source": project.source.public(),
-        "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
-    }
-    if project.source.function is not None:
-        module = project.source.function.replace(":", ".").rpartition(".")[0]
-        spec = importlib.util.find_spec(module)
-        if spec is not None and spec.origin is not None:
-            lineage["code_sha256"] = hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
-    return lineage
+def _lineage(project: Project, uris: Sequence[str]) -> dict[str, Any]:
+    function = project.source.function
+    spec = importlib.util.find_spec(function.replace(":", ".").rpartition(".")[0]) if function is not None else None
+    origin = spec.origin if spec is not None else None
+    return lineage(
+        project,
+        made_by={"verb": "prepare"},
+        uris=uris,
+        code=working_code(),
+        function_sha256=hashlib.sha256(Path(origin).read_bytes()).hexdigest() if origin is not None else None,
+    )
+
+
+def working_code() -> Code | None:
+    """Commit and dirtiness of the checkout that the process stands in; None outside of one, or without `git`."""
+    ask = ["git", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+    try:
+        done = subprocess.run(ask, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = done.stdout.splitlines()
+    commit = next((line.split()[2] for line in lines if line.startswith("# branch.oid ")), "(initial)")
+    return None if commit == "(initial)" else Code(commit, any(not line.startswith("#") for line in lines))

@@ -18,7 +18,8 @@ from mlops_ray import ledger
 from mlops_ray.config import Project
 from mlops_ray.data import lake
 from mlops_ray.data.expectations import check
-from mlops_ray.data.on_ray import snapshot
+from mlops_ray.data.lineage import is_prepared, lineage
+from mlops_ray.data.on_ray import snapshot, working_code
 from mlops_ray.data.schema import conform
 from mlops_ray.errors import BackendUnavailable, DataError, IllegalMove, MlopsRayError
 from mlops_ray.monitoring.labels import joined
@@ -158,7 +159,7 @@ def retrain(
     try:
         with store.read() as tx:
             champion = champion_of(tx, project.project)
-        dataset = training_set(project, row.decided)
+        dataset = training_set(project, row.decided, row.id)
         planted = bool(row.outcome.get("planted"))
         tags = {"trigger": row.trigger, "decision": row.id} | ({"planted": "true"} if planted else {})
         trained = train(
@@ -208,7 +209,7 @@ def _conclude(tx: Tx, project: Project, row: RetrainRow, trained: Trained) -> di
     return {"status": "succeeded", **outcome}
 
 
-def training_set(project: Project, decided_at: float) -> lake.DatasetVersion:
+def training_set(project: Project, decided_at: float, decision: str) -> lake.DatasetVersion:
     """Labelled live rows of the configured window, older than the label horizon, and base rows of the same span.
 
     Raises: DataError when there are too few.
@@ -227,11 +228,11 @@ def training_set(project: Project, decided_at: float) -> lake.DatasetVersion:
     rows, _ = conform(live.select(names).to_arrow(), specs)
     base = base_set(project)
     parts = [rows]
-    lineage: dict[str, Any] = {"decided": decided_at, "live_rows": rows.num_rows}
+    parents, live_rows = [], rows.num_rows
     if base is not None:
         known, _ = conform(lake.read(base, names), specs)
         parts.insert(0, known)
-        lineage["base"] = base.content_hash
+        parents.append(base)
     table = pl.DataFrame(pl.from_arrow(pa.concat_tables(parts)))
     time_us = pl.col(project.event_time).dt.epoch("us")
     table = table.filter((time_us >= round(since * 1e6)) & (time_us < round(until * 1e6)))
@@ -246,17 +247,24 @@ def training_set(project: Project, decided_at: float) -> lake.DatasetVersion:
     good = pl.DataFrame(pl.from_arrow(checked.good))
     if project.validation.unique:
         good = good.unique(list(project.validation.unique), keep="last", maintain_order=True)
-    lineage |= {"rows": table.height, "bad": checked.report.broken, "repeated": checked.good.num_rows - good.height}
     if good.height < project.validation.min_rows:
         needed = project.validation.min_rows
         raise DataError(project.project, f"{good.height} labelled rows in the window; {needed} are needed")
-    return snapshot(project, good.to_arrow(), lineage, specs)
+    origin = lineage(
+        project,
+        made_by={"verb": "retrain", "decision": decision, "decided": decided_at},
+        uris=[log_uri(project), labels_uri_of(project)],
+        code=working_code(),
+        parents=parents,
+    )
+    counts = {"rows": table.height, "live_rows": live_rows, "repeated": checked.good.num_rows - good.height}
+    return snapshot(project, good.to_arrow(), origin | counts | {"bad": checked.report.broken}, specs)
 
 
 def base_set(project: Project) -> lake.DatasetVersion | None:
     """The newest dataset version that came from the project's source, or None."""
     uri = project.storage.path("data", project.project)
-    return next((v for v in lake.versions(uri) if "decided" not in v.lineage), None)
+    return next((v for v in lake.versions(uri) if is_prepared(v.lineage)), None)
 
 
 def project_text() -> str | None:

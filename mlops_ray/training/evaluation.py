@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mlops_ray.config import Metric, Split
+from mlops_ray.config import Metric
 from mlops_ray.errors import DataError
 
 Floats = NDArray[np.float64]
@@ -75,30 +75,6 @@ def blocks(times: ArrayLike, block_s: float) -> Blocks:
 def resample(n_blocks: int, resamples: int, rng: np.random.Generator) -> Floats:
     """How often each block is drawn in each resample of `n_blocks` blocks, with replacement: (resamples, n_blocks)."""
     return rng.multinomial(n_blocks, np.full(n_blocks, 1.0 / n_blocks), size=resamples).astype(np.float64)
-
-
-@dataclass(frozen=True)
-class Cuts:
-    """Where the parts of a dataset begin, in seconds since epoch: train, then validation, then holdout."""
-
-    validation: float
-    holdout: float
-
-
-def cuts(times: ArrayLike, split: Split) -> Cuts:
-    """Cuts so that the newest rows are the holdout and those before them validation; rows of one instant stay together.
-
-    Args: times: seconds since epoch, shape (n,), any order.
-    Raises: DataError when a part would be empty.
-    """
-    ordered = np.sort(np.asarray(times, dtype=np.float64))
-    n = len(ordered)
-    n_holdout, n_validation = round(n * split.holdout_share), round(n * split.validation_share)
-    if n_holdout and n_validation and n_holdout + n_validation < n:
-        found = Cuts(float(ordered[n - n_holdout - n_validation]), float(ordered[n - n_holdout]))
-        if ordered[0] < found.validation < found.holdout:
-            return found
-    raise DataError("split", f"{n} rows at {len(np.unique(ordered))} instants cannot be split in three; give more rows")
 
 
 def log_losses(y: ArrayLike, scores: ArrayLike) -> Floats:

@@ -28,16 +28,17 @@ from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
 from mlops_ray.config import Candidate, Project, Search
-from mlops_ray.data import lake, profile
+from mlops_ray.data import lake, profile, splits
 from mlops_ray.data.features import Partial, bins, to_columns, to_frame, transformer
 from mlops_ray.data.lake import DatasetVersion
 from mlops_ray.data.on_ray import fit_features
 from mlops_ray.data.profile import Bins, Columns
+from mlops_ray.data.splits import HOLDOUT, TRAIN, VALIDATION, Cut, Sides
 from mlops_ray.errors import DataError
 from mlops_ray.state import Store, VersionRow
 from mlops_ray.training import candidates, evaluation, gates, model, report
 from mlops_ray.training.candidates import Choice
-from mlops_ray.training.evaluation import Cuts, Floats
+from mlops_ray.training.evaluation import Floats
 from mlops_ray.training.gates import CheckResult, GateResult, Verdict
 from mlops_ray.training.model import Model, Reference
 from mlops_ray.training.on_mlflow import Tracker
@@ -93,20 +94,17 @@ class _Rows:
     times: Floats
     y: NDArray[np.int64]
     columns: Columns
-    cuts: Cuts
+    cut: Cut
+    sides: Sides
 
-    @property
-    def n_train(self) -> int:
-        return int(np.searchsorted(self.times, self.cuts.validation))
-
-    @property
-    def n_fit(self) -> int:
-        """Rows of train and validation."""
-        return int(np.searchsorted(self.times, self.cuts.holdout))
+    def of(self, *parts: int) -> NDArray[np.int64]:
+        """Numbers of the rows of these sides, oldest first."""
+        return np.flatnonzero(np.isin(self.sides, parts))
 
     @property
     def holdout(self) -> Columns:
-        return _cut(self.columns, self.n_fit, len(self.y))
+        rows = self.of(HOLDOUT)
+        return {name: values[rows] for name, values in self.columns.items()}
 
 
 def train(
@@ -157,25 +155,27 @@ def _train(
 ) -> Trained:
     with clock.stage("read"):
         rows = _read(project, dataset, rival)
+        train_rows, holdout = rows.of(TRAIN), rows.of(HOLDOUT)
+        seen, searched = rows.of(TRAIN, VALIDATION), np.concatenate([train_rows, rows.of(VALIDATION)])
         y = rows.y.copy()
         if shuffle_target:
-            y[: rows.n_fit] = np.random.default_rng(project.seed).permutation(y[: rows.n_fit])
+            y[seen] = np.random.default_rng(project.seed).permutation(y[seen])
     with clock.stage("features"):
-        seen = fit_features(project, dataset, until=rows.cuts.validation)
-        every = seen + fit_features(project, dataset, until=rows.cuts.holdout, since=rows.cuts.validation)
-        searched = transformer(project.features, seen)
+        first, second = fit_features(project, dataset, rows.cut, (TRAIN, VALIDATION))
+        every = first + second
         fitted = transformer(project.features, every)
         frame = to_frame(project.features, rows.columns)
-        labels = ray.put(y)
-        matrix = ray.put(searched.transform(frame.iloc[: rows.n_fit]))
+        labels = ray.put(y[searched])
+        matrix = ray.put(transformer(project.features, first).transform(frame.iloc[searched]))
     with clock.stage("search"):
-        choice, loss = _search(project, matrix, labels, rows, tracker, run_id, clock.on_progress)
+        choice, loss = _search(project, matrix, labels, len(train_rows), tracker, run_id, clock.on_progress)
     with clock.stage("refit"):
-        matrix = ray.put(fitted.transform(frame.iloc[: rows.n_fit]))
+        matrix, labels = ray.put(fitted.transform(frame.iloc[seen])), ray.put(y[seen])
         estimator, scores = _refit(choice, project.seed, matrix, labels)
         pipeline = _pipeline(fitted, estimator)
     with clock.stage("package"):
-        every_score = np.concatenate([scores, pipeline.predict_proba(frame.iloc[rows.n_fit :])[:, 1]])
+        every_score = np.empty(len(y))
+        every_score[seen], every_score[holdout] = scores, pipeline.predict_proba(frame.iloc[holdout])[:, 1]
         reference = _reference(project, _bins(project, every, rival), rows, every_score)
         artifact, sha256 = _package(project, pipeline, reference, rows, run_id)
     with clock.stage("judge"), tempfile.TemporaryDirectory() as cache:
@@ -183,13 +183,15 @@ def _train(
         result, calibration = _judge(project, candidate, rival, rows)
     metrics: dict[str, float] = {name: estimate.value for name, estimate in result.metrics.items()}
     with clock.stage("log"):
+        split = json.dumps(rows.cut.to_dict())
         facts = {"run": run_id, "dataset": tags["dataset"], "estimator": choice.estimator, **choice.params}
         facts |= {"engine": candidate.engine, "engine because": candidate.manifest["reason"], "rows": len(rows.y)}
-        parts = {"rows.train": rows.n_train, "rows.validation": rows.n_fit - rows.n_train}
+        facts |= {"split": split}
+        parts = {f"rows.{name}": len(rows.of(part)) for part, name in enumerate(splits.NAMES)}
         tracker.log(
             run_id,
-            params={"estimator": choice.estimator, **choice.params, "seed": project.seed},
-            metrics={**metrics, "validation.log_loss": loss, **parts, "rows.holdout": len(rows.y) - rows.n_fit},
+            params={"estimator": choice.estimator, **choice.params, "seed": project.seed, "split": split},
+            metrics={**metrics, "validation.log_loss": loss, **parts},
             tags={"verdict": result.verdict.value, "sha256": sha256, "engine": candidate.engine},
             at=now,
         )
@@ -227,19 +229,26 @@ def _cut(columns: Columns, start: int, stop: int) -> Columns:
 
 
 def _read(project: Project, dataset: DatasetVersion, rival: Model | None) -> _Rows:
-    needed = dict.fromkeys((project.event_time, project.target, *project.features.columns))
+    event_time, key = project.event_time, project.key
+    needed = dict.fromkeys((event_time, project.target, *project.features.columns))
+    needed |= dict.fromkeys(splits.columns(project.split, event_time=event_time, key=key))
     needed |= dict.fromkeys(rival.features.columns if rival is not None else ())
     table = lake.read(dataset, list(needed))
-    for name in (project.event_time, project.target):
+    for name in (event_time, project.target):
         if table[name].null_count:
             raise DataError(name, f"{table[name].null_count} rows of {_label(dataset)} have none; run prepare again")
-    times = table[project.event_time].cast(pa.int64()).to_numpy() / 1e6
-    order = np.argsort(times, kind="stable")
-    table, times = table.take(pa.array(order)), times[order]
+    instants = table[event_time].cast(pa.int64()).to_numpy()
+    order = np.argsort(instants, kind="stable")
+    table, instants = table.take(pa.array(order)), instants[order]
     target = table[project.target].cast(pa.float64()).to_numpy()
     evaluation.checked(target, np.zeros(len(target)))
     columns = to_columns(project.features, table)
-    return _Rows(table, times, target.astype(np.int64), columns, evaluation.cuts(times, project.split))
+    cut = splits.cut(project.split, event_time=event_time, key=key, salt=project.project, times=instants)
+    sides = splits.assign(cut, table)
+    for part, name in enumerate(splits.NAMES):
+        if not (sides == part).any():
+            raise DataError("split", f"no row of {_label(dataset)} falls to {name}; split otherwise, or give more rows")
+    return _Rows(table, instants / 1e6, target.astype(np.int64), columns, cut, sides)
 
 
 # --- search --------------------------------------------------------------------------------------------------------
@@ -294,7 +303,7 @@ def _point(listed: Sequence[Candidate], trial: Any) -> dict[str, Any]:
 
 
 def _search(
-    project: Project, matrix: Any, labels: Any, rows: _Rows, tracker: Tracker, run_id: str, on_progress: Progress
+    project: Project, matrix: Any, labels: Any, n_train: int, tracker: Tracker, run_id: str, on_progress: Progress
 ) -> tuple[Choice, float]:
     """The choice with the lowest validation log-loss, and that loss."""
     search: Search = project.search
@@ -303,7 +312,7 @@ def _search(
     for name in ("ray.tune.tune", "ray.tune.execution.tune_controller"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # they print the stack of each trial that our log records
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output prints tables even with verbose=0
-    given = {"matrix": matrix, "labels": labels, "n_train": rows.n_train, "seed": project.seed}
+    given = {"matrix": matrix, "labels": labels, "n_train": n_train, "seed": project.seed}
     with tempfile.TemporaryDirectory() as local:
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(candidates.trial, **given), {"cpu": 1}),
@@ -370,8 +379,9 @@ def _reference(project: Project, edges: Bins, rows: _Rows, scores: Floats) -> Re
         (float(start), profile.fold(edges, _cut(rows.columns, a, b), scores[a:b]))
         for start, (a, b) in zip(grouped.starts, pairwise(starts), strict=True)
     )
-    y, late = rows.y[rows.n_fit :], evaluation.blocks(rows.times[rows.n_fit :], block_s)
-    sums = (late.sums(np.ones(len(y))), late.sums(evaluation.log_losses(y, scores[rows.n_fit :])), late.sums(y))
+    judged = rows.of(HOLDOUT)
+    y, late = rows.y[judged], evaluation.blocks(rows.times[judged], block_s)
+    sums = (late.sums(np.ones(len(y))), late.sums(evaluation.log_losses(y, scores[judged])), late.sums(y))
     holdout = tuple(
         (float(start), int(n), float(loss), int(positives))
         for start, n, loss, positives in zip(late.starts, *sums, strict=True)
@@ -405,11 +415,12 @@ def _package(project: Project, pipeline: Pipeline, reference: Reference, rows: _
 def _judge(
     project: Project, candidate: Model, rival: Model | None, rows: _Rows
 ) -> tuple[GateResult, tuple[evaluation.CalibrationBin, ...]]:
-    y, times = rows.y[rows.n_fit :], rows.times[rows.n_fit :]
+    judged = rows.of(HOLDOUT)
+    y, times = rows.y[judged], rows.times[judged]
     scores = candidate.score(rows.holdout)
     others = None
     if rival is not None:
-        others = rival.score(to_columns(rival.features, rows.table.slice(rows.n_fit)))
+        others = rival.score(to_columns(rival.features, rows.table.take(pa.array(judged))))
 
     def replay() -> CheckResult:
         gap = candidate.replay()

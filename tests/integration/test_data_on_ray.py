@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import pytest
 import ray.data
 from deltalake import DeltaTable
 
-from mlops_ray.config import Project, load_project
-from mlops_ray.data import features, lake
+from mlops_ray.config import Project, Split, load_project
+from mlops_ray.data import features, lake, splits
 from mlops_ray.data.on_ray import fit_features, prepare, snapshot
+from mlops_ray.data.splits import TRAIN, VALIDATION, TimeCut
 from mlops_ray.errors import DataError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
@@ -225,16 +227,29 @@ def test_feature_statistics_on_shards_equal_those_of_the_rows(tmp_path):
     listed = rows(200)
     given = project(tmp_path, parquet(tmp_path, [listed[:20], listed[20:]]))
     dataset = prepare(given).dataset
-    until, since = START + 60.0 * 150, START + 60.0 * 10
-    found = fit_features(given, dataset, until, since)
+    cut = TimeCut("at", round((START + 60 * 10) * 1e6), round((START + 60 * 150) * 1e6))
+    found, first = fit_features(given, dataset, cut, (VALIDATION, TRAIN))
     expected = features.fold(given.features, table(listed[10:150]))
-    assert found.n == expected.n == 140
+    assert (first.n, found.n, expected.n) == (10, 140, 140)
     assert features.bins(given.features, found) == features.bins(given.features, expected)
     assert found.categorical == expected.categorical
     assert found.numeric["x"].moments.mean == pytest.approx(expected.numeric["x"].moments.mean, rel=1e-9)
-    assert fit_features(given, dataset, until).n == 150
-    with pytest.raises(DataError, match="no rows in that span"):
-        fit_features(given, dataset, START)
+    with pytest.raises(DataError, match="no row for train"):
+        fit_features(given, dataset, replace(cut, validation=0), (TRAIN,))
+
+
+def test_feature_statistics_of_a_split_by_hash_are_those_of_its_rows(tmp_path):
+    listed = rows(400)
+    given = project(tmp_path, parquet(tmp_path, [listed[:130], listed[130:]]))
+    dataset = prepare(given).dataset
+    split = Split(by="hash", validation_share=0.3, holdout_share=0.1)
+    cut = splits.cut(split, event_time="at", key=given.key, salt="s", times=[])
+    whole = lake.read(dataset)
+    sides = splits.assign(cut, whole)
+    for part, found in zip((TRAIN, VALIDATION), fit_features(given, dataset, cut, (TRAIN, VALIDATION)), strict=True):
+        expected = features.fold(given.features, whole.filter(pa.array(sides == part)))
+        assert found.n == expected.n > 0
+        assert found.categorical == expected.categorical
 
 
 def test_the_flights_end_to_end(tmp_path):
@@ -242,8 +257,12 @@ def test_the_flights_end_to_end(tmp_path):
     given = base.model_copy(update={"storage": base.storage.model_copy(update={"root": str(tmp_path / "lake")})})
     found = prepare(given)
     assert (found.report.n_read, found.dataset.n_rows) == (49_855, 49_855)
-    assert set(found.dataset.lineage) == {"source", "config_sha256", "code_sha256"}
+    lineage = found.dataset.lineage
+    assert (lineage["made_by"], lineage["parents"]) == ({"verb": "prepare"}, [])
+    assert lineage["uris"] == ["mlops_ray.demo.flights:history"]
+    assert lineage.keys() >= {"source", "config_sha256", "function_sha256", "mlops_ray"}
     before = on_disk(tmp_path)
     assert prepare(given).dataset == found.dataset
     assert on_disk(tmp_path) == before
-    assert fit_features(given, found.dataset, until=1_362_096_000.0).n == 49_855
+    every = TimeCut(given.event_time, 1_362_096_000_000_000, 1_362_096_000_000_000)
+    assert fit_features(given, found.dataset, every, (TRAIN,))[0].n == 49_855

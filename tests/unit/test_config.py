@@ -149,6 +149,9 @@ BLOCKS = [
     ("validation: {unique: [idd]}", ["validation.unique.0: 'idd' is not one of the columns; did you mean 'id'?"]),
     ("validation: {max_bad_share: 2}", ["validation.max_bad_share: should be less than or equal to 1; got 2"]),
     ("split: {holdout_share: 0.6, validation_share: 0.6}", ["split: holdout_share + validation_share leave no rows"]),
+    ("split: {by: group}", ["split: `by: group` and a list `group: [column, ...]` go together; give both or neither"]),
+    ("split: {by: group, group: [idd]}", ["split.group.0: 'idd' is not one of the columns; did you mean 'id'?"]),
+    ("split: {by: group, group: [y]}", ["split.group.0: 'y' is no part of a request, so a retrain could not split"]),
     (
         "gates: {limits: [{metric: auc, max: 1}]}",
         ["gates.limits.0.metric: should be 'log_loss', 'brier', 'roc_auc' or"],

@@ -4,11 +4,8 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sklearn import metrics
 
-from mlops_ray.config import Split
 from mlops_ray.errors import DataError
 from mlops_ray.training import evaluation
 
@@ -111,30 +108,6 @@ def test_calibration_bins_hold_all_rows() -> None:
     assert sum(b.rate * b.n for b in bins) == pytest.approx(y.sum())
     assert [b.mean_score for b in bins] == sorted(b.mean_score for b in bins)
     assert len(evaluation.calibration([0, 1, 1], [0.1, 0.5, 0.9])) == 3
-
-
-@given(
-    st.lists(st.integers(0, 40), min_size=1, max_size=120),
-    st.floats(0.05, 0.6),
-    st.floats(0.05, 0.35),
-)
-@settings(max_examples=150, deadline=None)
-def test_cuts_never_split_an_instant(instants: list[int], holdout: float, validation: float) -> None:
-    split = Split(holdout_share=holdout, validation_share=validation)
-    try:
-        found = evaluation.cuts(instants, split)
-    except DataError:
-        return
-    times = np.array(instants, dtype=float)
-    parts = (times < found.validation, (times >= found.validation) & (times < found.holdout), times >= found.holdout)
-    assert all(part.any() for part in parts)
-    assert sum(int(part.sum()) for part in parts) == len(instants)
-    assert parts[2].sum() >= round(len(instants) * holdout)
-
-
-def test_rows_of_one_instant_cannot_be_split() -> None:
-    with pytest.raises(DataError, match="cannot be split in three"):
-        evaluation.cuts(np.zeros(100), Split())
 
 
 def test_intervals_of_ten_thousand_rows_are_quick() -> None:
