@@ -14,6 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 N_FILES = 8
@@ -25,7 +27,6 @@ SIZES = tuple(f"size-{i:02d}" for i in range(40))
 
 def generate(folder: Path, n_rows: int) -> None:
     """Writes the rows; a finished set stays."""
-    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -43,7 +44,6 @@ def generate(folder: Path, n_rows: int) -> None:
 
 def ray_chain(folder: Path) -> dict[str, float]:
     """Ray Data's SimpleImputer, StandardScaler and OneHotEncoder, one after the other, as its documentation does."""
-    import numpy as np
     import ray.data
     from ray.data.preprocessors import Chain, OneHotEncoder, SimpleImputer, StandardScaler
 
@@ -77,6 +77,10 @@ def in_polars(folder: Path) -> dict[str, float]:
     return {name: float(value) for name, value in sums.items()}
 
 
+def _sums(matrix: np.ndarray) -> np.ndarray:
+    return matrix.sum(axis=0)
+
+
 def main() -> None:
     """Runs all in turns, checks that they agree, prints medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -87,12 +91,14 @@ def main() -> None:
     import ray
 
     from benchmarks.measure import show
-    from mlops_ray.config import Features, Source
+    from mlops_ray.config import Column, Features, Source
     from mlops_ray.data import on_features
 
     folder = args.folder.absolute()
     generate(folder, args.rows)
     features = Features.model_validate({"numeric": {"columns": NUMERIC}, "categorical": {"columns": CATEGORICAL}})
+    columns = [Column(name=name, dtype="float", nullable=True) for name in NUMERIC]
+    columns += [Column(name=name, dtype="string") for name in CATEGORICAL]
     source = Source.model_validate({"kind": "parquet", "path": str(folder)})
     start = time.perf_counter()
     ray.init(
@@ -108,12 +114,14 @@ def main() -> None:
 
     def ours(_: Path) -> dict[str, float]:
         begin = time.perf_counter()
-        fitted = on_features.fit(features, source)
+        fitted = on_features.fit(features, columns, source)
         middle = time.perf_counter()
-        sums = on_features.column_sums(features, fitted, source)
+        parts = on_features.each_transformed(features, columns, fitted, source, _sums)
+        total = sum(sums for shard in parts for sums in shard)
         fit_s.append(middle - begin)
         transform_s.append(time.perf_counter() - middle)
-        return sums
+        names = [name.partition("__")[2] for name in fitted.get_feature_names_out()]
+        return dict(zip(names, total.tolist(), strict=True))
 
     contenders = {"mlops_ray": ours, "polars, one process": in_polars, "Ray Data's preprocessors": ray_chain}
     times: dict[str, list[float]] = {name: [] for name in contenders}

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlops_ray.config import Features
-from mlops_ray.config.features import Datetime, Text, hashed_names
+from mlops_ray.config.features import Categorical, Datetime, Text, hashed_names
 from mlops_ray.data.profile import Columns
 
 Floats = npt.NDArray[np.float64]
@@ -52,6 +52,14 @@ def derive(features: Features, columns: Columns) -> Columns:
     if features.expressions:
         out |= _expressions(features, columns)
     return out
+
+
+def texts_read(features: Features) -> frozenset[str]:
+    """The strings among the inputs that `derive` reads; it needs no others."""
+    read = {name for _, types in features.parsed.values() for name in types}
+    blocks: list[Categorical | Text] = [b for b in features.categorical_blocks if b.encode == "hash"]
+    read |= {name for block in (*blocks, *features.text_blocks) for name in block.columns}
+    return frozenset(name for name in read if features.kinds.get(name) == "string")
 
 
 # Times ----------------------------------------------------------------------------------------------------------------

@@ -12,32 +12,50 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlops_ray.config import Features
+from mlops_ray.data.derive import derive, texts_read
+from mlops_ray.data.profile import Columns
+from mlops_ray.data.statistics import to_columns
 
 if TYPE_CHECKING:
     from sklearn.compose import ColumnTransformer
 
-Codes = npt.NDArray[np.int64]
+Matrix = npt.NDArray[np.float64]
 
 
-def transformed(fitted: ColumnTransformer, frame: pd.DataFrame) -> npt.NDArray[np.float64]:
-    """What `fitted.transform(frame)` returns, shape (n, outputs), to the bit.
+def transformed(features: Features, fitted: ColumnTransformer, table: pa.Table, out: Matrix | None = None) -> Matrix:
+    """What `fitted.transform` makes of the rows of `table`, shape (n, outputs), to the bit.
 
-    `frame` has the columns that the transformer was fitted on, categories as objects (see `features.to_frame`).
+    Args: table: with the declared columns (see `schema.conform`). out: an earlier result of no fewer rows, whose memory
+    is used again: fresh memory of this size costs as much as the work.
+    Raises: DataError when `table` lacks an input.
     """
-    if not len(frame):
-        return np.asarray(fitted.transform(frame))
-    made = np.empty((len(frame), sum(part.stop - part.start for part in fitted.output_indices_.values())))
-    for name, step, columns in fitted.transformers_:
-        place = fitted.output_indices_[name]
-        if place.stop == place.start:
-            continue
-        part = frame[list(columns)]
-        widths = _widths(step)
+    steps = [
+        (step, list(columns), fitted.output_indices_[name], _widths(step))
+        for name, step, columns in fitted.transformers_
+        if name != "remainder"
+    ]
+    whole = {name for _, columns, _, widths in steps if widths is None for name in columns}
+    read = whole | texts_read(features)
+    wanted = [name for name, kind in features.kinds.items() if kind != "string" or name in read]
+    columns = derive(features, to_columns(features, table, wanted))
+    n = table.num_rows
+    made = np.empty((n, sum(place.stop - place.start for _, _, place, _ in steps))) if out is None else out[:n]
+    for step, names, place, widths in steps:
         if widths is None:
-            made[:, place] = step.transform(part)
+            if n:
+                made[:, place] = step.transform(_frame(features, columns, names))
         else:
-            _encode(step, part, widths, made[:, place])
+            _encode(step, [(name, *_codes(table[name])) for name in names], widths, made[:, place])
     return made
+
+
+def _frame(features: Features, columns: Columns, names: list[str]) -> pd.DataFrame:
+    texts = set(features.texts)
+    cells = {name: columns[name] if name in texts else columns[name].astype(np.float64) for name in names}
+    return pd.DataFrame(cells, columns=names)
 
 
 def _widths(step: Any) -> list[int] | None:
@@ -52,23 +70,34 @@ def _widths(step: Any) -> list[int] | None:
     return None
 
 
-def _encode(step: Any, part: pd.DataFrame, widths: list[int], out: npt.NDArray[np.float64]) -> None:
-    """Fills `out`, shape (n, sum of widths)."""
-    coded = [_codes(part[name]) for name in part.columns]
-    longest = max(len(values) for values, _ in coded)
+def _encode(
+    step: Any, coded: list[tuple[str, npt.NDArray[np.object_], npt.NDArray[np.int64]]], widths: list[int], out: Matrix
+) -> None:
+    """Fills `out`, shape (n, sum of widths), from each column's distinct values and every row's place among them."""
+    longest = max(len(values) for _, values, _ in coded)
     # Row i holds every column's i-th distinct value; shorter columns repeat their first.
     table = {
         name: np.concatenate([values, np.full(longest - len(values), values[0], dtype=object)])
-        for name, (values, _) in zip(part.columns, coded, strict=True)
+        for name, values, _ in coded
     }
-    encoded = step.transform(pd.DataFrame(table, columns=part.columns))
+    encoded = np.asarray(step.transform(pd.DataFrame(table, columns=[name for name, _, _ in coded])))
     start = 0
-    for (_, codes), width in zip(coded, widths, strict=True):
-        out[:, start : start + width] = np.asarray(encoded[:, start : start + width])[codes]
+    for (_, values, codes), width in zip(coded, widths, strict=True):
+        block = encoded[: len(values), start : start + width]
+        if width == 1:
+            out[:, start] = block[:, 0][codes]
+        else:
+            # One-hot: a row holds a single 1 or none, so there is little to write.
+            out[:, start : start + width] = 0.0
+            hot = np.where(block.any(axis=1), start + block.argmax(axis=1), -1)[codes]
+            rows = np.flatnonzero(hot >= 0)
+            out[rows, hot[rows]] = 1.0
         start += width
 
 
-def _codes(cells: pd.Series[Any]) -> tuple[npt.NDArray[np.object_], Codes]:
-    """Distinct values, and per row which of them."""
-    coded = pa.array(cells.to_numpy(dtype=object), pa.string()).dictionary_encode()
-    return np.asarray(coded.dictionary.to_pylist(), dtype=object), coded.indices.to_numpy().astype(np.int64)
+def _codes(cells: pa.ChunkedArray) -> tuple[npt.NDArray[np.object_], npt.NDArray[np.int64]]:
+    """Distinct categories, "" (missing) last, and per row which of them."""
+    coded = cells.cast(pa.string()).dictionary_encode().unify_dictionaries().combine_chunks()
+    known = coded.dictionary.to_pylist()
+    places = pc.fill_null(coded.indices, len(known)).to_numpy(zero_copy_only=False)
+    return np.array([*known, ""], dtype=object), places
