@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from mlops_ray.config.base import DAY_S, DTYPES, Config, Name
+from mlops_ray.config.expectations import expectation_checks
 from mlops_ray.config.features import Features
 from mlops_ray.config.operation import Capture, Cluster, Monitoring, Retraining, RolloutPlan, Serving, Storage
 from mlops_ray.config.sources import Source
@@ -107,9 +108,11 @@ def cross_checks(raw: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
             used.append(name)
     if isinstance(features, Mapping) and not used:
         yield ("features",), "no features; list columns under numeric or categorical"
-    unique = raw.get("validation", {}).get("unique", ()) if isinstance(raw.get("validation"), Mapping) else ()
-    for i, name in enumerate(_items(unique)):
+    validation = raw.get("validation") if isinstance(raw.get("validation"), Mapping) else {}
+    for i, name in enumerate(_items(validation.get("unique"))):
         yield from known(("validation", "unique", i), name, DTYPES)
+    for loc, what in expectation_checks(_items(validation.get("expectations")), dtypes, known):
+        yield ("validation", "expectations", *loc), what
     search = raw.get("search")
     candidates = search.get("candidates") if isinstance(search, Mapping) else None
     for i, candidate in enumerate(_items(candidates)):
