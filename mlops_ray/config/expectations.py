@@ -11,14 +11,20 @@ Names follow the field's: Great Expectations without its prefixes (`not_null`, `
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
-from pydantic import model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from mlops_ray.config.base import Config
 from mlops_ray.config.expressions import parse
@@ -246,7 +252,9 @@ class NullShare(_Bounded, Expectation):
 
 
 class Monotonic(Expectation):
-    """Each cell is not below (above) the one before it in the source's order; `strict`: above (below). Nulls are skipped."""
+    """Each cell is at least (at most) the one before it in the source's order; `strict`: above (below) it.
+
+    Cells that are null are skipped."""
 
     expect: Literal["increasing", "decreasing"]
     column: str
@@ -379,9 +387,7 @@ DTYPES: dict[str, tuple[str, ...]] = {
 Known = Callable[[Loc, object, tuple[str, ...]], Iterator[tuple[Loc, str]]]
 
 
-def expectation_checks(
-    items: Sequence[Any], dtypes: Mapping[str, object], known: Known
-) -> Iterator[tuple[Loc, str]]:
+def expectation_checks(items: Sequence[Any], dtypes: Mapping[str, object], known: Known) -> Iterator[tuple[Loc, str]]:
     """Mistakes that need the columns, over the raw list: unknown columns, expressions, values of another dtype.
 
     Args: items: the list as the file has it; dtypes: of the declared columns by name; known(loc, name, dtypes) yields
@@ -441,7 +447,7 @@ def _values_fit(i: int, item: Mapping[str, Any], kind: str, dtype: str) -> Itera
                 yield loc, f"{value!r} is no time; write it like '2013-01-31T08:00:00Z', in quotes"
         elif dtype == "string" and not isinstance(value, str):
             yield loc, f"the column is string, {value!r} is not; put it in quotes"
-        elif dtype in ("float", "int") and (isinstance(value, str) or isinstance(value, bool)):
+        elif dtype in ("float", "int") and isinstance(value, str | bool):
             yield loc, f"the column is {dtype}, {value!r} is not; write a number"
         elif dtype == "bool" and not isinstance(value, bool):
             yield loc, f"the column is bool, {value!r} is not; write true or false"
