@@ -108,7 +108,8 @@ def cross_checks(raw: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
             used.append(name)
     if isinstance(features, Mapping) and not used:
         yield ("features",), "no features; list columns under numeric or categorical"
-    validation = raw.get("validation") if isinstance(raw.get("validation"), Mapping) else {}
+    block = raw.get("validation")
+    validation: Mapping[str, Any] = block if isinstance(block, Mapping) else {}
     for i, name in enumerate(_items(validation.get("unique"))):
         yield from known(("validation", "unique", i), name, DTYPES)
     for loc, what in expectation_checks(_items(validation.get("expectations")), dtypes, known):
