@@ -153,6 +153,8 @@ def _real(loc: Loc) -> Loc:
         at = loc.index("space") + 2
         loc = loc[:at] + tuple(p for p in loc[at:] if p not in ("uniform", "log_uniform", "categorical", "int"))
     loc = tuple(p for p in loc if p not in ("one block", "a list"))
+    if loc[:2] == ("validation", "expectations") and len(loc) > 3:
+        loc = loc[:3] + loc[4:]
     if loc and loc[-1] in ("str", "float", "int", "bool"):
         loc = loc[:-1]
     return tuple(p for p in loc if not (isinstance(p, str) and p.startswith(("tuple[", "constrained-"))))
@@ -183,12 +185,17 @@ def _sentence(error: Any, loc: Loc, written: Any) -> str:
         return f"should be text{hint}; got {shown}"
     if kind == "invalid_key":
         return f"{value!r} is no field's name; YAML reads on, off, yes and no as truth values (a join takes `keys:`)"
-    if kind in ("model_type", "dict_type"):
+    if kind in ("model_type", "dict_type", "model_attributes_type"):
         return f"should be a block of fields; got {shown}"
     if kind == "tuple_type":
         return f"should be a list; got {shown}"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return f"kind should be one of 'uniform', 'log_uniform', 'int', 'categorical'; got {shown}"
+        field, tags = ctx["discriminator"].strip("'"), ctx.get("expected_tags", "")
+        if not tags:
+            return f"`{field}:` is missing; add it"
+        near = difflib.get_close_matches(str(ctx["tag"]), re.findall(r"'(\w+)'", tags), 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"{field} should be one of {tags}; got {ctx['tag']!r}{hint}"
     message = error["msg"].removeprefix("Input s").replace("hould be", "should be", 1)
     return f"{message}; got {shown}"
 
@@ -201,17 +208,13 @@ def _has(value: Any, part: str | int) -> bool:
 
 def _fields_at(loc: Loc) -> list[str]:
     """Names of the fields of the block at `loc`, for suggestions."""
-    model: Any = Project
+    models: list[Any] = [Project]
     for part in loc:
         if isinstance(part, int):
             continue
-        field = getattr(model, "model_fields", {}).get(part)
-        if field is None:
-            return []
-        model = next((m for m in _models_in(field.annotation)), None)
-        if model is None:
-            return []
-    return list(model.model_fields)
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        models = [model for field in fields for model in _models_in(field.annotation)]
+    return list(dict.fromkeys(name for model in models for name in model.model_fields))
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from mlops_ray.config.base import DAY_S, DTYPES, Config, Name
+from mlops_ray.config.expectations import expectation_checks
 from mlops_ray.config.features import Features
 from mlops_ray.config.operation import Capture, Cluster, Monitoring, Retraining, RolloutPlan, Serving, Storage
 from mlops_ray.config.sources import Source
@@ -107,8 +108,9 @@ def cross_checks(raw: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
             used.append(name)
     if isinstance(features, Mapping) and not used:
         yield ("features",), "no features; list columns under numeric or categorical"
-    unique = raw.get("validation", {}).get("unique", ()) if isinstance(raw.get("validation"), Mapping) else ()
-    for i, name in enumerate(_items(unique)):
+    block = raw.get("validation")
+    validation: Mapping[str, Any] = block if isinstance(block, Mapping) else {}
+    for i, name in enumerate(_items(validation.get("unique"))):
         yield from known(("validation", "unique", i), name, DTYPES)
     split = raw.get("split")
     for i, name in enumerate(_items(split.get("group") if isinstance(split, Mapping) else None)):
@@ -116,6 +118,8 @@ def cross_checks(raw: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
         if name in dtypes and name not in (raw.get("key"), raw.get("event_time"), *used):
             says = f"{name!r} is no part of a request, so a retrain could not split by it; make it the key or a feature"
             yield ("split", "group", i), says
+    for loc, what in expectation_checks(_items(validation.get("expectations")), dtypes, known):
+        yield ("validation", "expectations", *loc), what
     search = raw.get("search")
     candidates = search.get("candidates") if isinstance(search, Mapping) else None
     for i, candidate in enumerate(_items(candidates)):

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from mlops_ray.config.base import Config
+from mlops_ray.config.expectations import AnyExpectation
 
 
 class Column(Config):
@@ -48,9 +49,12 @@ class Column(Config):
 
 
 class Validation(Config):
-    """What happens to rows that break their column's rules: quarantine, and a stop above `max_bad_share`."""
+    """What the data must keep beyond `columns:`, and what happens to rows that do not: quarantine, and a stop above
+    `max_bad_share`."""
 
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.01
     min_rows: PositiveInt = 100
     unique: tuple[str, ...] = ()
     """Columns that together identify a row; a repeated row goes to quarantine."""
+    expectations: tuple[AnyExpectation, ...] = ()
+    """Of rows, keys and the table as a whole; those of rows and keys send bad rows to quarantine too."""

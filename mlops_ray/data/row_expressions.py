@@ -191,8 +191,10 @@ def matching(pattern: str, cells: Value) -> Value:
         text = cells.as_py()
         return pa.scalar(None if text is None else fits(text) is not None, pa.bool_())
     coded = cells.dictionary_encode()
-    chunks = [
-        pa.array([fits(text) is not None for text in chunk.dictionary.to_pylist()], pa.bool_()).take(chunk.indices)
-        for chunk in coded.chunks
-    ]
-    return pa.chunked_array(chunks, pa.bool_())
+    if isinstance(coded, pa.DictionaryArray):
+        return _spread(coded, fits)
+    return pa.chunked_array([_spread(chunk, fits) for chunk in coded.chunks], pa.bool_())
+
+
+def _spread(coded: pa.DictionaryArray, fits: Callable[[str], object]) -> pa.Array:
+    return pa.array([fits(text) is not None for text in coded.dictionary.to_pylist()], pa.bool_()).take(coded.indices)

@@ -8,6 +8,7 @@ is unknown. A cell that cannot be cast becomes null and is marked; NaN is null; 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -55,11 +56,10 @@ def conform(table: pa.Table, columns: Sequence[Column]) -> tuple[pa.Table, dict[
             raise DataError(column.name, f"column is missing; there are {table.column_names}{hint}")
         source = table[column.name]
         cast = _cast(source, column)
-        lost = pc.and_(cast.is_null(), source.is_valid()).to_numpy()
-        if lost.any():
-            lost &= ~_means_missing(source)
-        if lost.any():
-            broken[f"{column.name}.dtype"] = lost
+        if cast.null_count > source.null_count:  # both are known for the asking; masks cost a pass over the cells
+            lost = pc.and_(cast.is_null(), source.is_valid()).to_numpy() & ~_means_missing(source)
+            if lost.any():
+                broken[f"{column.name}.dtype"] = lost
         arrays.append(cast)
     return pa.Table.from_arrays(arrays, schema=arrow_schema(columns)), broken
 
@@ -107,6 +107,9 @@ def _cast(source: pa.ChunkedArray, column: Column) -> pa.ChunkedArray:
         return source.cast(wanted)
     if column.dtype == "float" and (is_int or is_bool or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
         values = (source.cast(pa.int8()) if is_bool else source).cast(wanted, safe=False)
+        total = pc.sum(values).as_py()
+        if total is None or math.isfinite(total):
+            return values  # a finite sum has only finite terms
         return pc.if_else(pc.is_finite(values), values, None)
     if column.dtype == "int" and (is_bool or pa.types.is_int64(kind) or (is_int and not pa.types.is_uint64(kind))):
         return source.cast(wanted)
