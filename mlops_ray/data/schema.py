@@ -47,8 +47,8 @@ def conform(table: pa.Table, columns: Sequence[Column]) -> tuple[pa.Table, dict[
     Args: `columns` are those of the environment (`Project.columns_in`): rows to score need no target. A column that is
     not `required` may be absent, and is null then.
     Returns: the table, and under "<column>.dtype" a mask of shape (n,), only for columns with such cells.
-    Raises: DataError when a required column is missing, or when its Arrow type is another thing altogether (a list or a date for
-    a float). Text is judged cell by cell, so that the outcome does not depend on how rows were cut into blocks.
+    Raises: DataError when a required column is missing, or when its Arrow type is another thing altogether (a list or a
+    date for a float). Text is judged cell by cell, so the outcome does not depend on how rows were cut into blocks.
     """
     arrays, broken = [], {}
     for column in columns:
@@ -105,7 +105,7 @@ def _cast(source: pa.ChunkedArray, column: Column) -> pa.ChunkedArray:
         return source.cast(wanted)
     if _is_text(kind):
         text = source.cast(pa.string())
-        return text if column.dtype == "string" else _from_text(text, column.dtype)
+        return text if column.dtype == "string" else from_text(text, column.dtype)
     if column.dtype == "timestamp" and (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
         naive = source.cast(pa.timestamp("us"), safe=False) if pa.types.is_date(kind) or kind.tz is None else source
         return naive.cast(wanted, safe=False)
@@ -148,7 +148,7 @@ def _whole(source: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(fits, number, None).cast(pa.int64(), safe=False)
 
 
-def _from_text(source: pa.ChunkedArray, dtype: str) -> pa.ChunkedArray:
+def from_text(source: pa.ChunkedArray, dtype: str) -> pa.ChunkedArray:
     """Text parsed as `dtype`; what is not, is null. Polars parses cell by cell without raising."""
     text = pl.Series(pl.from_arrow(source), dtype=pl.String).str.strip_chars()
     parsed: pl.Series

@@ -108,7 +108,11 @@ MISTAKES = [
     ),
     ("{name: id, dtype: string}", "{name: id, dtype: text}", "p.yaml:8: columns.0.dtype: should be 'float', 'int',"),
     ("{name: id, dtype: string}", "{name: id}", "p.yaml:8: columns.0.dtype: is missing; add it"),
-    ("dtype: float, min: 0}", "dtype: float, required: false}", "p.yaml:11: columns.3: a column that is not required is"),
+    (
+        "dtype: float, min: 0}",
+        "dtype: float, required: false}",
+        "p.yaml:11: columns.3: a column that is not required is",
+    ),
     (
         "late, dtype: int,",
         "late, dtype: int, nullable: true, required: false,",
