@@ -68,6 +68,9 @@ class Serving(Config):
     """A canary that takes longer is answered by stable, and the row counts as the canary's failure."""
     threshold: Share = 0.5
     """Probability from which `label` says 1."""
+    request_rules: Literal["types", "all"] = "types"
+    """What a request must keep of `columns:`: names, types and nulls, or ranges, sets and patterns as well. A value out
+    of range is drift more often than a mistake, so it is answered unless `all` is asked for."""
 
 
 class Capture(Config):

@@ -18,6 +18,9 @@ from mlops_ray.config.sources import Source
 from mlops_ray.config.training import Gates, Search, Split
 from mlops_ray.config.validation import Column, Validation
 
+Environment = Literal["training", "serving"]
+"""Where rows are used: they have a target in training and none in serving."""
+
 
 class Project(Config):
     """One prediction task, from its sources to its retraining."""
@@ -58,9 +61,14 @@ class Project(Config):
         """The column called `name`. Raises KeyError when there is none."""
         return next(c for c in self.columns if c.name == name)
 
-    @property
-    def request_columns(self) -> tuple[Column, ...]:
-        """Columns of a request: key, time and features; never the target."""
+    def columns_in(self, environment: Environment) -> tuple[Column, ...]:
+        """Columns that rows must have there, in the file's order.
+
+        Training takes all of them. Serving (requests, rows to score) has key, time and features; never the target,
+        which nobody knows yet.
+        """
+        if environment == "training":
+            return self.columns
         wanted = {self.key, self.event_time, *self.features.columns}
         return tuple(c for c in self.columns if c.name in wanted)
 
@@ -93,6 +101,11 @@ def cross_checks(raw: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
     yield from known(("target",), raw.get("target"), ("int", "bool", "float"))
     yield from known(("key",), raw.get("key"), ("string", "int"))
     yield from known(("event_time",), raw.get("event_time"), ("timestamp",))
+    roles = [raw.get(role) for role in ("target", "key", "event_time")]
+    for i, column in listed:
+        if column.get("required") is False and column["name"] in roles:
+            role = ("target", "key", "event_time")[roles.index(column["name"])]
+            yield ("columns", i, "required"), f"the {role} cannot be absent; remove it"
     features = raw.get("features")
     used: list[object] = []
     for kind, wanted in (("numeric", ("float", "int", "bool")), ("categorical", ("string",))):

@@ -17,6 +17,8 @@ class Column(Config):
     name: str = Field(min_length=1)
     dtype: Literal["float", "int", "string", "bool", "timestamp"]
     nullable: bool = False
+    required: bool = True
+    """Whether the source and each request must have it; a column that may be absent is null then, so `nullable` too."""
     min: float | None = None
     max: float | None = None
     values: tuple[str, ...] | None = None
@@ -37,6 +39,8 @@ class Column(Config):
     @model_validator(mode="after")
     def _fits_dtype(self) -> Column:
         wrong = []
+        if not self.required and not self.nullable:
+            wrong.append("a column that is not required is null where it is absent; add nullable: true")
         if (self.min is not None or self.max is not None) and self.dtype not in ("float", "int"):
             wrong.append(f"min and max do not fit dtype {self.dtype}; remove them")
         if (self.values is not None or self.pattern is not None) and self.dtype != "string":

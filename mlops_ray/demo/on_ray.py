@@ -67,7 +67,9 @@ def run_demo(
         tally = replay.Tally()
         with cluster.connected(project):
             loop = Loop(project, store, on_progress, plant_at=since + (end - since) / 2)
-            hours = replay.days(flights(), [c.name for c in project.request_columns], since, end, per_flight=per_flight)
+            hours = replay.days(
+                flights(), [c.name for c in project.columns_in("serving")], since, end, per_flight=per_flight
+            )
             n_days = round((end - since) / 86_400)
             progress = itertools.count(1)
             on_progress("days of flights", 0, n_days)

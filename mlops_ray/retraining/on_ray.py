@@ -216,7 +216,7 @@ def training_set(project: Project, decided_at: float, decision: str) -> lake.Dat
     """
     plan, horizon = project.retraining, project.monitoring.label_horizon_s
     since, until = decided_at - plan.window_s, decided_at - horizon
-    names = [c.name for c in project.request_columns] + [project.target]
+    names = [c.name for c in project.columns_in("serving")] + [project.target]
     schema = log.prediction_schema(project)
     predictions = lake.scan(log_uri(project), log.day_of(since), log.day_of(until), schema)
     labels = lake.scan(labels_uri_of(project), log.day_of(since), log.day_of(decided_at), log.LABEL_SCHEMA)

@@ -33,7 +33,7 @@ def application(service: Callable[[], Service]) -> Starlette:
         now = time.time()
         current = service()
         body = await _body(request, current.project)
-        batch = protocol.parse_predict(protocol.parse_json(body), current.project, now=now)
+        batch = protocol.parse_predict(protocol.parse_json(body), current.form, now=now)
         return _answer(await current.predict(_request_id(request), batch, xxhash.xxh3_64_intdigest(body)))
 
     async def feedback(request: Request) -> Response:

@@ -2,13 +2,15 @@
 
 `POST /predict` takes `{"rows": [{column: value, ...}, ...]}` or `{"columns": {column: [value, ...], ...}}` with the
 key, the features and (optionally) the time of each row. A value of the wrong type, a missing or an unknown column is
-refused with the row and column named; null is taken where the project file says `nullable`.
+refused with the row and column named; null is taken where the project file says `nullable`, absence where it says
+`required: false`. With `serving.request_rules: all`, ranges, sets and patterns hold as well.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -24,6 +26,55 @@ from mlops_ray.errors import BadRequest
 MAX_ROWS = 100_000
 # How far ahead of the clock a time may lie: one from the far future would move decision time there, for good.
 _AHEAD_S = 86_400.0
+# Members of a closed set that a message lists.
+_LISTED = 10
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value that is there must keep. `name` is the rule's id, as in quarantine; `says` shows its bounds."""
+
+    name: str
+    says: str
+    keeps: Callable[[Any], object]
+    """Truthy for a value that keeps the rule."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What requests to a project look like, worked out once: the columns in the file's order, and each one's rules."""
+
+    columns: tuple[Column, ...]
+    names: tuple[str, ...]
+    key: str
+    event_time: str
+    features: tuple[str, ...]
+    rules: dict[str, tuple[Rule, ...]]
+    """By column; empty where `serving.request_rules` is `types`."""
+
+    @classmethod
+    def of(cls, project: Project) -> Form:
+        """The form of `project`'s requests."""
+        columns = project.columns_in("serving")
+        every = project.serving.request_rules == "all"
+        rules = {c.name: _rules(c) for c in columns} if every else {}
+        names = tuple(c.name for c in columns)
+        return cls(columns, names, project.key, project.event_time, project.features.columns, rules)
+
+
+def _rules(spec: Column) -> tuple[Rule, ...]:
+    """The column's rules on values, under the names that they have in quarantine."""
+    rules = []
+    if spec.min is not None or spec.max is not None:
+        low = -math.inf if spec.min is None else spec.min
+        high = math.inf if spec.max is None else spec.max
+        rules.append(Rule(f"{spec.name}.range", f"{low:g} to {high:g}", lambda value: low <= value <= high))
+    if spec.values is not None:
+        listed = ", ".join(spec.values[:_LISTED]) + (", ..." if len(spec.values) > _LISTED else "")
+        rules.append(Rule(f"{spec.name}.set", f"one of {listed}", frozenset(spec.values).__contains__))
+    if spec.pattern is not None:
+        rules.append(Rule(f"{spec.name}.pattern", spec.pattern, re.compile(spec.pattern).fullmatch))
+    return tuple(rules)
 
 
 @dataclass(frozen=True)
@@ -59,35 +110,46 @@ def parse_json(body: bytes) -> Any:
         raise BadRequest(400, "not JSON", str(exc)) from exc
 
 
-def parse_predict(document: Any, project: Project, *, now: float) -> Batch:
+def parse_predict(document: Any, form: Form, *, now: float) -> Batch:
     """Rows or columns of a predict request, checked against the project's columns.
 
     Args: `now` stands in for the event time of rows that carry none.
-    Raises: BadRequest (422) naming row, column, what was expected and what came.
+    Raises: BadRequest (422) naming row, column, what was expected and what came, and the rule where one was broken.
     """
     if not isinstance(document, dict) or len(document.keys() & {"rows", "columns"}) != 1:
         raise BadRequest(422, "wrong shape", 'the body must be an object with either "rows" or "columns"')
     if extra := sorted(document.keys() - {"rows", "columns"}):
         raise BadRequest(422, "unknown field", f"{_shown(extra[0])} is not a field of a predict request")
-    names = [c.name for c in project.request_columns]
-    table = _from_rows(document["rows"], names) if "rows" in document else _from_columns(document["columns"], names)
-    optional = {project.event_time}
+    table = _from_rows(document["rows"], form) if "rows" in document else _from_columns(document["columns"], form.names)
     columns: dict[str, NDArray[Any]] = {}
     n = len(next(iter(table.values())))
-    for spec in project.request_columns:
+    for spec in form.columns:
         values = table.get(spec.name)
-        if spec.name == project.event_time:
+        if spec.name == form.event_time:
             times = _times(values, spec, now, n)
-        elif values is None:
-            if spec.name not in optional:
+            continue
+        if values is None:
+            if spec.required:
                 raise BadRequest(422, "missing column", f"column {spec.name!r} ({spec.dtype}) is missing")
-        elif spec.name == project.key:
+            values = [None] * n
+        if spec.name == form.key:
             keys = tuple(_key(v, i, spec) for i, v in enumerate(values))
-            if spec.name in project.features.columns:
+            if spec.name in form.features:
                 columns[spec.name] = _column(values, spec)
         else:
             columns[spec.name] = _column(values, spec)
-    return Batch(keys, times, {name: columns[name] for name in project.features.columns})
+        for rule in form.rules.get(spec.name, ()):
+            _hold(rule, values, spec)
+    return Batch(keys, times, {name: columns[name] for name in form.features})
+
+
+def _hold(rule: Rule, values: Sequence[Any], spec: Column) -> None:
+    """Raises: BadRequest (422) for the first of `values`, already of the column's dtype, that breaks `rule`."""
+    keeps = rule.keeps
+    for i, value in enumerate(values):
+        if value is not None and not keeps(value):
+            place = f"row {i}, column {spec.name!r}"
+            raise BadRequest(422, "rule broken", f"{place}: {_shown(value)} breaks {rule.name} ({rule.says})")
 
 
 def parse_feedback(document: Any, *, now: float) -> Labels:
@@ -130,12 +192,12 @@ def problem(error: BadRequest, instance: str) -> bytes:
     return orjson.dumps(about | {"instance": instance})
 
 
-def _from_rows(rows: Any, names: Sequence[str]) -> dict[str, list[Any]]:
+def _from_rows(rows: Any, form: Form) -> dict[str, list[Any]]:
     if not isinstance(rows, list) or not rows:
         raise BadRequest(422, "no rows", '"rows" must be a list of at least one object')
     if len(rows) > MAX_ROWS:
         raise BadRequest(413, "too many rows", f"{len(rows)} rows; send at most {MAX_ROWS} at a time")
-    allowed = set(names)
+    names, allowed = form.names, set(form.names)
     for i, row in enumerate(rows):
         if not isinstance(row, dict):
             raise BadRequest(422, "wrong type", f"rows[{i}] must be an object, not {_kind(row)}")
@@ -144,10 +206,12 @@ def _from_rows(rows: Any, names: Sequence[str]) -> dict[str, list[Any]]:
             expected = ", ".join(names)
             raise BadRequest(422, "unknown column", f"rows[{i}]: {_shown(extra)} is not a column; expected {expected}")
     table = {}
-    for name in names:
+    for name, spec in zip(names, form.columns, strict=True):
         values = [row.get(name, _ABSENT) for row in rows]
         if all(v is _ABSENT for v in values):
             continue
+        if not spec.required:
+            values = [None if v is _ABSENT else v for v in values]
         missing = next((i for i, v in enumerate(values) if v is _ABSENT), None)
         if missing is not None:
             raise BadRequest(422, "missing column", f"rows[{missing}]: column {name!r} is missing")

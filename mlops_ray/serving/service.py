@@ -26,7 +26,7 @@ from mlops_ray.config import Project
 from mlops_ray.data.profile import Columns
 from mlops_ray.errors import BackendUnavailable, BadRequest
 from mlops_ray.serving.capture import SpoolWriter
-from mlops_ray.serving.protocol import Batch, Labels
+from mlops_ray.serving.protocol import Batch, Form, Labels
 from mlops_ray.serving.routing import to_canary
 
 _log = logging.getLogger(__name__)
@@ -114,6 +114,7 @@ class Service:
     ) -> None:
         """With `first`, its stable version is loaded before this returns. Raises what `load` raises."""
         self.project, self._spool, self._load, self._call_canary = project, spool, load, call_canary
+        self.form = Form.of(project)
         self._scorers: dict[int, Scorer] = {}
         self._failed: dict[int, str] = {}
         self._wanted = first or Wanted()

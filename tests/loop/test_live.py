@@ -134,7 +134,7 @@ def test_a_script_of_jobs_runs_by_ray_job_submit(live: Live) -> None:
 
 
 def play(live: Live, loop: demo.Loop, since: float, n_days: int, tally: replay.Tally) -> None:
-    columns = [c.name for c in live.project.request_columns]
+    columns = [c.name for c in live.project.columns_in("serving")]
     hours = replay.days(flights(), columns, since, since + n_days * 86_400, per_flight=False)
     asyncio.run(replay.replay(live.url, hours, loop.acknowledge, tally=tally))
 

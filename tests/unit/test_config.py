@@ -66,10 +66,16 @@ def edited(old: str, new: str) -> str:
 def test_a_good_file_loads_with_defaults(tmp_path: Path) -> None:
     project = load(tmp_path, GOOD)
     assert project.features.columns == ("distance", "carrier")
-    assert [c.name for c in project.request_columns] == ["id", "when", "distance", "carrier"]
+    assert [c.name for c in project.columns_in("serving")] == ["id", "when", "distance", "carrier"]
     assert project.rollout.shares == (0.1, 0.5)
     assert project.storage.state.startswith("sqlite:////")
     assert project.storage.path("data", "x").endswith("/.mlops_ray/data/x")
+
+
+def test_serving_has_no_target_and_training_has_every_column(tmp_path: Path) -> None:
+    project = load(tmp_path, GOOD)
+    assert project.columns_in("training") == project.columns
+    assert project.target not in {c.name for c in project.columns_in("serving")}
 
 
 def test_values_do_not_change_after_loading(tmp_path: Path) -> None:
@@ -103,6 +109,16 @@ MISTAKES = [
     ),
     ("{name: id, dtype: string}", "{name: id, dtype: text}", "p.yaml:8: columns.0.dtype: should be 'float', 'int',"),
     ("{name: id, dtype: string}", "{name: id}", "p.yaml:8: columns.0.dtype: is missing; add it"),
+    (
+        "dtype: float, min: 0}",
+        "dtype: float, required: false}",
+        "p.yaml:11: columns.3: a column that is not required is",
+    ),
+    (
+        "late, dtype: int,",
+        "late, dtype: int, nullable: true, required: false,",
+        "p.yaml:10: columns.2.required: the target cannot be absent; remove it",
+    ),
     ("dtype: timestamp}", "dtype: timestamp, min: 3}", "p.yaml:9: columns.1: min and max do not fit dtype timestamp"),
     ("min: 0, max: 1}", "min: 2, max: 1}", "p.yaml:10: columns.2: min 2 is above max 1; swap them"),
     ("dtype: float, min: 0}", "dtype: float, values: [a]}", "p.yaml:11: columns.3: values and pattern fit dtype str"),

@@ -9,6 +9,7 @@ import pytest
 from mlops_ray.config import Column
 from mlops_ray.data.schema import arrow_schema, conform
 from mlops_ray.errors import DataError
+from tests import fakes
 
 JAN = datetime(2013, 1, 1, tzinfo=UTC)
 
@@ -98,3 +99,33 @@ def test_the_outcome_does_not_depend_on_blocks():
     parts = [conform(whole.slice(i, 1), columns) for i in range(4)]
     assert pa.concat_tables(p[0] for p in parts).equals(table)
     assert [bool(p[1]) for p in parts] == broken["x.dtype"].tolist()
+
+
+def test_an_optional_column_that_is_absent_is_null():
+    columns = [Column(name="x", dtype="float", nullable=True, required=False), Column(name="y", dtype="int")]
+    table, broken = conform(pa.table({"y": [1, 2]}), columns)
+    assert table.schema == arrow_schema(columns)
+    assert table["x"].to_pylist() == [None, None]
+    assert not broken
+
+
+def test_rows_to_score_need_no_target_and_rows_to_learn_from_do():
+    given = fakes.project()
+    one = {name: [value] for name, value in fakes.row(at="2013-01-01").items()}
+    scored, broken = conform(pa.table(one), given.columns_in("serving"))
+    assert "late" not in scored.column_names
+    assert not broken
+    with pytest.raises(DataError, match="late: column is missing"):
+        conform(pa.table(one), given.columns_in("training"))
+
+
+@pytest.mark.parametrize("cells", [[1.0, 2.0], [1.0, np.inf], [1.0, np.nan], [1.7e308, 1.7e308], [np.inf, -np.inf], []])
+def test_floats_are_the_same_whatever_shows_that_they_are_finite(cells):
+    """The sum of finite numbers may overflow, and infinite ones may cancel."""
+    expected = [x if np.isfinite(x) else None for x in cells]
+    assert cast("float", pa.array(cells, pa.float64())) == (expected, np.isinf(cells).tolist())
+
+
+def test_times_of_any_shape_stand_beside_plain_ones():
+    cells = ["2013-01-01T00:00:00", None, "2013-01-01T01:00:00+01:00", "soon", "2013-01-01 00:00:00", "2013-01-01"]
+    assert cast("timestamp", pa.array(cells)) == ([JAN, None, JAN, None, JAN, JAN], [False] * 3 + [True, False, False])

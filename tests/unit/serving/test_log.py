@@ -126,7 +126,7 @@ def test_logged_inputs_are_what_was_scored(tmp_path: Path) -> None:
     call = canary(lambda n: np.full(n, 0.6))
     service = Service(PROJECT, SpoolWriter(tmp_path, fsync=False), FakeLoader(), call, first=first)
     rows = [row(f"k{i}", x=None if i % 3 else 0.1 * i, c=None if i % 2 else "red") for i in range(9)]
-    batch = protocol.parse_predict({"rows": rows}, PROJECT, now=2e9)
+    batch = protocol.parse_predict({"rows": rows}, protocol.Form.of(PROJECT), now=2e9)
     asyncio.run(service.predict("id", batch))
     table = log.arrivals(PROJECT, spooled(tmp_path)).predictions
     for name, values in log.inputs(PROJECT, table).items():

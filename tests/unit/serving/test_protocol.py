@@ -7,22 +7,25 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 import orjson
+import pyarrow as pa
 import pytest
 from hypothesis import example, given
 
+from mlops_ray.data.expectations import check
 from mlops_ray.errors import BadRequest
 from mlops_ray.serving import protocol
 from mlops_ray.serving.log import day_of
-from mlops_ray.serving.protocol import Batch, parse_feedback, parse_json, parse_predict, parse_watermark
+from mlops_ray.serving.protocol import Batch, Form, parse_feedback, parse_json, parse_predict, parse_watermark
 from tests import fakes
 from tests.fakes import row
 
 PROJECT = fakes.project()
+FORM = Form.of(PROJECT)
 NOW = 1_700_000_000.0
 
 
 def parsed(document: Any) -> Batch:
-    return parse_predict(document, PROJECT, now=NOW)
+    return parse_predict(document, FORM, now=NOW)
 
 
 def refused(document: Any) -> BadRequest:
@@ -96,9 +99,8 @@ def test_a_key_may_be_an_integer_and_a_feature_too() -> None:
     """Found: an integer key that was also a numeric feature was read as text, and refused."""
     columns = [{"name": "who", "dtype": "int"}, *({**c.model_dump()} for c in PROJECT.columns[1:])]
     features = {"numeric": {"columns": ["who", "x"]}}
-    batch = parse_predict(
-        {"rows": [{"who": 7, "x": 1}, {"who": 8, "x": 2}]}, fakes.project(columns=columns, features=features), now=NOW
-    )
+    form = Form.of(fakes.project(columns=columns, features=features))
+    batch = parse_predict({"rows": [{"who": 7, "x": 1}, {"who": 8, "x": 2}]}, form, now=NOW)
     assert batch.keys == ("7", "8")
     assert batch.columns["who"].tolist() == [7.0, 8.0]
 
@@ -115,6 +117,68 @@ def test_feedback() -> None:
     assert labels.ids == ("a:0", "a:1", "a:2")
     assert labels.values.tolist() == [1.0, 0.0, 1.0]
     assert labels.times.tolist() == [5.0, NOW, NOW]
+
+
+# --- the rules of `columns:` ---
+
+RULED = [
+    {"name": "who", "dtype": "string", "pattern": r"k\d+"},
+    {"name": "at", "dtype": "timestamp"},
+    {"name": "late", "dtype": "int", "min": 0, "max": 1},
+    {"name": "x", "dtype": "float", "nullable": True, "required": False, "min": -1},
+    {"name": "n", "dtype": "int", "min": 0, "max": 10},
+    {"name": "flag", "dtype": "bool"},
+    {"name": "c", "dtype": "string", "nullable": True, "required": False, "values": ["red", "green"]},
+    {"name": "d", "dtype": "string"},
+]
+TYPES = Form.of(fakes.project(columns=RULED))
+STRICT = Form.of(fakes.project(columns=RULED, serving={"request_rules": "all"}))
+
+
+@pytest.mark.parametrize(
+    ("broken", "detail"),
+    [
+        ({"x": -1.5}, "row 1, column 'x': -1.5 breaks x.range (-1 to inf)"),
+        ({"n": 11}, "row 1, column 'n': 11 breaks n.range (0 to 10)"),
+        ({"c": "blue"}, "row 1, column 'c': 'blue' breaks c.set (one of red, green)"),
+        ({"c": ""}, "row 1, column 'c': '' breaks c.set (one of red, green)"),
+        ({"who": "k"}, r"row 1, column 'who': 'k' breaks who.pattern (k\d+)"),
+    ],
+)
+def test_rules_hold_in_requests_where_the_project_asks_for_it(broken: dict[str, Any], detail: str) -> None:
+    document = {"rows": [row(), row() | broken]}
+    assert parse_predict(document, TYPES, now=NOW).n_rows == 2  # drift, and answered
+    with pytest.raises(BadRequest) as caught:
+        parse_predict(document, STRICT, now=NOW)
+    assert (caught.value.status, caught.value.detail) == (422, detail)
+
+
+def test_good_values_and_nulls_keep_every_rule() -> None:
+    document = {"rows": [row(x=-1, n=0), row(x=None, c=None, n=10.0), row(c="green")]}
+    assert parse_predict(document, STRICT, now=NOW).n_rows == 3
+
+
+def test_requests_are_held_to_the_rules_that_quarantine_rows() -> None:
+    """The same schema: a row is taken online exactly when it is kept offline."""
+    given = fakes.project(columns=RULED, serving={"request_rules": "all"})
+    rows = [row(x=x, n=n, c=c, who=w) for x in (-2.0, None, 5.0) for n in (0, 11) for c in ("red", "b") for w in "ak"]
+    rows += [row(who="k7"), row(who="k8", n=11), row(who="k9", c="")]
+    for one in rows:
+        table = pa.Table.from_pylist([one | {"late": 0, "at": "2013-03-01T12:00:00Z"}])
+        kept = check(given, table).report.n_kept == 1
+        taken = not isinstance(or_refusal(lambda one=one: parse_predict({"rows": [one]}, STRICT, now=NOW)), BadRequest)
+        assert kept == taken, one
+
+
+def test_an_optional_column_may_be_absent_from_all_rows_or_some() -> None:
+    for document in (
+        {"rows": [row(), without(without(row(), "x"), "c")]},
+        {"rows": [without(without(row(), "x"), "c")] * 2},
+        {"columns": {name: [value] * 2 for name, value in row().items() if name not in ("x", "c")}},
+    ):
+        batch = parse_predict(document, STRICT, now=NOW)
+        assert math.isnan(batch.columns["x"][1])
+        assert batch.columns["c"][1] == ""
 
 
 # --- bad requests: what came, the status, and what the detail must name ---

@@ -59,7 +59,7 @@ def post(service: Service, path: str = "/predict", **options: Any) -> httpx.Resp
 
 
 def batch(*keys: str) -> protocol.Batch:
-    return protocol.parse_predict({"rows": [row(k) for k in keys]}, PROJECT, now=2e9)
+    return protocol.parse_predict({"rows": [row(k) for k in keys]}, protocol.Form.of(PROJECT), now=2e9)
 
 
 def problem(response: httpx.Response, status: int) -> dict[str, Any]:
