@@ -31,7 +31,11 @@ and so the error of a CDF, is 2 % of the rows."""
 MANY = 1000
 """Text with more distinct values than this, and more than half as many as rows, is names and not categories."""
 SHOWN = 10
-"""Categories that a description or a sentence lists."""
+"""Categories that a description lists."""
+PICTURE_BINS = 20
+"""Bins of the histograms that people look at."""
+NAMED = 5
+"""Categories that a sentence names."""
 
 
 class _Column(NamedTuple):
@@ -50,14 +54,13 @@ class _Column(NamedTuple):
 def describe(table: pa.Table) -> list[dict[str, Any]]:
     """Each column of `table` as JSON-friendly values: kind, missing, distinct, and by kind what it holds.
 
-    Numeric: mean, standard deviation, extremes, quartiles, and counts of about ten equally full bins with their inner
-    `edges`. Categorical: the most frequent categories with their rows, and how many rows the rest has. Text: distinct
+    Numeric: mean, standard deviation, extremes, quartiles, and a histogram with its inner `edges`. Categorical: the most frequent categories with their rows, and how many rows the rest has. Text: distinct
     values. Times: extremes. `distinct` is exact for categories and text, else estimated (standard error 4.6 %).
     Raises: DataError when there are no rows.
     """
     columns = _columns(table, "the data")
-    profile, bins = _profile(columns, columns, table, distance.N_BINS)
-    return [_description(column, profile, bins) for column in columns]
+    profile, _ = _profile(columns, columns, table, distance.N_BINS)
+    return [_description(column, profile) for column in columns]
 
 
 def compare(reference: pa.Table, current: pa.Table, mode: Mode = "exact") -> dict[str, Any]:
@@ -157,7 +160,7 @@ def _top(tally: dict[str, int], n: int) -> tuple[str, ...]:
 # Descriptions ---------------------------------------------------------------------------------------------------------
 
 
-def _description(column: _Column, profile: Profile, bins: Bins) -> dict[str, Any]:
+def _description(column: _Column, profile: Profile) -> dict[str, Any]:
     name, rows = column.name, column.rows
     head: dict[str, Any] = {"name": name, "kind": column.kind, "missing": column.missing / rows}
     if column.sample is not None:
@@ -175,8 +178,7 @@ def _description(column: _Column, profile: Profile, bins: Bins) -> dict[str, Any
             "q75": three,
             "high": _number(reach.high),
             "infinite": column.sample.values.size - finite.size,
-            "edges": list(bins.numeric[name]),
-            "counts": profile.counts[name][:-1].tolist(),
+            **_picture(column.sample),
         }
     if column.kind == "categorical" and column.tally is not None:
         top = _top(column.tally, SHOWN)
@@ -236,7 +238,7 @@ def _exact(a: _Column, b: _Column) -> dict[str, Any]:
         "wasserstein": _number(found.wasserstein),
         "wasserstein_normed": _number(found.wasserstein / spread) if spread > 0 else None,
     }
-    return _feature(a, b, statistics, {}, [], {"edges": list(edges)}, one, two)
+    return _feature(a, b, statistics, {}, [])
 
 
 def _categories(a: _Column, b: _Column) -> dict[str, Any]:
@@ -251,9 +253,7 @@ def _categories(a: _Column, b: _Column) -> dict[str, Any]:
         words.append(_in_words("new", _plural(len(new)), list(_top(new, SHOWN)), sum(new.values()), two.sum()))
     if gone:
         words.append(_in_words("vanished", _plural(len(gone)), list(_top(gone, SHOWN)), sum(gone.values()), one.sum()))
-    kept = names[:SHOWN]
-    bars = [np.append(x[:SHOWN], x[SHOWN:].sum()) for x in (one, two)]
-    return _feature(a, b, _over_categories(one, two), {}, words, {"categories": kept}, *bars)
+    return _feature(a, b, _over_categories(one, two), {}, words)
 
 
 def _over_categories(one: npt.NDArray[np.int64], two: npt.NDArray[np.int64]) -> dict[str, float]:
@@ -293,7 +293,7 @@ def _by_profile(a: _Column, b: _Column, bins: Bins, one: Profile, two: Profile) 
             "wasserstein": _number(area.error),
             "wasserstein_normed": _number(normed[1]),
         }
-        return _feature(a, b, statistics, errors, [], {"edges": list(edges)}, rows, others)
+        return _feature(a, b, statistics, errors, [])
     words = []
     if others[-1] and not rows[-1]:
         unseen = two.unseen[name]
@@ -305,35 +305,34 @@ def _by_profile(a: _Column, b: _Column, bins: Bins, one: Profile, two: Profile) 
     if gone.size:
         listed = [bins.categorical[name][i] for i in gone[:SHOWN]]
         words.append(_in_words("vanished", _plural(gone.size), listed, int(rows[gone].sum()), rows.sum()))
-    kept = list(bins.categorical[name][:SHOWN])
-    bars = [np.append(x[: len(kept)], x[len(kept) :].sum()) for x in (rows, others)]
-    return _feature(a, b, _over_categories(rows, others), {}, words, {"categories": kept}, *bars)
+    return _feature(a, b, _over_categories(rows, others), {}, words)
 
 
 def _feature(
-    a: _Column,
-    b: _Column,
-    statistics: dict[str, Any],
-    errors: dict[str, Any],
-    words: list[str],
-    over: dict[str, Any],
-    one: npt.NDArray[np.int64],
-    two: npt.NDArray[np.int64],
+    a: _Column, b: _Column, statistics: dict[str, Any], errors: dict[str, Any], words: list[str]
 ) -> dict[str, Any]:
     missing = [a.missing / a.rows, b.missing / b.rows]
     if a.missing * b.rows != b.missing * a.rows:
-        words = [f"missing {_percent(missing[0])} -> {_percent(missing[1])}", *words]
-    return {
-        "name": a.name,
-        "kind": a.kind,
-        "statistics": statistics,
-        "errors": errors,
-        "missing": missing,
-        "words": words,
-        **over,
-        "reference": one.tolist(),
-        "current": two.tolist(),
-    }
+        words = [f"missing {_percent(missing[0])} → {_percent(missing[1])}", *words]
+    head = {"name": a.name, "kind": a.kind, "statistics": statistics, "errors": errors}
+    return head | {"missing": missing, "words": words, **_pictures(a, b)}
+
+
+def _pictures(a: _Column, b: _Column) -> dict[str, Any]:
+    """Histograms of both: over numbers in equally wide bins, over the reference's most frequent categories and others."""
+    if a.sample is not None and b.sample is not None:
+        edges = a.sample.scale(PICTURE_BINS)
+        one, two = (s.histogram(edges).tolist() for s in (a.sample, b.sample))
+        return {"edges": list(edges), "reference": one, "current": two}
+    before, now = a.tally or {}, b.tally or {}
+    kept = _top(before, SHOWN)
+    bars = [[*(t.get(c, 0) for c in kept), sum(t.values()) - sum(t.get(c, 0) for c in kept)] for t in (before, now)]
+    return {"categories": list(kept), "reference": bars[0], "current": bars[1]}
+
+
+def _picture(sample: Sample) -> dict[str, Any]:
+    edges = sample.scale(PICTURE_BINS)
+    return {"edges": list(edges), "counts": sample.histogram(edges).tolist()}
 
 
 def _in_words(what: str, how_many: str, first: list[str], rows: int, of: int) -> str:
@@ -342,7 +341,7 @@ def _in_words(what: str, how_many: str, first: list[str], rows: int, of: int) ->
     >>> _in_words("new", "2 categories", ["a", "b"], 41, 1000)
     '2 categories new (a, b), 4.1 % of rows'
     """
-    listed = ", ".join(first) + (", ..." if len(first) == SHOWN else "")
+    listed = ", ".join(first[:NAMED]) + (", ..." if len(first) > NAMED else "")
     return f"{how_many} {what} ({listed}), {_percent(rows / of)} of rows"
 
 

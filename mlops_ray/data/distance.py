@@ -149,12 +149,25 @@ class Sample:
         return self.values[first:last]
 
     def edges(self, n_bins: int = N_BINS) -> tuple[float, ...]:
-        """Inner edges of about equally full bins; fewer where one value fills several of them."""
+        """Inner edges of about equally full bins.
+
+        A value that fills more than one of them (no rain at all, say) gets a bin of its own, so that the rest is seen.
+        """
         finite = self.finite
         if not finite.size:
             return ()
-        found = np.unique(finite[np.arange(1, n_bins) * finite.size // n_bins])
-        return tuple(found[found > finite[0]].tolist())
+        found, times = np.unique(finite[np.arange(1, n_bins) * finite.size // n_bins], return_counts=True)
+        alone = found[(times > 1) | (found == finite[0])]
+        lowest = finite[0] if finite[0] < finite[-1] else -np.inf
+        return tuple(np.unique(np.concatenate([found[found > lowest], np.nextafter(alone, np.inf)])).tolist())
+
+    def scale(self, n_bins: int) -> tuple[float, ...]:
+        """Inner edges of equally wide bins from the 1 % to the 99 % quantile, for the eye; the outer ones are open."""
+        finite = self.finite
+        if not finite.size:
+            return ()
+        low, high = (float(finite[int(share * (finite.size - 1))]) for share in (0.01, 0.99))
+        return tuple(np.linspace(low, high, n_bins - 1).tolist()) if low < high else self.edges()
 
     def histogram(self, edges: NDArray[Any] | tuple[float, ...]) -> NDArray[np.int64]:
         """Rows per bin: below the first of the inner `edges`, between them, from the last on; shape (edges + 1,)."""
@@ -260,6 +273,9 @@ def between(bins: Bins, reference: Profile, current: Profile, name: str) -> tupl
     g = np.concatenate([[0.0], _shares(two).cumsum()])
     at_edges = np.abs(f - g)[1:-1].max(initial=0.0)
     most = np.maximum(f[1:] - g[:-1], g[1:] - f[:-1])
+    # A bin of one value has no inside: both CDFs step at once.
+    edges = np.asarray(bins.numeric[name])
+    most[1:-1][np.nextafter(edges[:-1], np.inf) == edges[1:]] = 0.0
     ks = Bounded(float(at_edges), max(0.0, float(most.max() - at_edges)))
     return ks, _area(bins.numeric[name], (f, reference), (g, current), name)
 
