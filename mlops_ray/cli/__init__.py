@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from mlops_ray.cli import data
 from mlops_ray.cli.output import AsJson, Config, day, progress, say, table_console
+from mlops_ray.cli.profile import drift, profile
 from mlops_ray.errors import MlopsRayError
 
 app = typer.Typer(
@@ -37,6 +38,8 @@ app.add_typer(rollout, name="rollout")
 ledger_app = typer.Typer(no_args_is_help=True, help="Read and verify the chained record of every decision.")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(data.app, name="data")
+app.command()(profile)
+app.command()(drift)
 
 
 def main() -> None:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mlops_ray.data.distance import psi
 from mlops_ray.data.profile import Profile
-from mlops_ray.errors import DataError
 
 MONTH_S = 30.4375 * 86_400.0
 """A mean month."""
@@ -45,27 +43,6 @@ class Drift:
     def alarm(self) -> bool:
         """Whether the statistic is above its limit."""
         return self.psi > self.limit
-
-
-def psi(reference: NDArray[Any], current: NDArray[Any]) -> NDArray[np.float64]:
-    """Population stability index of histograms over the same bins.
-
-    Args: both are rows per bin, shape (..., bins); leading axes are histograms side by side and broadcast.
-    Returns: index in nats, at least 0, shape of the leading axes; half a row is added per bin, so that empty bins
-        stay finite.
-    Raises: DataError when the bins differ or a histogram holds no rows.
-    Source: symmetrised Kullback-Leibler divergence (Jeffreys 1946).
-    >>> float(psi(np.array([10, 10]), np.array([10, 10])))
-    0.0
-    """
-    if reference.shape[-1] != current.shape[-1]:
-        raise DataError("psi", f"{reference.shape[-1]} and {current.shape[-1]} bins cannot be compared")
-    if not (reference.sum(axis=-1) > 0).all() or not (current.sum(axis=-1) > 0).all():
-        raise DataError("psi", "a histogram without rows cannot be compared")
-    bins = reference.shape[-1]
-    p = (reference + 0.5) / (reference.sum(axis=-1, keepdims=True) + 0.5 * bins)
-    q = (current + 0.5) / (current.sum(axis=-1, keepdims=True) + 0.5 * bins)
-    return np.asarray(((p - q) * np.log(p / q)).sum(axis=-1))
 
 
 def level(false_alarms_per_month: float, window_s: float, n_detectors: int) -> float:

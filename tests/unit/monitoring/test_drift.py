@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
+from mlops_ray.data.distance import psi
 from mlops_ray.data.profile import Profile
 from mlops_ray.errors import DataError
 from mlops_ray.monitoring import drift
-from mlops_ray.monitoring.drift import MONTH_S, Drift, Thresholds, calibrate, compare, in_words, level, psi
+from mlops_ray.monitoring.drift import MONTH_S, Drift, Thresholds, calibrate, compare, in_words, level
 
 DAY_S = 86_400.0
 WEEK = 7
