@@ -374,7 +374,8 @@ AnyExpectation = Annotated[
 _NUMERIC = ("float", "int", "bool")
 _ALL = ("float", "int", "string", "bool", "timestamp")
 DTYPES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("not_null", "is_null", "null_share", "in_set", "not_in_set", "covers", "distribution"), _ALL),
+    **dict.fromkeys(("not_null", "is_null", "null_share", "in_set", "not_in_set", "covers"), _ALL),
+    "distribution": (*_NUMERIC, "string"),
     **dict.fromkeys(("unique", "no_conflicting_labels", "no_leakage", "distinct_count", "most_common_share"), _ALL),
     **dict.fromkeys(("mean", "median", "std", "sum", "minimum", "maximum", "quantile"), _NUMERIC),
     **dict.fromkeys(("between", "increasing", "decreasing"), ("float", "int", "timestamp")),
@@ -406,6 +407,8 @@ def expectation_checks(items: Sequence[Any], dtypes: Mapping[str, object], known
                 yield from known((i, "columns", j), each, wanted)
         if isinstance(column, str) and column in dtypes:
             yield from _values_fit(i, item, kind, str(dtypes[column]))
+            if kind == "distribution" and item.get("distance") == "ks" and dtypes[column] == "string":
+                yield (i, "distance"), "ks is of numbers; take psi, js or linf for texts"
         pair = item.get("columns")
         if kind == "column_pair" and isinstance(pair, list | tuple) and len(pair) == 2:
             yield from _expression((i, "columns"), f"col({pair[0]!r}) {item.get('op', '==')} col({pair[1]!r})", dtypes)

@@ -147,7 +147,7 @@ def check(project: Project, raw: pa.Table) -> Checked:
         n_quarantined=len(where),
         broken={rule: int(mask.sum()) for rule, mask in sorted(rules.items())},
         examples={
-            rule: examples(project, raw.take(np.flatnonzero(mask)), shown.get(rule, rule.rpartition(".")[0]))
+            rule: _examples_where(project, raw, mask, shown.get(rule, (rule.rpartition(".")[0],)))
             for rule, mask in sorted(rules.items())
         },
         judged=judged,
@@ -436,6 +436,11 @@ def _columns_of_rules(project: Project) -> dict[str, tuple[str, ...]]:
         elif isinstance(expectation, RowLevel):
             shown[expectation.name] = (getattr(expectation, "column", project.key),)
     return shown
+
+
+def _examples_where(project: Project, raw: pa.Table, mask: Mask, names: Sequence[str]) -> tuple[str, ...]:
+    few = raw.select(list(dict.fromkeys([project.key, *names])))
+    return examples(project, few.take(np.flatnonzero(mask)), names)
 
 
 def examples(project: Project, rows: pa.Table, columns: str | Sequence[str]) -> tuple[str, ...]:

@@ -93,8 +93,8 @@ def keyed(rule: KeyRule, good: pa.Table, content: Lanes | None = None) -> tuple[
 def breaks(rule: KeyRule, first: Mask, payload: Lanes, cut: int | None = None) -> Mask:
     """Which rows break the rule, shape (n,), among rows that stand key by key.
 
-    Args: first: which row is the first of its key; payload: of `keyed`, shape (n,). Within a key, rows must stand in the order
-    of payload and then of the source, so that of repeated keys the row with the smallest content hash stays,
+    Args: first: which row is the first of its key; payload: of `keyed`, shape (n,). Within a key, rows must stand in
+    the order of payload and then of the source, so that of repeated keys the row with the smallest content hash stays,
     whatever the shards were. Rows whose key nobody shares may be left out: they break nothing. cut: of leakage, where
     the holdout begins (a row is in the holdout when its payload, as an int64, is at least `cut`).
     Raises: ValueError when a rule needs a cut and there is none.

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mlops_ray.config import Project
 from mlops_ray.data.expectations import Report
@@ -41,7 +43,8 @@ table { border-collapse: collapse; width: 100%; } th { text-align: left; font-we
 th, td { padding: .45rem .75rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 tr:last-child td { border-bottom: 0; } td { overflow-wrap: anywhere; } td.id { font-weight: 500; min-width: 11rem; }
 td.state { white-space: nowrap; font-weight: 600; } td.plot { width: 10rem; min-width: 8rem; }
-.kept { color: var(--good); } .broken { color: var(--bad); } .warned { color: var(--warn); } .open { color: var(--none); }
+.kept { color: var(--good); } .broken { color: var(--bad); }
+.warned { color: var(--warn); } .open { color: var(--none); }
 code { font: .85em/1.5 ui-monospace, monospace; white-space: pre-wrap; }
 svg { display: block; width: 100%; } .plots { display: grid; gap: .75rem; }
 .plots { grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); } figure { margin: 0; }
@@ -151,9 +154,9 @@ def _bar(share: float | None) -> str:
     # What is there should be seen: a thousandth would be a sixth of a pixel.
     width = max(100 * share, 1.0) if share else 0.0
     return (
-        f'<svg viewBox="0 0 100 8" preserveAspectRatio="none" height="8" role="img" aria-label="{_share(share)} broken">'
-        f'<rect width="100" height="8" fill="var(--line)"/><rect width="{width:.2f}" height="8" fill="var(--bad)"/></svg>'
-        f'<span class="soft">{_share(share)}</span>'
+        f'<svg viewBox="0 0 100 8" preserveAspectRatio="none" height="8" aria-hidden="true">'
+        f'<rect width="100" height="8" fill="var(--line)"/><rect width="{width:.2f}" height="8" fill="var(--bad)"/>'
+        f'</svg><span class="soft">{_share(share)}</span>'
     )
 
 
@@ -183,7 +186,7 @@ def _column_rules(report: Report, findings: Sequence[Finding]) -> str:
         return '<h2>Rules of the columns</h2><p class="kept">✓ Every row keeps the rules of its columns.</p>'
     rows = [
         f'<tr><td class="id">{_text(rule)}</td><td>{_examples(report.examples.get(rule, ()))}</td>'
-        f'<td class="plot">{_bar(n / report.n_read if report.n_read else None)}</td><td class="num">{n:,} rows</td></tr>'
+        f'<td class="plot">{_bar(n / max(report.n_read, 1))}</td><td class="num">{n:,} rows</td></tr>'
         for n, rule in found
     ]
     head = "<tr><th>rule</th><th>for example</th><th>share broken</th><th></th></tr>"
@@ -208,7 +211,7 @@ def _plots(facts: Facts, previous: Facts | None) -> str:
     return f'<h2>Distributions</h2><p class="soft">{note}</p><div class="plots">{"".join(drawn)}</div>'
 
 
-def _shares_between(column: ColumnFacts, ends: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[float]:
+def _shares_between(column: ColumnFacts, ends: npt.NDArray[np.floating[Any]]) -> list[float]:
     assert column.histogram is not None
     place = np.clip(np.searchsorted(ends, column.histogram.edges, "right") - 1, 0, BARS - 1)
     counts = np.bincount(place, weights=column.histogram.counts, minlength=BARS)
