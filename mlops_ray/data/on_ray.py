@@ -162,12 +162,15 @@ def fit_features(project: Project, dataset: DatasetVersion, until: float, since:
 
 @ray.remote
 def _fold_file(project: Project, uri: str, path: str, until: float, since: float | None) -> Partial:
-    table = lake.read_file(uri, path, [project.event_time, *project.features.columns])
+    needed = [project.event_time, *project.features.inputs]
+    if project.features.target_encoded:
+        needed += [project.target, project.key]
+    table = lake.read_file(uri, path, list(dict.fromkeys(needed)))
     time = table[project.event_time].cast(pa.int64())
     inside = pc.less(time, _microseconds(until))
     if since is not None:
         inside = pc.and_(inside, pc.greater_equal(time, _microseconds(since)))
-    return features.fold(project.features, table.filter(inside))
+    return features.fold(project.features, table.filter(inside), target=project.target, key=project.key)
 
 
 def _microseconds(seconds: float) -> int:

@@ -29,7 +29,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from mlops_ray.config import Candidate, Project, Search
 from mlops_ray.data import lake, profile
-from mlops_ray.data.features import Partial, bins, to_columns, to_frame, transformer
+from mlops_ray.data.features import Partial, bins, folds, to_columns, to_frame, training_matrix, transformer
 from mlops_ray.data.lake import DatasetVersion
 from mlops_ray.data.on_ray import fit_features
 from mlops_ray.data.profile import Bins, Columns
@@ -94,6 +94,8 @@ class _Rows:
     y: NDArray[np.int64]
     columns: Columns
     cuts: Cuts
+    fold_of: NDArray[np.int64] | None
+    """Fold of each row, where target encoding needs one."""
 
     @property
     def n_train(self) -> int:
@@ -103,6 +105,17 @@ class _Rows:
     def n_fit(self) -> int:
         """Rows of train and validation."""
         return int(np.searchsorted(self.times, self.cuts.holdout))
+
+    @property
+    def fit_columns(self) -> Columns:
+        """Inputs of train and validation."""
+        return _cut(self.columns, 0, self.n_fit)
+
+    def folds(self, n_fitted: int) -> NDArray[np.int64] | None:
+        """Fold of each row of train and validation, -1 from row `n_fitted` on, whose labels no encoding saw."""
+        if self.fold_of is None:
+            return None
+        return np.where(np.arange(self.n_fit) < n_fitted, self.fold_of[: self.n_fit], -1)
 
     @property
     def holdout(self) -> Columns:
@@ -167,11 +180,11 @@ def _train(
         fitted = transformer(project.features, every)
         frame = to_frame(project.features, rows.columns)
         labels = ray.put(y)
-        matrix = ray.put(searched.transform(frame.iloc[: rows.n_fit]))
+        matrix = ray.put(training_matrix(project.features, seen, searched, rows.fit_columns, rows.folds(rows.n_train)))
     with clock.stage("search"):
         choice, loss = _search(project, matrix, labels, rows, tracker, run_id, clock.on_progress)
     with clock.stage("refit"):
-        matrix = ray.put(fitted.transform(frame.iloc[: rows.n_fit]))
+        matrix = ray.put(training_matrix(project.features, every, fitted, rows.fit_columns, rows.folds(rows.n_fit)))
         estimator, scores = _refit(choice, project.seed, matrix, labels)
         pipeline = _pipeline(fitted, estimator)
     with clock.stage("package"):
@@ -200,6 +213,8 @@ def _train(
     if result.verdict is Verdict.PASS:
         with clock.stage("register"):
             kept = {**tags, "sha256": sha256, "engine": candidate.engine, "estimator": choice.estimator}
+            if project.features.derived:
+                kept["needs"] = "mlops_ray"  # its pipeline takes columns that we derive from the data's
             trusted = candidate.manifest["trusted"]
             number = tracker.register(run_id, pipeline, features=project.features, trusted=trusted, tags=kept)
             version = VersionRow(
@@ -227,8 +242,9 @@ def _cut(columns: Columns, start: int, stop: int) -> Columns:
 
 
 def _read(project: Project, dataset: DatasetVersion, rival: Model | None) -> _Rows:
-    needed = dict.fromkeys((project.event_time, project.target, *project.features.columns))
-    needed |= dict.fromkeys(rival.features.columns if rival is not None else ())
+    needed = dict.fromkeys((project.event_time, project.target, *project.features.inputs))
+    needed |= dict.fromkeys(rival.features.inputs if rival is not None else ())
+    needed |= dict.fromkeys([project.key] if project.features.target_encoded else [])
     table = lake.read(dataset, list(needed))
     for name in (project.event_time, project.target):
         if table[name].null_count:
@@ -239,7 +255,8 @@ def _read(project: Project, dataset: DatasetVersion, rival: Model | None) -> _Ro
     target = table[project.target].cast(pa.float64()).to_numpy()
     evaluation.checked(target, np.zeros(len(target)))
     columns = to_columns(project.features, table)
-    return _Rows(table, times, target.astype(np.int64), columns, evaluation.cuts(times, project.split))
+    fold_of = folds(table[project.key]) if project.features.target_encoded else None
+    return _Rows(table, times, target.astype(np.int64), columns, evaluation.cuts(times, project.split), fold_of)
 
 
 # --- search --------------------------------------------------------------------------------------------------------
