@@ -40,6 +40,20 @@ class DataError(MlopsRayError):
         return f"{self.subject}: {self.detail}"
 
 
+class DataRefused(DataError):
+    """Validation ended the run: `reasons` says why, `report` what was found, `page` where the report lies."""
+
+    exit_code = 3
+
+    def __init__(self, subject: str, reasons: tuple[str, ...], report: str, page: str) -> None:
+        MlopsRayError.__init__(self, subject, reasons, report, page)
+        self.subject, self.detail = subject, "; ".join(reasons)
+        self.reasons, self.report, self.page = reasons, report, page
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.detail}\n  {self.report}\n  report: {self.page}"
+
+
 class GateRejected(MlopsRayError):
     """A candidate did not pass its gates; `reasons` says which and by how much."""
 

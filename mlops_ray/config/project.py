@@ -5,14 +5,15 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from mlops_ray.config.base import DAY_S, DTYPES, Config, Name
 from mlops_ray.config.expectations import expectation_checks
-from mlops_ray.config.features import Features
+from mlops_ray.config.expressions import KINDS, parse
+from mlops_ray.config.features import Datetime, Features, hashed_names
 from mlops_ray.config.operation import Capture, Cluster, Monitoring, Retraining, RolloutPlan, Serving, Storage
 from mlops_ray.config.sources import Source
 from mlops_ray.config.training import Gates, Search, Split
@@ -69,7 +70,7 @@ class Project(Config):
         """
         if environment == "training":
             return self.columns
-        wanted = {self.key, self.event_time, *self.features.columns}
+        wanted = {self.key, self.event_time, *self.features.inputs}
         return tuple(c for c in self.columns if c.name in wanted)
 
 
@@ -106,21 +107,8 @@ def cross_checks(raw: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
         if column.get("required") is False and column["name"] in roles:
             role = ("target", "key", "event_time")[roles.index(column["name"])]
             yield ("columns", i, "required"), f"the {role} cannot be absent; remove it"
-    features = raw.get("features")
-    used: list[object] = []
-    for kind, wanted in (("numeric", ("float", "int", "bool")), ("categorical", ("string",))):
-        block = features.get(kind) if isinstance(features, Mapping) else None
-        listed_features = block.get("columns") if isinstance(block, Mapping) else None
-        for i, name in enumerate(_items(listed_features)):
-            loc: Loc = ("features", kind, "columns", i)
-            yield from known(loc, name, wanted)
-            if name == raw.get("target"):
-                yield loc, "the target cannot be a feature; remove it here"
-            elif name in used:
-                yield loc, f"feature {name!r} is listed twice; remove one"
-            used.append(name)
-    if isinstance(features, Mapping) and not used:
-        yield ("features",), "no features; list columns under numeric or categorical"
+    yield from _features(raw, dtypes, known)
+    used = _inputs(raw)
     block = raw.get("validation")
     validation: Mapping[str, Any] = block if isinstance(block, Mapping) else {}
     for i, name in enumerate(_items(validation.get("unique"))):
@@ -157,6 +145,120 @@ def _sources_are_there(loc: Loc, source: object) -> Iterator[tuple[Loc, str]]:
         yield (*loc, "function"), f"package {package!r} cannot be found; fix the path or install it"
     for i, part in enumerate(_items(source.get("sources"))):
         yield from _sources_are_there((*loc, "sources", i), part)
+
+
+Known = Callable[[Loc, object, tuple[str, ...]], Iterator[tuple[Loc, str]]]
+
+
+def _features(raw: Mapping[str, Any], dtypes: Mapping[str, object], known: Known) -> Iterator[tuple[Loc, str]]:
+    """What `features:` may say about the columns that there are."""
+    features = raw.get("features")
+    if not isinstance(features, Mapping):
+        return
+    try:
+        model: Features | None = Features.model_validate(features)
+    except ValueError:
+        model = None  # its own fields are complained of elsewhere
+    derived = _derived(model) if model is not None else []
+    target, any_used = raw.get("target"), bool(features.get("expressions"))
+    for kind, wanted in _FEATURE_KINDS.items():
+        for at, block in _blocks(features, kind):
+            if kind == "custom":
+                wanted = _FEATURE_KINDS[str(block.get("kind", "numeric"))] if block.get("kind") else wanted
+                path = block.get("transformer")
+                if isinstance(path, str) and path and not _importable(path):
+                    package = re.split(r"[.:]", path)[0]
+                    yield (*at, "transformer"), f"package {package!r} is not installed; install it or fix the path"
+            used: list[object] = []
+            for i, name in enumerate(_items(block.get("columns"))):
+                loc: Loc = (*at, "columns", i)
+                any_used = True
+                if not (name in derived and wanted == _FEATURE_KINDS["numeric"]):
+                    yield from known(loc, name, wanted)
+                if name == target:
+                    yield loc, "the target cannot be a feature; remove it here"
+                elif name in used:
+                    yield loc, f"feature {name!r} is listed twice; remove one"
+                used.append(name)
+    if not any_used:
+        yield ("features",), "no features; list columns under numeric or categorical"
+    if model is not None:
+        yield from _derived_columns(model, derived, raw, dtypes, known)
+
+
+_FEATURE_KINDS: dict[str, tuple[str, ...]] = {
+    "numeric": ("float", "int", "bool"),
+    "categorical": ("string",),
+    "datetime": ("timestamp",),
+    "text": ("string",),
+    "custom": ("float", "int", "bool"),
+}
+"""Dtypes that each kind of block takes; a custom one says itself which of the first two it is like."""
+
+
+def _blocks(features: Mapping[str, Any], kind: str) -> Iterator[tuple[Loc, Mapping[str, Any]]]:
+    """Each block of a kind with its place, whether the file has one block or a list."""
+    given = features.get(kind)
+    if isinstance(given, Mapping):
+        yield ("features", kind), given
+    for i, block in enumerate(_items(given)):
+        if isinstance(block, Mapping):
+            yield ("features", kind, i), block
+
+
+def _inputs(raw: Mapping[str, Any]) -> tuple[str, ...]:
+    """Columns that the features read; none while `features:` is not sound."""
+    try:
+        return Features.model_validate(raw.get("features")).inputs
+    except ValueError:
+        return ()
+
+
+def _derived(features: Features) -> list[str]:
+    """Names of derived columns, as often as the blocks make them."""
+    names = [n for block in features.datetime_blocks for column in block.columns for n in block.names(column)]
+    hashed = [block for block in features.categorical_blocks if block.encode == "hash"]
+    for block in (*hashed, *features.text_blocks):
+        names += [n for column in block.columns for n in hashed_names(column, block.n_buckets)]
+    return [*names, *features.expressions]
+
+
+def _derived_columns(
+    features: Features, derived: Sequence[str], raw: Mapping[str, Any], dtypes: Mapping[str, object], known: Known
+) -> Iterator[tuple[Loc, str]]:
+    for name in dict.fromkeys(derived):
+        if derived.count(name) > 1:
+            yield ("features",), f"derived column {name!r} is made twice; give its column to one block"
+        if name in dtypes:
+            yield ("features",), f"derived column {name!r} has the name of a column; rename that one"
+    for at, block in _blocks(raw["features"], "datetime"):
+        since = Datetime.model_validate(block)
+        if since.elapsed_since is not None and since.since_s is None:
+            yield from known((*at, "elapsed_since"), since.elapsed_since, ("timestamp",))
+    if not dtypes:
+        return
+    for name, text in features.expressions.items():
+        loc: Loc = ("features", "expressions", name)
+        try:
+            found = parse(text, {column: str(dtype) for column, dtype in dtypes.items()})
+        except ValueError as exc:
+            yield loc, str(exc)
+            continue
+        if found.kind not in ("number", "bool"):
+            yield loc, f"gives a {found.kind}; a feature is a number"
+        if raw.get("target") in found.names:
+            yield loc, "reads the target, which no request has; take it out"
+        try:
+            taken = features.model_copy(update={"expressions": {name: text}}).parsed[name][1]
+        except ValueError as exc:
+            yield loc, str(exc)
+            continue
+        for column, dtype in taken.items():
+            if KINDS.get(str(dtypes[column])) != KINDS[dtype] and (dtype, dtypes[column]) != ("float", "bool"):
+                yield (
+                    loc,
+                    f"takes {column!r} for a {KINDS[dtype]}, but it is a {dtypes[column]}; compare it with a constant",
+                )
 
 
 def _times_and_ports(raw: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:

@@ -84,12 +84,8 @@ def read(files: Sequence[KeyFile], first: int, end: int) -> tuple[Records, npt.N
     """
     parts, owners = [], []
     for number, file in enumerate(files):
-        filesystem, root = filesystem_of(file.uri)
-        start, stop = file.starts[first], file.starts[end]
-        with filesystem.open_input_file(f"{root}/{file.path}") as stream:
-            found = np.frombuffer(stream.read_at((stop - start) * RECORD.itemsize, start * RECORD.itemsize), RECORD)
-        parts.append(found)
-        owners.append(np.full(len(found), number, dtype=np.int64))
+        parts.append(_stored(file, first, end))
+        owners.append(np.full(len(parts[-1]), number, dtype=np.int64))
     every = np.concatenate([np.empty(0, dtype=RECORD), *parts])
     owner = np.concatenate([np.empty(0, dtype=np.int64), *owners])
     order = np.argsort(every["key"], kind="stable")
@@ -101,6 +97,19 @@ def read(files: Sequence[KeyFile], first: int, end: int) -> tuple[Records, npt.N
     every, owner = every[order[twin]], owner[order[twin]]
     order = np.lexsort((every["row"], owner, every["payload"], every["more"], every["key"]))
     return every[order], owner[order]
+
+
+def payloads(file: KeyFile, first: int = 0, end: int = BUCKETS) -> Lanes:
+    """Payloads of all records of the buckets [first, end) of one file, shape (n,), in no order that means anything."""
+    payload: Lanes = _stored(file, first, end)["payload"]
+    return payload
+
+
+def _stored(file: KeyFile, first: int, end: int) -> Records:
+    filesystem, root = filesystem_of(file.uri)
+    start, stop = file.starts[first], file.starts[end]
+    with filesystem.open_input_file(f"{root}/{file.path}") as stream:
+        return np.frombuffer(stream.read_at((stop - start) * RECORD.itemsize, start * RECORD.itemsize), RECORD)
 
 
 def starts_group(found: Records) -> npt.NDArray[np.bool_]:

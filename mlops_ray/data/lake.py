@@ -556,6 +556,11 @@ def read_sidecar(uri: str, content_hash: str, name: str) -> bytes | None:
         return None
 
 
+def sidecar_path(uri: str, content_hash: str, name: str) -> str:
+    """Where `write_sidecar` keeps it."""
+    return f"{uri}/{_ASIDE}/{content_hash}/{name}"
+
+
 def sidecars(uri: str, content_hash: str) -> dict[str, int]:
     """Names and sizes in bytes of what is kept beside the version with that content."""
     filesystem, root = filesystem_of(uri)

@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def fit(features: Features, columns: Sequence[Column], source: Source, **ends: str) -> ColumnTransformer:
+def fit(
+    features: Features, columns: Sequence[Column], source: Source, *, target: str | None = None, key: str | None = None
+) -> ColumnTransformer:
     """The ColumnTransformer fitted on all rows of `source`, in one pass; cells that do not fit their dtype are missing.
 
-    Args: columns: of the rows; `ends`: `target` and `key`, for features with `encode: target`. Ray must be running.
+    Args: columns: of the rows; target, key: columns, for features with `encode: target`. Ray must be running.
     Raises: DataError when the source cannot be read or holds no rows.
     """
-    work = functools.partial(_fold, features=features, columns=tuple(columns), **ends)
+    work = functools.partial(_fold, features=features, columns=tuple(columns), target=target, key=key)
     found = [partial for partial in each(open_source(source, columns), work) if partial is not None]
     if not found:
         raise DataError("features", "the source has no rows")
@@ -70,7 +72,9 @@ def _transform(
     matrix: Matrix | None = None
     for batch in batches:
         table = conform(batch, columns)[0]
-        made = transformed(features, transformer, table, matrix if matrix is not None and len(matrix) >= len(table) else None)
+        made = transformed(
+            features, transformer, table, matrix if matrix is not None and len(matrix) >= len(table) else None
+        )
         matrix = made if matrix is None or len(made) > len(matrix) else matrix
         results.append(use(made))
     return results

@@ -1,37 +1,52 @@
-"""Ray Data carries the data room: one pass reads, validates, writes and hashes; the driver merges and commits."""
+"""Datasets on Ray: from a source to a version, from a version to feature statistics."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import importlib.util
+import json
 import subprocess
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
-import ray.data
-import ray.exceptions
 
 from mlops_ray.config import Column, Project
 from mlops_ray.data import features, lake, splits
-from mlops_ray.data import keys as keyed
-from mlops_ray.data.expectations import QUARANTINE, UNIQUE, Report, check, examples, quarantined
+from mlops_ray.data.expectations import QUARANTINE, Report
+from mlops_ray.data.facts import Facts
 from mlops_ray.data.features import Partial
-from mlops_ray.data.keys import KeyFile
+from mlops_ray.data.findings import Finding, conclude
 from mlops_ray.data.lake import NO_ROWS, DataFile, DatasetVersion, RowHash
-from mlops_ray.data.lineage import Code, lineage
-from mlops_ray.data.on_sources import Opened, each, open_source
+from mlops_ray.data.lineage import Code, is_prepared, lineage
+from mlops_ray.data.on_validation import Part, Progress, compare, opened, passed, quarantine_uri, settle, table_uri
 from mlops_ray.data.schema import arrow_schema, conform
 from mlops_ray.data.splits import Cut
-from mlops_ray.errors import DataError
+from mlops_ray.data.validation_report import render
+from mlops_ray.errors import DataError, DataRefused
+
+REPORT_JSON, REPORT_HTML, FACTS = "validation.json", "validation.html", "facts.json"
+"""Names of what is kept beside a dataset version: what validation saw, for machines and people, and the facts that the
+next version is compared with."""
+
+
+@dataclass(frozen=True)
+class Validated:
+    """What validation saw: counts per rule, facts of the kept rows, a finding per expectation, and all as a page."""
+
+    report: Report
+    facts: Facts
+    findings: tuple[Finding, ...]
+    page: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-friendly form, without facts and page."""
+        return {**self.report.to_dict(), "findings": [finding.to_dict() for finding in self.findings]}
 
 
 @dataclass(frozen=True)
@@ -39,102 +54,109 @@ class Prepared:
     """What `prepare` made (or found), and what validation saw on the way."""
 
     dataset: DatasetVersion
-    report: Report
+    validated: Validated
+
+    @property
+    def report(self) -> Report:
+        """Counts per rule."""
+        return self.validated.report
 
 
 @dataclass(frozen=True, eq=False)
 class Examined:
-    """What `examine` saw: the report, and the feature statistics of the rows that keep the rules."""
+    """What `examine` saw, and the feature statistics of the rows that keep the rules."""
 
-    report: Report
+    validated: Validated
     statistics: Partial
 
-
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """What one shard left behind: its files, and everything about them that merges."""
-
-    report: Report
-    good: DataFile | None = None
-    good_hash: RowHash = NO_ROWS
-    bad: tuple[DataFile, ...] = ()
-    bad_hash: RowHash = NO_ROWS
-    keys: KeyFile | None = None
-    """Records of the `validation.unique` columns of the good rows, in the file's order."""
-    statistics: Partial | None = None
+    @property
+    def report(self) -> Report:
+        """Counts per rule."""
+        return self.validated.report
 
 
-def prepare(project: Project, *, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Prepared:
-    """Reads the source, validates it and commits the good rows as a dataset version, in one Ray Data execution.
+def _silent(done: int, total: int) -> None:
+    """No progress shown."""
+
+
+def prepare(project: Project, *, now: float, on_progress: Progress = _silent) -> Prepared:
+    """Reads the source, validates it and commits the good rows as a dataset version, in one execution.
 
     The same rows as in an existing version, in whatever order, write nothing: that version is returned. Bad rows go to
     the quarantine table, once per set of rows. Of rows that repeat a key the one with the smallest content hash stays,
-    so that the outcome does not hang on order. `on_progress(rows read, rows in all)` follows the blocks; 0 in all when
-    nobody knows before the end. Ray must be running.
-    Raises: DataError when the source cannot be read, a column is missing or of another dtype altogether, more than
-    `max_bad_share` of the rows are bad (they stand in quarantine then) or fewer than `min_rows` are good. The dataset's
-    table is untouched in all these cases.
+    so that the outcome does not hang on order. `on_progress(rows read, rows in all)` follows the shards; 0 in all when
+    nobody knows before the end. `now`: seconds since the epoch, for expectations about freshness. Ray must be running.
+    Raises: DataError when the source cannot be read, or a column is missing or of another dtype altogether; DataRefused
+    when more than `max_bad_share` of the rows are bad, fewer than `min_rows` are good, or an expectation with `on_fail:
+    stop` is broken (bad rows stand in quarantine then). The dataset's table is untouched in all these cases.
     """
     run = f"files-{uuid.uuid4().hex[:16]}"
     try:
-        return _prepare(project, run, on_progress)
+        return _prepare(project, run, now, on_progress)
     except BaseException:
         # Also on Ctrl-C: files that no commit names are nobody's.
-        for uri in (_table_uri(project), _quarantine_uri(project)):
+        for uri in (table_uri(project), quarantine_uri(project)):
             lake.remove_uncommitted(uri, run)
         raise
 
 
-def _prepare(project: Project, run: str, on_progress: Callable[[int, int], None]) -> Prepared:
-    opened = open_source(project.source, project.columns)
-    parts = _pass(opened, functools.partial(_commit_work, project=project, run=run), on_progress)
-    parts = _without_repeats(project, run, parts)
-    report = sum((part.report for part in parts), Report())
-    origin = _lineage(project, opened.uris)
+def _prepare(project: Project, run: str, now: float, on_progress: Progress) -> Prepared:
+    source = opened(project)
+    parts = passed(source, project, run, on_progress, dry=False)
+    parts, said = settle(project, run, parts, compare(project, parts))
+    validated = _validated(project, parts, said, now)
+    origin = _lineage(project, source.uris)
     bad_files = [file for part in parts for file in part.bad]
     if bad_files:
         bad_hash = sum((part.bad_hash for part in parts), NO_ROWS)
-        _commit(_quarantine_uri(project), run, bad_files, QUARANTINE, bad_hash, origin, append=True)
-    _refuse(project, report)
-    good_files = [part.good for part in parts if part.good is not None]
+        _commit(quarantine_uri(project), run, bad_files, QUARANTINE, bad_hash, origin, append=True)
     good_hash = sum((part.good_hash for part in parts), NO_ROWS)
+    _refuse(project, validated, good_hash)
+    good_files = [part.good for part in parts if part.good is not None]
+    if lake.find(table_uri(project), good_hash.hex()) is None:
+        _keep(table_uri(project), good_hash, validated)
     schema = arrow_schema(project.columns)
-    return Prepared(_commit(_table_uri(project), run, good_files, schema, good_hash, origin), report)
+    return Prepared(_commit(table_uri(project), run, good_files, schema, good_hash, origin), validated)
 
 
-def examine(project: Project, *, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Examined:
+def examine(project: Project, *, now: float, on_progress: Progress = _silent) -> Examined:
     """Reads and validates the source as `prepare` does, and learns feature statistics; nothing is committed.
 
-    The statistics are those of the rows that keep their columns' rules; rows that repeat a key are counted as bad and
-    enter the statistics all the same. Ray must be running. Raises: DataError when the source cannot be read.
+    Rows that repeat a key are counted as bad, but enter facts and statistics all the same. Ray must be running.
+    Raises: DataError when the source cannot be read, or has no row that keeps the rules.
     """
-    run = f"examined-{uuid.uuid4().hex[:16]}"
+    run = f"files-{uuid.uuid4().hex[:16]}"
     try:
-        opened = open_source(project.source, project.columns)
-        parts = _pass(opened, functools.partial(_examine_work, project=project, run=run), on_progress)
-        repeats = _repeats(project, parts)
+        parts = passed(opened(project), project, run, on_progress, dry=True)
+        parts, said = settle(project, run, parts, compare(project, parts))
     finally:
-        lake.remove_uncommitted(_table_uri(project), run)
-    report = sum((part.report for part in parts), Report())
-    n = sum(rows.size for rows in repeats.values())
-    if n:
-        report += Report(0, -n, n, {UNIQUE: n}, {UNIQUE: ()})
+        lake.remove_uncommitted(table_uri(project), run)
     found = [part.statistics for part in parts if part.statistics is not None]
     if not found:
         raise DataError(project.project, "the source has no rows")
-    return Examined(report, functools.reduce(lambda a, b: a + b, found))
+    return Examined(_validated(project, parts, said, now), functools.reduce(lambda a, b: a + b, found))
 
 
-def _pass(
-    opened: Opened, work: Callable[[Iterator[pa.Table]], _Part], on_progress: Callable[[int, int], None]
-) -> list[_Part]:
-    parts: list[_Part] = []
-    n_read = 0
-    for part in each(opened, work):
-        parts.append(part)
-        n_read += part.report.n_read
-        on_progress(n_read, opened.n_rows)
-    return parts
+def _validated(project: Project, parts: Sequence[Part], said: Report, now: float) -> Validated:
+    report = sum((part.report for part in parts), said)
+    facts = sum((part.facts for part in parts), Facts())
+    before = next((v for v in lake.versions(table_uri(project)) if is_prepared(v.lineage)), None)
+    kept = lake.read_sidecar(table_uri(project), before.content_hash, FACTS) if before is not None else None
+    previous = Facts.from_dict(json.loads(kept)) if kept is not None else None
+    findings = conclude(project, report, facts, previous=previous, now=now)
+    return Validated(report, facts, findings, render(project, report, findings, facts, previous=previous))
+
+
+def _keep(uri: str, content: RowHash, validated: Validated) -> str:
+    """Keeps what validation saw beside the version with that content; returns where the page lies."""
+    kept = {
+        FACTS: json.dumps(validated.facts.to_dict()),
+        REPORT_JSON: json.dumps(validated.to_dict(), indent=1),
+        REPORT_HTML: validated.page,
+    }
+    for name, text in kept.items():
+        lake.write_sidecar(uri, content.hex(), name, text.encode())
+    return lake.sidecar_path(uri, content.hex(), REPORT_HTML)
 
 
 def snapshot(
@@ -150,7 +172,7 @@ def snapshot(
     rows, uncast = conform(table, columns or project.columns)
     if uncast:
         raise DataError(project.project, f"cells do not fit their columns' dtypes: {sorted(uncast)}")
-    uri, content, run = _table_uri(project), lake.row_hash(rows), f"files-{uuid.uuid4().hex[:16]}"
+    uri, content, run = table_uri(project), lake.row_hash(rows), f"files-{uuid.uuid4().hex[:16]}"
     if (known := lake.find(uri, content.hex())) is not None:
         return known
     try:
@@ -177,137 +199,33 @@ def fit_features(project: Project, dataset: DatasetVersion, cut: Cut, parts: Seq
 
 @ray.remote
 def _fold_file(project: Project, uri: str, path: str, cut: Cut, parts: Sequence[int]) -> tuple[Partial, ...]:
-    needed = dict.fromkeys((*cut.columns, *project.features.columns))
-    table = lake.read_file(uri, path, list(needed))
+    needed = [*cut.columns, *project.features.inputs]
+    if project.features.target_encoded:
+        needed += [project.target, project.key]
+    table = lake.read_file(uri, path, list(dict.fromkeys(needed)))
     sides = splits.assign(cut, table)
-    return tuple(features.fold(project.features, table.filter(pa.array(sides == part))) for part in parts)
-
-
-def _table_uri(project: Project) -> str:
-    return project.storage.path("data", project.project)
-
-
-def _quarantine_uri(project: Project) -> str:
-    return project.storage.path("quarantine", project.project)
-
-
-# One shard ------------------------------------------------------------------------------------------------------------
-
-
-def _commit_work(batches: Iterator[pa.Table], project: Project, run: str) -> _Part:
-    """Rules, files and hashes of one shard, on a worker; it holds one batch at a time."""
-    name = f"{run}/part-{uuid.uuid4().hex}.parquet"
-    good, bad = (lake.FileWriter(uri, name) for uri in (_table_uri(project), _quarantine_uri(project)))
-    report, good_hash, bad_hash = Report(), NO_ROWS, NO_ROWS
-    records = []
-    for batch in batches:
-        checked = check(project, batch)
-        report += checked.report
-        lanes = lake.row_hashes(checked.good)
-        if project.validation.unique:
-            records.append(_records(project, checked.good, lanes[0], good.n_rows))
-        good.write(checked.good)
-        bad.write(checked.bad)
-        good_hash += RowHash.of(lanes)
-        bad_hash += _bad_hash(checked.bad)
-    keys = keyed.write(_table_uri(project), f"{name}.keys", records) if records else None
-    bad_file = bad.close()
-    return _Part(report, good.close(), good_hash, (bad_file,) if bad_file else (), bad_hash, keys)
-
-
-def _examine_work(batches: Iterator[pa.Table], project: Project, run: str) -> _Part:
-    """Rules and statistics of one shard, on a worker; it holds one batch at a time."""
-    report, statistics = Report(), None
-    records = []
-    for batch in batches:
-        checked = check(project, batch)
-        if project.validation.unique:
-            content = np.zeros(checked.good.num_rows, dtype=np.uint64)
-            records.append(_records(project, checked.good, content, report.n_kept))
-        report += checked.report
-        partial = features.fold(project.features, checked.good)
-        statistics = partial if statistics is None else statistics + partial
-    keys = keyed.write(_table_uri(project), f"{run}/{uuid.uuid4().hex}.keys", records) if records else None
-    return _Part(report, keys=keys, statistics=statistics)
-
-
-def _records(project: Project, good: pa.Table, content: keyed.Lanes, first_row: int) -> keyed.Records:
-    lanes = lake.row_hashes(good.select(list(project.validation.unique)))
-    return keyed.records(lanes, content, first_row)
-
-
-def _bad_hash(bad: pa.Table) -> RowHash:
-    joined = pc.binary_join(bad["rules"], ",")
-    return lake.row_hash(bad.set_column(bad.schema.get_field_index("rules"), "rules", joined))
-
-
-# Repeated keys --------------------------------------------------------------------------------------------------------
-
-
-def _repeats(project: Project, parts: Sequence[_Part]) -> dict[int, npt.NDArray[np.int64]]:
-    """Rows of each part that repeat a key, all but one per key: that with the smallest content hash, then the first."""
-    files = [part.keys for part in parts if part.keys is not None]
-    owners = [i for i, part in enumerate(parts) if part.keys is not None]
-    tasks = [_repeats_in.remote(files, first, end) for first, end in keyed.ranges(files)] if files else []
-    goes: dict[int, list[npt.NDArray[np.int64]]] = {}
-    for found in ray.get(tasks):
-        for number, rows in found.items():
-            goes.setdefault(owners[number], []).append(rows)
-    return {i: np.sort(np.concatenate(rows)) for i, rows in goes.items()}
-
-
-@ray.remote
-def _repeats_in(files: Sequence[KeyFile], first: int, end: int) -> dict[int, npt.NDArray[np.int64]]:
-    """Rows to go, by number of the file, among those whose keys lie in the buckets [first, end)."""
-    found, owner = keyed.read(files, first, end)
-    goes = ~keyed.starts_group(found)
-    return {int(number): found["row"][goes & (owner == number)].astype(np.int64) for number in np.unique(owner[goes])}
-
-
-def _without_repeats(project: Project, run: str, parts: Sequence[_Part]) -> list[_Part]:
-    """`parts` with rows of repeated keys gone to quarantine; only files with such rows are written again."""
-    repeats = _repeats(project, parts)
-    changed = ray.get([_drop_rows.remote(project, run, parts[i], rows) for i, rows in repeats.items()])
-    return [dict(zip(repeats, changed, strict=True)).get(i, part) for i, part in enumerate(parts)]
-
-
-@ray.remote
-def _drop_rows(project: Project, run: str, part: _Part, rows: npt.NDArray[np.int64]) -> _Part:
-    """`part` without those rows of its good file, which go to quarantine."""
-    assert part.good is not None
-    table = lake.read_file(_table_uri(project), part.good.path)
-    keep = np.ones(table.num_rows, dtype=bool)
-    keep[rows] = False
-    gone, rest = table.take(rows), table.filter(pa.array(keep))
-    name = f"{run}/part-{uuid.uuid4().hex}.parquet"
-    bad = quarantined(project, gone, [[UNIQUE]] * len(rows))
-    shown = examples(project, gone, project.validation.unique[0])
-    return replace(
-        part,
-        report=part.report + Report(0, -len(rows), len(rows), {UNIQUE: len(rows)}, {UNIQUE: shown}),
-        good=lake.write_file(_table_uri(project), name, rest) if rest.num_rows else None,
-        good_hash=lake.row_hash(rest),
-        bad=(*part.bad, lake.write_file(_quarantine_uri(project), name, bad)),
-        bad_hash=part.bad_hash + _bad_hash(bad),
-    )
+    ends = {"target": project.target, "key": project.key}
+    return tuple(features.fold(project.features, table.filter(pa.array(sides == part)), **ends) for part in parts)
 
 
 # Committing -----------------------------------------------------------------------------------------------------------
 
 
-def _refuse(project: Project, report: Report) -> None:
-    """Raises: DataError when too many rows are bad, or too few are good."""
-    rules = project.validation
+def _refuse(project: Project, validated: Validated, content: RowHash) -> None:
+    """Raises: DataRefused when too many rows are bad, too few are good, or an expectation that stops is broken."""
+    rules, report = project.validation, validated.report
+    reasons = []
     if report.bad_share > rules.max_bad_share:
-        raise DataError(
-            project.project,
+        reasons.append(
             f"{report.bad_share:.2%} of the rows are bad, validation.max_bad_share allows {rules.max_bad_share:.2%}; "
-            f"they stand in {_quarantine_uri(project)}\n  {report}",
+            f"they stand in {quarantine_uri(project)}"
         )
     if report.n_kept < rules.min_rows:
-        raise DataError(
-            project.project, f"{report.n_kept} good rows, validation.min_rows asks for {rules.min_rows}\n  {report}"
-        )
+        reasons.append(f"{report.n_kept} good rows, validation.min_rows asks for {rules.min_rows}")
+    reasons += [str(finding) for finding in validated.findings if finding.stops]
+    if reasons:
+        page = _keep(quarantine_uri(project), content, validated)
+        raise DataRefused(project.project, tuple(reasons), str(report), page)
 
 
 def _commit(

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -26,6 +25,9 @@ from mlops_ray.config.features import Numeric, Quantiles
 from mlops_ray.data.derive import derive, murmur3
 from mlops_ray.data.profile import Columns, Moments
 from mlops_ray.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MAX_VALUES = 4096
 """Buckets per numeric feature: 400 per decile, so an edge is off by some tenth of a per cent of the rows."""
@@ -394,7 +396,7 @@ def to_columns(features: Features, table: pa.Table, names: Iterable[str] | None 
             columns[name] = _numbers(table[name])
         elif kind == "string":
             text = pc.fill_null(table[name].cast(pa.string()), "")
-            columns[name] = text.to_pandas().to_numpy(dtype=object)
+            columns[name] = text.to_numpy(zero_copy_only=False)
         else:
             columns[name] = seconds(table[name])
     return columns
@@ -411,6 +413,8 @@ def to_frame(features: Features, columns: Columns) -> pd.DataFrame:
 
     Args: columns: the inputs, as `to_columns` makes them; derived columns are added.
     """
+    import pandas as pd  # here, for the log's side of serving needs none
+
     columns = derive(features, columns)
     numeric: dict[str, pd.Series[Any]] = {
         name: pd.Series(columns[name].astype(np.float64)) for name in features.numbers

@@ -221,9 +221,11 @@ def training_set(project: Project, decided_at: float, decision: str) -> lake.Dat
     predictions = lake.scan(log_uri(project), log.day_of(since), log.day_of(until), schema)
     labels = lake.scan(labels_uri_of(project), log.day_of(since), log.day_of(decided_at), log.LABEL_SCHEMA)
     live = pl.DataFrame(pl.from_arrow(joined(predictions, labels, known_by=decided_at)))
-    live = live.filter(pl.col("label").is_not_null()).rename({"label": project.target, "key": project.key})
-    inputs = {f"x_{name}": name for name in project.features.columns if name != project.key}
-    live = live.rename(inputs | {"event_time": project.event_time})
+    # Under the data's own names; the log has key and time besides what it keeps of the inputs.
+    renamed = {f"x_{name}": name for name in project.features.inputs}
+    renamed = {old: new for old, new in renamed.items() if new not in (project.key, project.event_time)}
+    renamed |= {"label": project.target, "key": project.key, "event_time": project.event_time}
+    live = live.filter(pl.col("label").is_not_null()).select(pl.col(old).alias(new) for old, new in renamed.items())
     specs = [project.column(name) for name in names]
     rows, _ = conform(live.select(names).to_arrow(), specs)
     base = base_set(project)

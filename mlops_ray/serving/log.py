@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from mlops_ray.config import Project
 from mlops_ray.data.profile import Bins, Profile, fold
+from mlops_ray.data.statistics import seconds
 
 _TIME = pa.timestamp("us", tz="UTC")
 
@@ -32,10 +33,8 @@ class Arrivals:
 
 def prediction_schema(project: Project) -> pa.Schema:
     """Columns of the prediction log; the model's inputs carry the prefix `x_`."""
-    inputs = [
-        (f"x_{name}", pa.string() if project.column(name).dtype == "string" else pa.float32())
-        for name in project.features.columns
-    ]
+    types = {"string": pa.string(), "number": pa.float32(), "time": _TIME}
+    inputs = [(f"x_{name}", types[kind]) for name, kind in project.features.kinds.items()]
     return pa.schema(
         [
             ("prediction_id", pa.string()),
@@ -119,19 +118,25 @@ def answered(predictions: pa.Table) -> tuple[np.ndarray[Any, Any], np.ndarray[An
 
 
 def inputs(project: Project, predictions: pa.Table) -> dict[str, np.ndarray[Any, Any]]:
-    """The model's inputs of logged rows, as they were scored: float32 with NaN, or strings with "" for missing."""
+    """The model's inputs of logged rows, as they were scored: float32 with NaN, strings with "" for missing, times as
+    float64 seconds since the epoch with NaN."""
     columns = {}
-    for name in project.features.columns:
+    for name, kind in project.features.kinds.items():
         column = predictions[f"x_{name}"]
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        if kind == "string":
             columns[name] = column.to_numpy(zero_copy_only=False)
+        elif kind == "time":
+            columns[name] = seconds(column)
         else:
             columns[name] = column.to_numpy(zero_copy_only=False).astype(np.float32)
     return columns
 
 
 def _micros(times: Any) -> pa.Array:
-    return pa.array(np.round(np.asarray(times, dtype=np.float64) * 1e6).astype(np.int64), type=pa.int64()).cast(_TIME)
+    """Seconds since the epoch as Arrow times; NaN and None as null."""
+    micros = np.round(np.asarray(times, dtype=np.float64) * 1e6)
+    missing = np.isnan(micros)
+    return pa.array(np.where(missing, 0, micros).astype(np.int64), type=pa.int64(), mask=missing).cast(_TIME)
 
 
 def _prediction_rows(project: Project, record: Mapping[str, Any]) -> pa.Table:
@@ -150,7 +155,10 @@ def _prediction_rows(project: Project, record: Mapping[str, Any]) -> pa.Table:
         "at": _micros([record["at"]] * n),
         "event_time": _micros(record["times"]),
         "key": record["keys"],
-        **{f"x_{name}": values for name, values in record["columns"].items()},
+        **{
+            f"x_{name}": _micros(values) if project.features.kinds[name] == "time" else values
+            for name, values in record["columns"].items()
+        },
         "stable": [record["stable"]] * n,
         "stable_score": record["scores"],
         "score_us": [record["score_us"] / n] * n,

@@ -59,7 +59,7 @@ class Form:
         every = project.serving.request_rules == "all"
         rules = {c.name: _rules(c) for c in columns} if every else {}
         names = tuple(c.name for c in columns)
-        return cls(columns, names, project.key, project.event_time, project.features.columns, rules)
+        return cls(columns, names, project.key, project.event_time, project.features.inputs, rules)
 
 
 def _rules(spec: Column) -> tuple[Rule, ...]:
@@ -127,6 +127,8 @@ def parse_predict(document: Any, form: Form, *, now: float) -> Batch:
         values = table.get(spec.name)
         if spec.name == form.event_time:
             times = _times(values, spec, now, n)
+            if spec.name in form.features:
+                columns[spec.name] = np.round(times, 6)  # microseconds, as the log keeps them
             continue
         if values is None:
             if spec.required:
@@ -268,6 +270,8 @@ def _key(value: Any, i: int, spec: Column) -> str:
 
 
 def _column(values: Sequence[Any], spec: Column) -> NDArray[Any]:
+    if spec.dtype == "timestamp":
+        return _instants(values, spec)
     return _strings(values, spec) if spec.dtype == "string" else _numbers(values, spec)
 
 
@@ -301,6 +305,30 @@ def _numbers(values: Sequence[Any], spec: Column) -> NDArray[Any]:
         else:
             out[i] = value
     return out
+
+
+def _instants(values: Sequence[Any], spec: Column) -> NDArray[np.float64]:
+    """Times of any date, seconds since the epoch, to the microsecond that the log and the datasets keep."""
+    out = np.empty(len(values), dtype=np.float64)
+    for i, value in enumerate(values):
+        if value is None and spec.nullable:
+            out[i] = math.nan
+        else:
+            try:
+                out[i] = round(_seconds(value), 6)
+            except (TypeError, ValueError, OverflowError) as exc:
+                raise _refuse(i, spec, value, "ISO 8601 or seconds since the epoch") from exc
+    return out
+
+
+def _seconds(value: Any) -> float:
+    """Raises: TypeError, ValueError or OverflowError for what is no time of the years 1 to 9999."""
+    if isinstance(value, str):
+        parsed = datetime.fromisoformat(value)
+        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(value)
+    return datetime.fromtimestamp(value, UTC).timestamp()
 
 
 def _times(values: Sequence[Any] | None, spec: Column, now: float, n: int) -> NDArray[np.float64]:

@@ -30,8 +30,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlops_ray.config import Features
+from mlops_ray.data.derive import derive
 from mlops_ray.data.profile import Bins, Columns, Profile, empty
 from mlops_ray.errors import ArtifactRefused, DataError
+from mlops_ray.training import converters
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -39,7 +41,9 @@ if TYPE_CHECKING:
 Engine = Literal["onnx", "sklearn"]
 
 TRUSTED_TYPES = (
-    # What skops does not trust by itself and we do, once the file's hash is right. Everything else is refused.
+    # What skops does not trust by itself and we do, once the file's hash is right. Everything else is refused, but for
+    # the types that the project's file names for a version (`features.trusted_types`).
+    "numpy.clip",
     "numpy.dtype",
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
     "sklearn.tree._tree.Tree",
@@ -118,15 +122,15 @@ class Model:
     def score(self, columns: Columns) -> NDArray[np.float64]:
         """P(target = 1) for each row.
 
-        Args: columns as in a batch: every feature, shape (n,), numeric float32 (missing NaN), categorical objects of
-            str (missing ""). Further columns are ignored.
+        Args: columns as in a batch: every input, shape (n,), numbers float32 (missing NaN), strings as objects
+            (missing ""), times float64 seconds since the epoch (missing NaN). Further columns are ignored.
         Returns: shape (n,), float64 in [0, 1].
         Raises: DataError when a feature is missing or a number is infinite.
         """
-        missing = [name for name in self.features.columns if name not in columns]
+        missing = [name for name in self.features.inputs if name not in columns]
         if missing:
-            raise DataError("request", f"feature {missing[0]!r} is missing; the model takes {self.features.columns}")
-        if len(columns[self.features.columns[0]]) == 0:
+            raise DataError("request", f"feature {missing[0]!r} is missing; the model takes {self.features.inputs}")
+        if len(columns[self.features.inputs[0]]) == 0:
             return np.empty(0)
         return self._score(columns)
 
@@ -141,6 +145,7 @@ class Model:
         body = self._json("golden.json")
         columns = {n: np.array(v, dtype=np.float32) for n, v in body["numeric"].items()}
         columns |= {n: np.array(v, dtype=object) for n, v in body["categorical"].items()}
+        columns |= {n: np.array(v, dtype=np.float64) for n, v in body.get("times", {}).items()}
         return Golden(columns, np.array(body["scores"], dtype=np.float64))
 
     def replay(self) -> float:
@@ -156,7 +161,7 @@ class Model:
         """The scikit-learn Pipeline, whatever engine scores; imports scikit-learn and skops.
 
         Raises: ArtifactRefused when the file has changed or holds a type that we do not load."""
-        return _unpack(_read(self.folder, "model.skops", self.manifest), str(self.folder))
+        return _unpack(_read(self.folder, "model.skops", self.manifest), str(self.folder), self.features)
 
     def _json(self, name: str) -> Any:
         return json.loads(_read(self.folder, name, self.manifest))
@@ -180,7 +185,7 @@ def save(
     Raises: ArtifactRefused when the pipeline holds a type that `load` would refuse.
     """
     folder.mkdir(parents=True)
-    packed, trusted = _pack(pipeline, str(folder))
+    packed, trusted = _pack(pipeline, str(folder), features)
     expected = _sklearn_scorer(pipeline, features)(holdout)
     engine, reason, parity, graph = _choose_engine(pipeline, features, holdout, expected)
     score = _onnx_scorer(graph, features) if graph is not None else _sklearn_scorer(pipeline, features)
@@ -232,7 +237,7 @@ def load(folder: str | Path, sha256: str) -> Model:
     if engine == "onnx":
         score = _onnx_scorer(bodies["model.onnx"], features)
     else:
-        score = _sklearn_scorer(_unpack(bodies["model.skops"], str(folder)), features)
+        score = _sklearn_scorer(_unpack(bodies["model.skops"], str(folder), features), features)
     return Model(folder, sha256, engine, features, signature["target"], manifest, score)
 
 
@@ -306,43 +311,60 @@ def _read(folder: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
     return content
 
 
-def _pack(pipeline: Pipeline, artifact: str) -> tuple[bytes, list[str]]:
+def _pack(pipeline: Pipeline, artifact: str, features: Features) -> tuple[bytes, list[str]]:
     import skops.io
 
     packed: bytes = skops.io.dumps(pipeline)
-    return packed, _refuse_foreign(packed, artifact)
+    return packed, _refuse_foreign(packed, artifact, features)
 
 
-def _unpack(packed: bytes, artifact: str) -> Pipeline:
+def _unpack(packed: bytes, artifact: str, features: Features) -> Pipeline:
     import skops.io
 
-    pipeline: Pipeline = skops.io.loads(packed, trusted=_refuse_foreign(packed, artifact))
+    try:
+        pipeline: Pipeline = skops.io.loads(packed, trusted=_refuse_foreign(packed, artifact, features))
+    except (ImportError, AttributeError) as exc:
+        raise ArtifactRefused(artifact, f"holds a type that cannot be imported here: {exc}; install it") from exc
     return pipeline
 
 
-def _refuse_foreign(packed: bytes, artifact: str) -> list[str]:
-    """The types in `packed` that skops leaves to us to trust, all of them on our list."""
+def _refuse_foreign(packed: bytes, artifact: str, features: Features) -> list[str]:
+    """The types in `packed` that skops leaves to us to trust, all of them on our list or on the project's.
+
+    The project's list stands in the artifact's signature, whose hash leads back to the registered one: no version can
+    be given types that its project did not name when it was trained."""
     import skops.io
 
     types = skops.io.get_untrusted_types(data=packed)
-    foreign = sorted(set(types) - set(TRUSTED_TYPES))
+    foreign = sorted(set(types) - set(TRUSTED_TYPES) - set(features.trusted_types))
     if foreign:
-        raise ArtifactRefused(artifact, f"holds {foreign[0]}, not a type that we load; use scikit-learn's own classes")
+        way = "use scikit-learn's own classes, or name it in features.trusted_types"
+        raise ArtifactRefused(artifact, f"holds {foreign[0]}, not a type that we load; {way}")
     return sorted(types)
 
 
 def _golden(score: _Scorer, features: Features, holdout: Columns, n_golden: int) -> dict[str, Any]:
-    n = len(holdout[features.columns[0]])
+    n = len(holdout[features.inputs[0]])
     rows = np.unique(np.linspace(0, n - 1, min(n, n_golden)).astype(np.int64))
     columns: dict[str, NDArray[Any]] = {}
-    for name in features.numeric.columns:
-        columns[name] = np.append(holdout[name][rows].astype(np.float32), np.float32("nan"))
-    for i, name in enumerate(features.categorical.columns):
-        odd = "" if i % 2 == 0 else "never seen"
-        columns[name] = np.append(holdout[name][rows], np.array([odd], dtype=object))
+    strings = 0
+    for name, kind in features.kinds.items():
+        if kind == "string":
+            odd = "" if strings % 2 == 0 else "never seen"
+            columns[name] = np.append(holdout[name][rows], np.array([odd], dtype=object))
+            strings += 1
+        else:
+            dtype = np.float32 if kind == "number" else np.float64
+            columns[name] = np.append(holdout[name][rows].astype(dtype), dtype("nan"))
+    told: dict[str, dict[str, list[Any]]] = {"numeric": {}, "categorical": {}, "times": {}}
+    for name, kind in features.kinds.items():
+        if kind == "string":
+            told["categorical"][name] = [str(v) for v in columns[name]]
+        else:
+            values = [None if np.isnan(v) else float(v) for v in columns[name]]
+            told["numeric" if kind == "number" else "times"][name] = values
     return {
-        "numeric": {c: [None if np.isnan(v) else float(v) for v in columns[c]] for c in features.numeric.columns},
-        "categorical": {c: [str(v) for v in columns[c]] for c in features.categorical.columns},
+        **told,
         "scores": score(columns).tolist(),
     }
 
@@ -354,7 +376,7 @@ def _sklearn_scorer(pipeline: Pipeline, features: Features) -> _Scorer:
     from mlops_ray.data.features import to_frame
 
     def score(columns: Columns) -> NDArray[np.float64]:
-        _matrix(columns, features.numeric.columns)
+        _matrix(columns, features.raw_numbers)
         scores: NDArray[np.float64] = pipeline.predict_proba(to_frame(features, columns))[:, 1].astype(np.float64)
         return scores
 
@@ -383,10 +405,13 @@ def _onnx_scorer(graph: bytes, features: Features) -> _Scorer:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    numeric, categorical = features.numeric.columns, features.categorical.columns
+    numeric, categorical, raw = features.numbers, features.texts, features.raw_numbers
 
     def score(columns: Columns) -> NDArray[np.float64]:
         feed: dict[str, NDArray[Any]] = {}
+        if numeric != raw:
+            _matrix(columns, raw)
+        columns = derive(features, columns)
         if numeric:
             feed["numeric"] = _matrix(columns, numeric)
         if categorical:
@@ -441,15 +466,21 @@ def to_onnx(pipeline: Pipeline, features: Features) -> bytes:
     Raises: what skl2onnx raises for estimators that it cannot convert.
     """
     from onnx import TensorProto, compose, helper
-    from skl2onnx import to_onnx as convert
+    from skl2onnx import convert_sklearn as convert
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, StringTensorType
 
-    k, m = len(features.numeric.columns), len(features.categorical.columns)
+    k, m = len(features.numbers), len(features.texts)
     transformer, estimator = _by_position(pipeline[0], features), pipeline[-1]
     inputs = [("raw", DoubleTensorType([None, k]))] if k else []
     inputs += [("categorical", StringTensorType([None, m]))] if m else []
     width = len(transformer.get_feature_names_out(features.columns))
-    before = convert(transformer, initial_types=inputs, target_opset=_OPSET)
+    before = convert(
+        transformer,
+        initial_types=inputs,
+        target_opset=_OPSET,
+        custom_conversion_functions=converters.converters(),
+        custom_shape_calculators=converters.shapes(),
+    )
     _spell_out_imputers(before.graph, transformer)
     graph = before.graph
     inner = graph.output[0].name
@@ -470,8 +501,9 @@ def to_onnx(pipeline: Pipeline, features: Features) -> bytes:
         )
     before, after = compose.add_prefix(before, "before_", rename_inputs=False, rename_outputs=False), after
     after.ir_version = before.ir_version
-    del before.opset_import[:]
-    before.opset_import.extend(after.opset_import)
+    for part in (before, after):  # each names the sets that it needs itself; both were made for these
+        del part.opset_import[:]
+        part.opset_import.extend(helper.make_opsetid(*item) for item in _OPSET.items())
     merged = compose.merge_models(before, after, io_map=[("features", "features")], outputs=["probabilities"])
     serialised: bytes = merged.SerializeToString()
     return serialised

@@ -234,8 +234,9 @@ def _short(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 def _signature(features: Features) -> ModelSignature:
-    inputs: list[Any] = [ColSpec(DataType.double, c, required=False) for c in features.numeric.columns]
-    inputs += [ColSpec(DataType.string, c) for c in features.categorical.columns]
+    """What the pipeline takes: derived columns among them, which `data.derive` makes of a request's."""
+    inputs: list[Any] = [ColSpec(DataType.double, c, required=False) for c in features.numbers]
+    inputs += [ColSpec(DataType.string, c) for c in features.texts]
     return ModelSignature(inputs=Schema(inputs))
 
 

@@ -29,7 +29,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from mlops_ray.config import Candidate, Project, Search
 from mlops_ray.data import lake, profile, splits
-from mlops_ray.data.features import Partial, bins, to_columns, to_frame, transformer
+from mlops_ray.data.features import Partial, bins, folds, to_columns, to_frame, training_matrix, transformer
 from mlops_ray.data.lake import DatasetVersion
 from mlops_ray.data.on_ray import fit_features
 from mlops_ray.data.profile import Bins, Columns
@@ -96,10 +96,19 @@ class _Rows:
     columns: Columns
     cut: Cut
     sides: Sides
+    fold_of: NDArray[np.int64] | None
+    """Fold of each row, where target encoding needs one."""
 
     def of(self, *parts: int) -> NDArray[np.int64]:
         """Numbers of the rows of these sides, oldest first."""
         return np.flatnonzero(np.isin(self.sides, parts))
+
+    def fitting(self, numbers: NDArray[np.int64], n_fitted: int) -> tuple[Columns, NDArray[np.int64] | None]:
+        """Inputs of these rows, and the fold of each; -1 from the `n_fitted`th on, whose labels no encoding saw."""
+        columns = {name: values[numbers] for name, values in self.columns.items()}
+        if self.fold_of is None:
+            return columns, None
+        return columns, np.where(np.arange(len(numbers)) < n_fitted, self.fold_of[numbers], -1)
 
     @property
     def holdout(self) -> Columns:
@@ -166,11 +175,13 @@ def _train(
         fitted = transformer(project.features, every)
         frame = to_frame(project.features, rows.columns)
         labels = ray.put(y[searched])
-        matrix = ray.put(transformer(project.features, first).transform(frame.iloc[searched]))
+        start = transformer(project.features, first)
+        matrix = ray.put(training_matrix(project.features, first, start, *rows.fitting(searched, len(train_rows))))
     with clock.stage("search"):
         choice, loss = _search(project, matrix, labels, len(train_rows), tracker, run_id, clock.on_progress)
     with clock.stage("refit"):
-        matrix, labels = ray.put(fitted.transform(frame.iloc[seen])), ray.put(y[seen])
+        matrix = ray.put(training_matrix(project.features, every, fitted, *rows.fitting(seen, len(seen))))
+        labels = ray.put(y[seen])
         estimator, scores = _refit(choice, project.seed, matrix, labels)
         pipeline = _pipeline(fitted, estimator)
     with clock.stage("package"):
@@ -202,6 +213,8 @@ def _train(
     if result.verdict is Verdict.PASS:
         with clock.stage("register"):
             kept = {**tags, "sha256": sha256, "engine": candidate.engine, "estimator": choice.estimator}
+            if project.features.derived:
+                kept["needs"] = "mlops_ray"  # its pipeline takes columns that we derive from the data's
             trusted = candidate.manifest["trusted"]
             number = tracker.register(run_id, pipeline, features=project.features, trusted=trusted, tags=kept)
             version = VersionRow(
@@ -230,9 +243,10 @@ def _cut(columns: Columns, start: int, stop: int) -> Columns:
 
 def _read(project: Project, dataset: DatasetVersion, rival: Model | None) -> _Rows:
     event_time, key = project.event_time, project.key
-    needed = dict.fromkeys((event_time, project.target, *project.features.columns))
+    needed = dict.fromkeys((event_time, project.target, *project.features.inputs))
     needed |= dict.fromkeys(splits.columns(project.split, event_time=event_time, key=key))
-    needed |= dict.fromkeys(rival.features.columns if rival is not None else ())
+    needed |= dict.fromkeys(rival.features.inputs if rival is not None else ())
+    needed |= dict.fromkeys([key] if project.features.target_encoded else [])
     table = lake.read(dataset, list(needed))
     for name in (event_time, project.target):
         if table[name].null_count:
@@ -248,7 +262,8 @@ def _read(project: Project, dataset: DatasetVersion, rival: Model | None) -> _Ro
     for part, name in enumerate(splits.NAMES):
         if not (sides == part).any():
             raise DataError("split", f"no row of {_label(dataset)} falls to {name}; split otherwise, or give more rows")
-    return _Rows(table, instants / 1e6, target.astype(np.int64), columns, cut, sides)
+    fold_of = folds(table[key]) if project.features.target_encoded else None
+    return _Rows(table, instants / 1e6, target.astype(np.int64), columns, cut, sides, fold_of)
 
 
 # --- search --------------------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def check(paths: Paths, env: Env) -> dict[str, Any]:
     project = load_project(paths, env=env)
     return {
         "project": project.project,
-        "features": list(project.features.columns),
+        "features": list(project.features.inputs),
         "candidates": [c.estimator for c in project.search.candidates],
         "storage": project.storage.path(),
     }
