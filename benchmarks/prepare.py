@@ -108,7 +108,7 @@ def main() -> None:
         for _ in range(args.rounds):
             shutil.rmtree(scratch / "root", ignore_errors=True)
             start = time.perf_counter()
-            done = prepare(project)
+            done = prepare(project, now=time.time())
             prepared = time.perf_counter()
             transformer(project.features, fit_features(project, done.dataset, until=2e9))
             times["prepare"].append(prepared - start)

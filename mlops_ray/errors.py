@@ -51,7 +51,7 @@ class DataRefused(DataError):
         self.reasons, self.report, self.page = reasons, report, page
 
     def __str__(self) -> str:
-        return f"{self.subject}: {self.detail}\n  {self.report}\n  report: {self.page}"
+        return f"{self.subject}: {self.detail}\n  {self.report}\n  bad rows are in quarantine; the report is at {self.page}"
 
 
 class GateRejected(MlopsRayError):

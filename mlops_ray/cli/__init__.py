@@ -1,6 +1,6 @@
 """The command `mlops-ray`: teaches by `--help`, shows progress to people, prints JSON for machines.
 
-Exit codes: 0 done, 1 fault, 2 wrong configuration or order, 3 refused by the gates.
+Exit codes: 0 done, 1 fault, 2 wrong configuration or order, 3 refused by validation or by the gates.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ app = typer.Typer(
         "Start with [bold]mlops-ray check -c configs/quickstart.yaml[/], then [bold]run[/], [bold]status[/], "
         "[bold]down[/]; or watch a year of flights: [bold]mlops-ray demo[/]."
     ),
-    epilog="Exit codes: 0 done, 1 fault, 2 wrong configuration or order, 3 refused by the gates.",
+    epilog="Exit codes: 0 done, 1 fault, 2 wrong configuration or order, 3 refused by validation or gates.",
 )
 rollout = typer.Typer(no_args_is_help=True, help="Watch and steer the rollout of a new version.")
 app.add_typer(rollout, name="rollout")
@@ -71,16 +71,24 @@ def check(config: Config, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def prepare(config: Config, as_json: AsJson = False) -> None:
+def prepare(
+    config: Config,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, commit nothing.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write the validation report, with plots, to this file.")] = None,
+    as_json: AsJson = False,
+) -> None:
     """Read the source, check every row, quarantine bad ones, and commit an immutable dataset version.
 
-    The same rows again, in any order, give the same version and write nothing.
+    The same rows again, in any order, give the same version and write nothing. Exit code 3 when the rows are not what
+    `validation:` expects; what was wrong stands in the message and in the report.
     """
     from mlops_ray import verbs
 
     with progress(as_json) as on_progress:
-        result = verbs.prepare(config, os.environ, on_progress)
+        result = verbs.prepare(config, os.environ, on_progress, dry_run=dry_run, page=html)
     say(result, as_json, _prepared)
+    if result["refused"]:
+        raise typer.Exit(3)
 
 
 @app.command()
@@ -291,10 +299,19 @@ def submit(
 
 def _prepared(result: dict[str, Any]) -> str:
     report, dataset = result["report"], result["dataset"]
-    return (
-        f"dataset v{dataset['version']} ({dataset['content_hash'][:12]}): {dataset['rows']:,} rows; "
-        f"{report['n_read']:,} read, {report['n_quarantined']:,} in quarantine"
+    head = (
+        f"dataset v{dataset['version']} ({dataset['content_hash'][:12]}): {dataset['rows']:,} rows"
+        if dataset
+        else f"nothing was committed: {report['n_kept']:,} good rows"
     )
+    lines = [f"{head}; {report['n_read']:,} read, {report['n_quarantined']:,} in quarantine"]
+    for finding in report["findings"]:
+        if finding["passed"] is not True:
+            state = (
+                "not judged" if finding["passed"] is None else "BROKEN" if finding["on_fail"] == "stop" else "warning"
+            )
+            lines.append(f"  {state}: {finding['id']}: wanted {finding['wanted']}; observed {finding['observed']}")
+    return "\n".join([*lines, *(f"  it would be refused: {reason}" for reason in result["refused"])])
 
 
 def _trained(result: dict[str, Any]) -> str:

@@ -55,8 +55,11 @@ def each_transformed(
     yield from each(open_source(source, columns), work)
 
 
-def _fold(batches: Iterator[pa.Table], features: Features, columns: tuple[Column, ...], **ends: str) -> Partial | None:
-    partials = [fold(features, conform(batch, columns)[0], **ends) for batch in batches if batch.num_rows]
+def _fold(
+    batches: Iterator[pa.Table], features: Features, columns: tuple[Column, ...], target: str | None, key: str | None
+) -> Partial | None:
+    rows = (conform(batch, columns)[0] for batch in batches if batch.num_rows)
+    partials = [fold(features, table, target=target, key=key) for table in rows]
     return functools.reduce(lambda a, b: a + b, partials) if partials else None
 
 

@@ -111,7 +111,9 @@ def _prepare(project: Project, run: str, now: float, on_progress: Progress) -> P
         bad_hash = sum((part.bad_hash for part in parts), NO_ROWS)
         _commit(quarantine_uri(project), run, bad_files, QUARANTINE, bad_hash, origin, append=True)
     good_hash = sum((part.good_hash for part in parts), NO_ROWS)
-    _refuse(project, validated, good_hash)
+    if reasons := refusals(project, validated):
+        page = _keep(quarantine_uri(project), good_hash, validated)
+        raise DataRefused(project.project, reasons, str(validated.report), page)
     good_files = [part.good for part in parts if part.good is not None]
     if lake.find(table_uri(project), good_hash.hex()) is None:
         _keep(table_uri(project), good_hash, validated)
@@ -211,21 +213,17 @@ def _fold_file(project: Project, uri: str, path: str, cut: Cut, parts: Sequence[
 # Committing -----------------------------------------------------------------------------------------------------------
 
 
-def _refuse(project: Project, validated: Validated, content: RowHash) -> None:
-    """Raises: DataRefused when too many rows are bad, too few are good, or an expectation that stops is broken."""
+def refusals(project: Project, validated: Validated) -> tuple[str, ...]:
+    """Why these rows make no dataset version: too many are bad, too few good, or an expectation that stops is broken."""
     rules, report = project.validation, validated.report
     reasons = []
     if report.bad_share > rules.max_bad_share:
         reasons.append(
-            f"{report.bad_share:.2%} of the rows are bad, validation.max_bad_share allows {rules.max_bad_share:.2%}; "
-            f"they stand in {quarantine_uri(project)}"
+            f"{report.bad_share:.2%} of the rows are bad, validation.max_bad_share allows {rules.max_bad_share:.2%}"
         )
     if report.n_kept < rules.min_rows:
         reasons.append(f"{report.n_kept} good rows, validation.min_rows asks for {rules.min_rows}")
-    reasons += [str(finding) for finding in validated.findings if finding.stops]
-    if reasons:
-        page = _keep(quarantine_uri(project), content, validated)
-        raise DataRefused(project.project, tuple(reasons), str(report), page)
+    return (*reasons, *(str(finding) for finding in validated.findings if finding.stops))
 
 
 def _commit(

@@ -81,15 +81,37 @@ def check(paths: Paths, env: Env) -> dict[str, Any]:
     }
 
 
-def prepare(paths: Paths, env: Env, on_progress: Progress = _silent) -> dict[str, Any]:
-    """Read the source, check every row, commit a dataset version. Raises: DataError."""
+def prepare(
+    paths: Paths, env: Env, on_progress: Progress = _silent, *, dry_run: bool = False, page: str | Path | None = None
+) -> dict[str, Any]:
+    """Read the source, check every row, commit a dataset version; `dry_run` commits nothing. `page`: file for the HTML.
+
+    Raises: DataError; DataRefused (exit code 3) when the data are not as expected.
+    """
     from mlops_ray.cluster.on_ray import connected
     from mlops_ray.data import on_ray
+    from mlops_ray.errors import DataRefused
 
     project = load(paths, env).project
+    now = time.time()
+
+    def rows(done: int, total: int) -> None:
+        on_progress("rows", done, total)
+
     with connected(project, start_local=True):
-        done = on_ray.prepare(project, on_progress=lambda n, total: on_progress("rows", n, total))
-    return {"dataset": _dataset(done.dataset), "report": done.report.to_dict()}
+        if dry_run:
+            validated, dataset = on_ray.examine(project, now=now, on_progress=rows).validated, None
+        else:
+            try:
+                done = on_ray.prepare(project, now=now, on_progress=rows)
+            except DataRefused as exc:
+                if page is not None:
+                    Path(page).write_bytes(Path(exc.page).read_bytes())
+                raise
+            validated, dataset = done.validated, _dataset(done.dataset)
+    if page is not None:
+        Path(page).write_text(validated.page, encoding="utf-8")
+    return {"dataset": dataset, "report": validated.to_dict(), "refused": list(on_ray.refusals(project, validated))}
 
 
 def train(paths: Paths, env: Env, on_progress: Progress = _silent) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +18,15 @@ from deltalake import DeltaTable
 
 from mlops_ray.config import Project, Split, load_project
 from mlops_ray.data import features, lake, splits
-from mlops_ray.data.on_ray import fit_features, prepare, snapshot
+from mlops_ray.data.on_ray import examine, fit_features, prepare, snapshot
 from mlops_ray.data.splits import TRAIN, VALIDATION, TimeCut
-from mlops_ray.errors import DataError
+from mlops_ray.errors import DataError, DataRefused
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 START = 1_700_000_000
+NOW = START + 86_400.0
 
 
 def rows(n: int = 300) -> list[dict[str, Any]]:
@@ -79,7 +81,7 @@ def project(root: Path, source: dict[str, Any], **validation: Any) -> Project:
 
 def parquet(root: Path, shards: list[list[dict[str, Any]]], name: str = "source") -> dict[str, Any]:
     folder = root / name
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for i, shard in enumerate(shards):
         pq.write_table(table(shard), folder / f"{i}.parquet")
     return {"kind": "parquet", "path": str(folder)}
@@ -98,7 +100,9 @@ def test_the_same_rows_make_one_version_whatever_their_order_files_and_reader(tm
     listed = rows()
     seen: list[tuple[int, int]] = []
     first = prepare(
-        project(tmp_path, parquet(tmp_path, [listed[:50], listed[50:]])), on_progress=lambda *at: seen.append(at)
+        project(tmp_path, parquet(tmp_path, [listed[:50], listed[50:]])),
+        now=NOW,
+        on_progress=lambda *at: seen.append(at),
     )
     assert first.dataset.version == 1
     assert (first.report.n_read, first.report.n_kept, first.report.n_quarantined) == (300, 300, 0)
@@ -117,7 +121,7 @@ def test_the_same_rows_make_one_version_whatever_their_order_files_and_reader(tm
         *({"kind": "python", "function": f"{__name__}:from_memory", "options": {"name": name}} for name in HANDED),
     ]
     for source in sources:
-        again = prepare(project(tmp_path, source))
+        again = prepare(project(tmp_path, source), now=NOW)
         assert again.dataset == first.dataset, source
         assert again.report.n_kept == 300
         assert on_disk(tmp_path) == before, source
@@ -131,7 +135,7 @@ def test_bad_rows_go_to_quarantine_and_no_row_vanishes(tmp_path):
     listed[3]["x"], listed[60]["c"], listed[61]["y"], listed[62]["id"] = -1.0, "zebra", None, None
     listed[120] |= {"x": 99.0, "c": None}
     given = project(tmp_path, parquet(tmp_path, [listed[:100], listed[100:]]))
-    found = prepare(given)
+    found = prepare(given, now=NOW)
     assert (found.report.n_read, found.report.n_kept, found.report.n_quarantined) == (300, 295, 5)
     assert found.report.broken == {"c.null": 1, "c.set": 1, "id.null": 1, "x.range": 2, "y.null": 1}
     held = quarantine(given)
@@ -139,7 +143,7 @@ def test_bad_rows_go_to_quarantine_and_no_row_vanishes(tmp_path):
     assert {row["key"]: row["rules"] for row in held}["k00120"] == ["c.null", "x.range"]
     assert found.dataset.n_rows == lake.read(found.dataset).num_rows == 295
     before = on_disk(tmp_path)
-    assert prepare(given).dataset == found.dataset
+    assert prepare(given, now=NOW).dataset == found.dataset
     assert on_disk(tmp_path) == before
 
 
@@ -150,7 +154,7 @@ def test_of_rows_that_repeat_a_key_the_same_one_stays_in_any_order(tmp_path, cut
     kept = []
     for i, order in enumerate([[*listed, *twice], [*reversed(twice), *reversed(listed)]]):
         given = project(tmp_path / str(i), parquet(tmp_path, [order[:cut], order[cut:]], f"source{i}"))
-        found = prepare(given)
+        found = prepare(given, now=NOW)
         assert (found.report.n_read, found.report.n_kept, found.report.n_quarantined) == (253, 250, 3)
         assert found.report.broken == {"unique": 3}
         assert sorted(row["key"] for row in quarantine(given)) == ["k00005", "k00006", "k00006"]
@@ -163,12 +167,12 @@ def test_of_rows_that_repeat_a_key_the_same_one_stays_in_any_order(tmp_path, cut
 
 def test_too_many_bad_rows_stop_before_the_dataset_is_touched(tmp_path):
     listed = rows(100)
-    good = prepare(project(tmp_path, parquet(tmp_path, [listed], "good")))
+    good = prepare(project(tmp_path, parquet(tmp_path, [listed], "good")), now=NOW)
     for row in listed[:40]:
         row["c"] = "zebra"
     given = project(tmp_path, parquet(tmp_path, [listed]))
     with pytest.raises(DataError, match=r"40\.00% of the rows are bad(.|\n)*c\.set: 40 \(for example k0000"):
-        prepare(given)
+        prepare(given, now=NOW)
     assert lake.latest(good.dataset.uri) == good.dataset
     assert {p.parent.name for p in Path(good.dataset.uri).rglob("*.parquet")} == {
         lake.files(good.dataset)[0].partition("/")[0]
@@ -189,8 +193,9 @@ def test_what_cannot_be_used_stops_and_leaves_nothing(tmp_path, change, says):
     HANDED["arrow"] = change(table(rows(50)))
     source = {"kind": "python", "function": f"{__name__}:from_memory", "options": {"name": "arrow"}}
     with pytest.raises(DataError, match=says):
-        prepare(project(tmp_path, source))
-    assert on_disk(tmp_path) == set()
+        prepare(project(tmp_path, source), now=NOW)
+    # The report of a refused run stays, for whoever wants to know why; no row does.
+    assert {Path(path).name for path, _ in on_disk(tmp_path)} <= {"validation.json", "validation.html", "facts.json"}
 
 
 @pytest.mark.parametrize(
@@ -207,7 +212,7 @@ def test_what_cannot_be_used_stops_and_leaves_nothing(tmp_path, change, says):
 )
 def test_an_unreadable_source_is_named(tmp_path, source, says):
     with pytest.raises(DataError, match=says):
-        prepare(project(tmp_path, source))
+        prepare(project(tmp_path, source), now=NOW)
 
 
 def test_snapshots_are_versions_like_any_other(tmp_path):
@@ -226,7 +231,7 @@ def test_snapshots_are_versions_like_any_other(tmp_path):
 def test_feature_statistics_on_shards_equal_those_of_the_rows(tmp_path):
     listed = rows(200)
     given = project(tmp_path, parquet(tmp_path, [listed[:20], listed[20:]]))
-    dataset = prepare(given).dataset
+    dataset = prepare(given, now=NOW).dataset
     cut = TimeCut("at", round((START + 60 * 10) * 1e6), round((START + 60 * 150) * 1e6))
     found, first = fit_features(given, dataset, cut, (VALIDATION, TRAIN))
     expected = features.fold(given.features, table(listed[10:150]))
@@ -241,7 +246,7 @@ def test_feature_statistics_on_shards_equal_those_of_the_rows(tmp_path):
 def test_feature_statistics_of_a_split_by_hash_are_those_of_its_rows(tmp_path):
     listed = rows(400)
     given = project(tmp_path, parquet(tmp_path, [listed[:130], listed[130:]]))
-    dataset = prepare(given).dataset
+    dataset = prepare(given, now=NOW).dataset
     split = Split(by="hash", validation_share=0.3, holdout_share=0.1)
     cut = splits.cut(split, event_time="at", key=given.key, salt="s", times=[])
     whole = lake.read(dataset)
@@ -252,17 +257,94 @@ def test_feature_statistics_of_a_split_by_hash_are_those_of_its_rows(tmp_path):
         assert found.categorical == expected.categorical
 
 
+def labelled(key: str, x: float, y: int, at: int) -> dict[str, Any]:
+    return {**rows(1)[0], "id": key, "x": x, "y": y, "at": START + at}
+
+
+def test_rules_over_keys_look_at_all_shards_and_say_which_rows_broke_them(tmp_path):
+    listed = rows(40)
+    # Twice the same row; and two rows that differ in nothing but key, time and label.
+    listed += [dict(listed[3]), labelled("a", 7.5, 0, 50), labelled("b", 7.5, 1, 60), dict(listed[3])]
+    expectations = [
+        {"expect": "no_duplicate_rows", "mostly": 0.9},
+        {"expect": "no_conflicting_labels", "columns": ["x"], "mostly": 0.9, "quarantine": False},
+        {"expect": "row_count", "min": 1000, "on_fail": "warn"},
+    ]
+    outcomes = []
+    for cut in (1, 20, 41):
+        given = project(
+            tmp_path / str(cut), parquet(tmp_path / str(cut), [listed[:cut], listed[cut:]]), expectations=expectations
+        )
+        found = prepare(given, now=NOW)
+        assert (found.report.n_read, found.report.n_kept, found.report.n_quarantined) == (44, 42, 2)
+        assert [row["rules"] for row in quarantine(given)] == [["no_duplicate_rows", "unique"]] * 2
+        passed = {finding.id: (finding.passed, finding.n_broken) for finding in found.validated.findings}
+        kept = json.loads(lake.read_sidecar(found.dataset.uri, found.dataset.content_hash, "validation.json"))
+        assert kept["n_kept"] == 42
+        assert {finding["id"] for finding in kept["findings"]} == set(passed)
+        dry = examine(given, now=NOW)
+        assert (dry.report.n_kept, dry.report.broken) == (42, found.report.broken)
+        outcomes.append((found.dataset.content_hash, passed))
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+    passed = outcomes[0][1]
+    assert passed["no_duplicate_rows"] == (True, 2)
+    assert passed["row_count"] == (False, None)
+    assert passed["x.no_conflicting_labels"][1] >= 2
+
+
+def test_an_expectation_that_stops_leaves_a_report_and_no_version(tmp_path):
+    given = project(tmp_path, parquet(tmp_path, [rows(50)]), expectations=[{"expect": "row_count", "min": 1000}])
+    with pytest.raises(DataRefused, match="row_count: broken: wanted .*; observed 50") as refused:
+        prepare(given, now=NOW)
+    assert "row_count" in Path(refused.value.page).read_text(encoding="utf-8")
+    assert lake.latest(given.storage.path("data", given.project)) is None
+    dry = examine(given, now=NOW)
+    assert [finding.passed for finding in dry.validated.findings] == [False]
+
+
+def test_a_version_is_compared_with_the_one_before(tmp_path):
+    first = rows(200)
+    expectations = [{"expect": "row_count_change", "min": 0.9, "max": 1.1, "on_fail": "warn"}]
+    found = prepare(project(tmp_path, parquet(tmp_path, [first], "a"), expectations=expectations), now=NOW)
+    assert [finding.passed for finding in found.validated.findings] == [None]
+    found = prepare(project(tmp_path, parquet(tmp_path, [first[:50]], "b"), expectations=expectations), now=NOW)
+    assert [(finding.passed, finding.observed) for finding in found.validated.findings] == [(False, 0.25)]
+
+
+def test_files_and_rows_from_memory_give_the_same_statistics_and_content(tmp_path):
+    listed = rows(500)
+    HANDED["ray"] = ray.data.from_arrow([table(listed[:123]), table(listed[123:])])
+    sources = [
+        parquet(tmp_path, [listed[:77], listed[77:78], listed[78:]]),
+        {"kind": "python", "function": f"{__name__}:from_memory", "options": {"name": "ray"}},
+    ]
+    first, second = (examine(project(tmp_path, source), now=NOW) for source in sources)
+    assert first.report == second.report
+    for name, mine in first.statistics.numeric.items():
+        theirs = second.statistics.numeric[name]
+        assert (mine.missing, mine.low, mine.high, mine.moments.n) == (
+            theirs.missing,
+            theirs.low,
+            theirs.high,
+            theirs.moments.n,
+        )
+        assert mine.moments.mean == pytest.approx(theirs.moments.mean, rel=1e-12)
+        assert np.array_equal(mine.values.keys, theirs.values.keys)
+        assert np.array_equal(mine.values.counts, theirs.values.counts)
+    assert first.statistics.categorical == second.statistics.categorical
+
+
 def test_the_flights_end_to_end(tmp_path):
     base = load_project(CONFIGS / "flights.yaml", env={})
     given = base.model_copy(update={"storage": base.storage.model_copy(update={"root": str(tmp_path / "lake")})})
-    found = prepare(given)
+    found = prepare(given, now=NOW)
     assert (found.report.n_read, found.dataset.n_rows) == (49_855, 49_855)
     lineage = found.dataset.lineage
     assert (lineage["made_by"], lineage["parents"]) == ({"verb": "prepare"}, [])
-    assert lineage["uris"] == ["mlops_ray.demo.flights:history"]
+    assert lineage["uris"] == ["python:mlops_ray.demo.flights:history"]
     assert lineage.keys() >= {"source", "config_sha256", "function_sha256", "mlops_ray"}
     before = on_disk(tmp_path)
-    assert prepare(given).dataset == found.dataset
+    assert prepare(given, now=NOW).dataset == found.dataset
     assert on_disk(tmp_path) == before
     every = TimeCut(given.event_time, 1_362_096_000_000_000, 1_362_096_000_000_000)
     assert fit_features(given, found.dataset, every, (TRAIN,))[0].n == 49_855
