@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import json
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -99,7 +100,9 @@ def _prepare(project: Project, run: str, on_progress: Callable[[int, int], None]
     good_files = [part.good for part in parts if part.good is not None]
     good_hash = sum((part.good_hash for part in parts), NO_ROWS)
     schema = arrow_schema(project.columns)
-    return Prepared(_commit(_table_uri(project), run, good_files, schema, good_hash, origin), report)
+    beside = {"report.json": json.dumps(report.to_dict()).encode()}
+    version = _commit(_table_uri(project), run, good_files, schema, good_hash, origin, beside=beside)
+    return Prepared(version, report)
 
 
 def examine(project: Project, *, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Examined:
@@ -319,9 +322,16 @@ def _commit(
     lineage: Mapping[str, Any],
     *,
     append: bool = False,
+    beside: Mapping[str, bytes] | None = None,
 ) -> DatasetVersion:
-    """The version with this content: the one that is there, or a new one. Removes the run's files that it lacks."""
-    version = lake.find(uri, content.hex()) or lake.commit(uri, files, schema, content.hex(), lineage, append=append)
+    """The version with this content: the one that is there, or a new one, with what is kept `beside` it, by name.
+
+    Removes the run's files that the version lacks."""
+    version = lake.find(uri, content.hex())
+    if version is None:
+        for name, kept in (beside or {}).items():
+            lake.write_sidecar(uri, content.hex(), name, kept)
+        version = lake.commit(uri, files, schema, content.hex(), lineage, append=append)
     lake.remove_uncommitted(uri, run)
     return version
 

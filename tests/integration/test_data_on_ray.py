@@ -259,7 +259,7 @@ def test_the_flights_end_to_end(tmp_path):
     assert (found.report.n_read, found.dataset.n_rows) == (49_855, 49_855)
     lineage = found.dataset.lineage
     assert (lineage["made_by"], lineage["parents"]) == ({"verb": "prepare"}, [])
-    assert lineage["uris"] == ["mlops_ray.demo.flights:history"]
+    assert lineage["uris"] == ["python:mlops_ray.demo.flights:history"]
     assert lineage.keys() >= {"source", "config_sha256", "function_sha256", "mlops_ray"}
     before = on_disk(tmp_path)
     assert prepare(given).dataset == found.dataset
