@@ -3,8 +3,8 @@
     python benchmarks/prepare.py
 
 Both get the same table of 327,000 labelled flights from `mlops_ray.demo.flights`, hold it to the rules of
-configs/flights.yaml, look for repeated keys, hash the rows' content, write Parquet, and learn the features of
-configs/flights.yaml. The start of Ray stands apart; so does reading the CSV files, which both do with the same function.
+configs/flights.yaml, look for repeated keys, hash the rows' content, write Parquet, and learn the file's features. The
+start of Ray stands apart; so does reading the CSV files, which both do with the same function.
 """
 
 from __future__ import annotations
