@@ -329,3 +329,32 @@ def test_the_set_that_retraining_builds_on_stays(tmp_path: Path):
 def test_what_is_no_time_or_number_is_refused(tmp_path: Path, args: tuple[str, str]):
     done = CliRunner().invoke(app, ["data", "gc", "-c", str(project_file(tmp_path, ["unused"])), *args])
     assert done.exit_code == 2
+
+
+def test_a_retrains_version_names_its_decision_and_its_parent(tmp_path: Path):
+    from mlops_ray.retraining.on_ray import base_set, training_set
+    from mlops_ray.serving import log
+    from mlops_ray.serving.on_ray import labels_uri_of, log_uri
+
+    file = project_file(tmp_path, ["unused"])
+    project, whole = load(file), table(400)
+    base = put(project, whole.slice(0, 200))
+    live = whole.slice(200)
+    n, hours = live.num_rows, live["at"].cast(pa.int64()).to_numpy() // HOUR_US
+    days = [log.day_of(float(hour) * 3600) for hour in hours]
+    same = {"prediction_id": [f"p{i}" for i in range(n)], "day": days, "at": live["at"]}
+    schema = log.prediction_schema(project)
+    filled = same | {"event_time": live["at"], "key": live["id"], "x_x": live["x"].cast(pa.float32())}
+    columns = [filled.get(field.name, pa.nulls(n, field.type)) for field in schema]
+    lake.append_once(log_uri(project), pa.table(columns, schema=schema), "spool", 0, ("day",))
+    labels = pa.table(same | {"time": live["at"], "label": live["y"].cast(pa.float64())}).cast(log.LABEL_SCHEMA)
+    lake.append_once(labels_uri_of(project), labels, "spool", 0, ("day",))
+
+    made = training_set(project, 500 * 3600.0, "tiny-1")
+    assert made.lineage["made_by"] == {"verb": "retrain", "decision": "tiny-1", "decided": 500 * 3600.0}
+    assert made.lineage["parents"] == [{"version": base.version, "content_hash": base.content_hash}]
+    assert made.lineage["uris"] == [log_uri(project), labels_uri_of(project)]
+    assert (made.lineage["live_rows"], made.n_rows) == (200, 400)
+    assert base_set(project) == base
+    assert training_set(project, 500 * 3600.0, "tiny-2") == made
+    assert call("list", "-c", file)["versions"][0]["parents"] == made.lineage["parents"]
