@@ -473,7 +473,9 @@ def read(dataset: DatasetVersion, columns: Sequence[str] | None = None) -> pa.Ta
     wanted = list(columns) if columns is not None else None
     parts = [opened(dataset, path).read(wanted) for path in files(dataset)]
     n_rows = sum(part.num_rows for part in parts)
-    if not parts or n_rows != dataset.n_rows:
+    if not parts:
+        raise DataError(dataset.uri, f"version {dataset.version} holds no rows")
+    if n_rows != dataset.n_rows:
         raise DataError(dataset.uri, f"version {dataset.version} has {n_rows} rows, not {dataset.n_rows}")
     return pa.concat_tables(parts)
 
@@ -520,21 +522,28 @@ def _log(uri: str) -> Iterator[_Entry]:
 
 
 def _entry(uri: str, version: int) -> _Entry | None:
-    """Commit number `version`, from its own file (Delta protocol, "Delta Log Entries"); None when there is none."""
+    """Commit number `version`, from its own file (Delta protocol, "Delta Log Entries"); None when there is none.
+
+    Raises: DataError when it is none that this release could have written.
+    """
     filesystem, root = filesystem_of(uri)
     try:
         with filesystem.open_input_stream(f"{root}/_delta_log/{version:020d}.json") as file:
-            actions = [json.loads(line) for line in file.read().splitlines() if line]
+            lines = file.read().splitlines()
     except FileNotFoundError:
         return None
-    info: dict[str, Any] = next((a["commitInfo"] for a in actions if "commitInfo" in a), {})
-    adds = tuple(unquote(a["add"]["path"]) for a in actions if "add" in a)
-    if _FIELD not in info:
-        return _Entry(version, None, True, adds)
-    body = json.loads(info[_FIELD])
-    n_rows, n_bytes, committed = body["n_rows"], body["n_bytes"], info["timestamp"] / 1e3
-    found = DatasetVersion(uri, version, body["content_hash"], n_rows, n_bytes, committed, body["lineage"])
-    return _Entry(version, found, body["append"], adds)
+    try:
+        actions = [json.loads(line) for line in lines if line]
+        info: dict[str, Any] = next((a["commitInfo"] for a in actions if "commitInfo" in a), {})
+        adds = tuple(unquote(a["add"]["path"]) for a in actions if "add" in a)
+        if _FIELD not in info:
+            return _Entry(version, None, True, adds)
+        body = json.loads(info[_FIELD])
+        n_rows, n_bytes, committed = body["n_rows"], body["n_bytes"], info["timestamp"] / 1e3
+        found = DatasetVersion(uri, version, body["content_hash"], n_rows, n_bytes, committed, body["lineage"])
+        return _Entry(version, found, body["append"], adds)
+    except (ValueError, KeyError) as exc:
+        raise DataError(uri, f"commit {version} cannot be read ({exc!r}); give another storage.root") from exc
 
 
 def _open(uri: str, version: int | None = None) -> DeltaTable | None:

@@ -231,6 +231,22 @@ def test_removes_only_what_no_commit_names(tmp_path: Path):
     assert not (tmp_path / "data/two").exists()
 
 
+def test_a_log_that_cannot_be_read_is_named(tmp_path: Path):
+    uri = str(tmp_path)
+    version = put(uri, pa.table({"x": [1]}), "one")
+    commit = tmp_path / f"_delta_log/{version.version:020d}.json"
+    for text in (commit.read_text().replace("n_bytes", "n_bites"), commit.read_text()[:40]):
+        commit.write_text(text)
+        with pytest.raises(DataError, match="commit 1 cannot be read"):
+            lake.dataset(uri, 1)
+
+
+def test_a_version_without_rows_says_so(tmp_path: Path):
+    version = lake.commit(str(tmp_path), [], pa.schema({"x": pa.int64()}), lake.NO_ROWS.hex(), {})
+    with pytest.raises(DataError, match="holds no rows"):
+        lake.read(version)
+
+
 def test_a_lost_file_is_named(tmp_path: Path):
     version = put(str(tmp_path), pa.table({"x": [1]}), "one")
     (tmp_path / "one/part.parquet").unlink()
