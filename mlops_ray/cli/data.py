@@ -146,6 +146,7 @@ def _details(found: dict[str, Any]) -> RenderableType:
         "code": (code["commit"] + (" with changes" if code["dirty"] else "")) if code else "unknown",
         "config": lineage.get("config_sha256", "unknown"),
         "mlops-ray": lineage.get("mlops_ray", "unknown"),
+        "validation": _report(found["report"]),
         "models": ", ".join(f"v{number}" for number in found["models"]) or "none",
         "beside it": ", ".join(f"{name} ({_size(n)})" for name, n in found["beside"].items()) or "nothing",
     }
@@ -192,6 +193,12 @@ def _collected(result: dict[str, Any]) -> str:
 def _maker(found: dict[str, Any]) -> str:
     made_by = found["made_by"]
     return " ".join(filter(None, (made_by.get("verb", "unknown"), made_by.get("decision"))))
+
+
+def _report(report: dict[str, Any] | None) -> str:
+    if report is None:
+        return "no report is kept"
+    return ", ".join(f"{name} {value:,}" for name, value in report.items() if isinstance(value, int))
 
 
 def _sources(uris: list[str]) -> str:

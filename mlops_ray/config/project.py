@@ -115,8 +115,9 @@ def cross_checks(raw: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
         yield from known(("validation", "unique", i), name, DTYPES)
     split = raw.get("split")
     for i, name in enumerate(_items(split.get("group") if isinstance(split, Mapping) else None)):
-        yield from known(("split", "group", i), name, DTYPES)
-        if name in dtypes and name not in (raw.get("key"), raw.get("event_time"), *used):
+        yield from known(("split", "group", i), name, ("string",) if name != raw.get("key") else DTYPES)
+        if dtypes.get(str(name)) == "string" and name not in (raw.get("key"), *used):
+            # Numbers are logged as float32, and what is no feature is not logged: retrained rows would change sides.
             says = f"{name!r} is no part of a request, so a retrain could not split by it; make it the key or a feature"
             yield ("split", "group", i), says
     for loc, what in expectation_checks(_items(validation.get("expectations")), dtypes, known):

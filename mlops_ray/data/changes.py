@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from mlops_ray.data import lake
 from mlops_ray.data.lake import DatasetVersion
+from mlops_ray.errors import DataError
 
 ROWS_AT_ONCE = 2_000_000
 """Rows of both versions compared together: some 300 MB with their sorting, whatever the versions hold."""
@@ -100,7 +101,10 @@ def compare(
 
 def schema_of(version: DatasetVersion) -> dict[str, pa.DataType]:
     """Name and type of the version's columns. Raises: DataError when it was removed or has lost its files."""
-    schema = lake.opened(version, lake.files(version)[0]).schema_arrow
+    files = lake.files(version)
+    if not files:
+        raise DataError(version.uri, f"version {version.version} holds no rows, and so no columns")
+    schema = lake.opened(version, files[0]).schema_arrow
     return dict(zip(schema.names, schema.types, strict=True))
 
 

@@ -31,6 +31,7 @@ from deltalake import CommitProperties, DeltaTable, Schema, Transaction, write_d
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
 
+from mlops_ray.config import DAY_S
 from mlops_ray.data.sources import filesystem_of
 from mlops_ray.errors import DataError
 
@@ -334,7 +335,13 @@ def remove_uncommitted(uri: str, folder: str) -> None:
     found = filesystem.get_file_info(fs.FileSelector(f"{root}/{folder}", allow_not_found=True, recursive=True))
     if not found:
         return
-    named = {f"{root}/{path}" for entry in _log(uri) for path in entry.adds}
+    named: set[str] = set()
+    # A commit is younger than its files. A day less is beyond any two clocks, and spares the log's older part.
+    began = min((info.mtime_ns / 1e9 for info in found if info.is_file), default=0.0) - DAY_S
+    for entry in _log(uri):
+        if entry.dataset is not None and entry.dataset.committed < began:
+            break
+        named |= {f"{root}/{path}" for path in entry.adds}
     for info in found:
         if info.type == fs.FileType.File and info.path not in named:
             filesystem.delete_file(info.path)
@@ -363,17 +370,19 @@ def commit(
         # Created empty: of two that create a table with rows at once, the loser's rows would be added to the winner's.
         arrow = Schema.from_arrow(schema)
         with _alone(uri):
-            if (known := find(uri, content_hash)) is not None:
+            table = _open(uri)
+            if table is not None and (known := _find(uri, table, content_hash)) is not None:
                 return known
             _all_there(uri, files)
-            table = _open(uri) or DeltaTable.create(uri, arrow, mode="ignore", configuration=_KEEP)
+            table = table or DeltaTable.create(uri, arrow, mode="ignore", configuration=_KEEP)
             mode = "append" if append else "overwrite"
             actions: list[AddAction | RemoveAction] = [*adds]
             # Delta keeps the newest number of each such name with the table's state: `find` asks there, not the log.
-            where = [Transaction(content_hash, table.version() + 1)]
-            properties = CommitProperties({_FIELD: json.dumps(body, sort_keys=True)}, app_transactions=where)
+            number = table.version() + 1
+            marks = [Transaction(content_hash, number)]
+            properties = CommitProperties({_FIELD: json.dumps(body, sort_keys=True)}, app_transactions=marks)
             table.create_write_transaction(actions, mode, arrow, commit_properties=properties)
-            found = find(uri, content_hash)
+            found = _content_at(uri, number, content_hash) or find(uri, content_hash)
     except DeltaError as exc:
         raise DataError(
             uri, f"nothing was committed; if another process did at the same moment, run again: {exc}"
@@ -424,14 +433,24 @@ def latest(uri: str) -> DatasetVersion | None:
 def find(uri: str, content_hash: str) -> DatasetVersion | None:
     """The version with exactly these rows, or None. One look at the table's state and one at a commit."""
     table = _open(uri)
-    number = table.transaction_version(content_hash) if table is not None else None
+    return _find(uri, table, content_hash) if table is not None else None
+
+
+def _find(uri: str, table: DeltaTable, content_hash: str) -> DatasetVersion | None:
+    number = table.transaction_version(content_hash)
     if number is None:
         return None
+    if (found := _content_at(uri, number, content_hash)) is not None:
+        return None if _tombstone(uri, number) else found
     # The number is what the writer expected: where nothing locks the table, another may have been quicker.
-    entry = _entry(uri, number)
-    if entry is not None and entry.dataset is not None and entry.dataset.content_hash == content_hash:
-        return None if _tombstone(uri, number) else entry.dataset
     return next((v for v in versions(uri) if v.content_hash == content_hash), None)
+
+
+def _content_at(uri: str, number: int, content_hash: str) -> DatasetVersion | None:
+    """The version `number`, if it has that content."""
+    entry = _entry(uri, number)
+    found = entry.dataset if entry is not None else None
+    return found if found is not None and found.content_hash == content_hash else None
 
 
 def files(dataset: DatasetVersion) -> list[str]:
@@ -454,7 +473,9 @@ def read(dataset: DatasetVersion, columns: Sequence[str] | None = None) -> pa.Ta
     wanted = list(columns) if columns is not None else None
     parts = [opened(dataset, path).read(wanted) for path in files(dataset)]
     n_rows = sum(part.num_rows for part in parts)
-    if not parts or n_rows != dataset.n_rows:
+    if not parts:
+        raise DataError(dataset.uri, f"version {dataset.version} holds no rows")
+    if n_rows != dataset.n_rows:
         raise DataError(dataset.uri, f"version {dataset.version} has {n_rows} rows, not {dataset.n_rows}")
     return pa.concat_tables(parts)
 
@@ -501,21 +522,28 @@ def _log(uri: str) -> Iterator[_Entry]:
 
 
 def _entry(uri: str, version: int) -> _Entry | None:
-    """Commit number `version`, from its own file (Delta protocol, "Delta Log Entries"); None when there is none."""
+    """Commit number `version`, from its own file (Delta protocol, "Delta Log Entries"); None when there is none.
+
+    Raises: DataError when it is none that this release could have written.
+    """
     filesystem, root = filesystem_of(uri)
     try:
         with filesystem.open_input_stream(f"{root}/_delta_log/{version:020d}.json") as file:
-            actions = [json.loads(line) for line in file.read().splitlines() if line]
+            lines = file.read().splitlines()
     except FileNotFoundError:
         return None
-    info: dict[str, Any] = next((a["commitInfo"] for a in actions if "commitInfo" in a), {})
-    adds = tuple(unquote(a["add"]["path"]) for a in actions if "add" in a)
-    if _FIELD not in info:
-        return _Entry(version, None, True, adds)
-    body = json.loads(info[_FIELD])
-    n_rows, n_bytes, committed = body["n_rows"], body["n_bytes"], info["timestamp"] / 1e3
-    found = DatasetVersion(uri, version, body["content_hash"], n_rows, n_bytes, committed, body["lineage"])
-    return _Entry(version, found, body["append"], adds)
+    try:
+        actions = [json.loads(line) for line in lines if line]
+        info: dict[str, Any] = next((a["commitInfo"] for a in actions if "commitInfo" in a), {})
+        adds = tuple(unquote(a["add"]["path"]) for a in actions if "add" in a)
+        if _FIELD not in info:
+            return _Entry(version, None, True, adds)
+        body = json.loads(info[_FIELD])
+        n_rows, n_bytes, committed = body["n_rows"], body["n_bytes"], info["timestamp"] / 1e3
+        found = DatasetVersion(uri, version, body["content_hash"], n_rows, n_bytes, committed, body["lineage"])
+        return _Entry(version, found, body["append"], adds)
+    except (ValueError, KeyError) as exc:
+        raise DataError(uri, f"commit {version} cannot be read ({exc!r}); give another storage.root") from exc
 
 
 def _open(uri: str, version: int | None = None) -> DeltaTable | None:

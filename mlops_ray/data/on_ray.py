@@ -48,6 +48,14 @@ class Validated:
         """JSON-friendly form, without facts and page."""
         return {**self.report.to_dict(), "findings": [finding.to_dict() for finding in self.findings]}
 
+    def files(self) -> dict[str, bytes]:
+        """What is kept beside a dataset version, by name."""
+        return {
+            FACTS: json.dumps(self.facts.to_dict()).encode(),
+            REPORT_JSON: json.dumps(self.to_dict(), indent=1).encode(),
+            REPORT_HTML: self.page.encode(),
+        }
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -112,13 +120,15 @@ def _prepare(project: Project, run: str, now: float, on_progress: Progress) -> P
         _commit(quarantine_uri(project), run, bad_files, QUARANTINE, bad_hash, origin, append=True)
     good_hash = sum((part.good_hash for part in parts), NO_ROWS)
     if reasons := refusals(project, validated):
-        page = _keep(quarantine_uri(project), good_hash, validated)
+        uri, content = quarantine_uri(project), good_hash.hex()
+        for name, kept in validated.files().items():
+            lake.write_sidecar(uri, content, name, kept)
+        page = lake.sidecar_path(uri, content, REPORT_HTML)
         raise DataRefused(project.project, reasons, str(validated.report), page)
     good_files = [part.good for part in parts if part.good is not None]
-    if lake.find(table_uri(project), good_hash.hex()) is None:
-        _keep(table_uri(project), good_hash, validated)
     schema = arrow_schema(project.columns)
-    return Prepared(_commit(table_uri(project), run, good_files, schema, good_hash, origin), validated)
+    version = _commit(table_uri(project), run, good_files, schema, good_hash, origin, beside=validated.files())
+    return Prepared(version, validated)
 
 
 def examine(project: Project, *, now: float, on_progress: Progress = _silent) -> Examined:
@@ -147,18 +157,6 @@ def _validated(project: Project, parts: Sequence[Part], said: Report, now: float
     previous = Facts.from_dict(json.loads(kept)) if kept is not None else None
     findings = conclude(project, report, facts, previous=previous, now=now)
     return Validated(report, facts, findings, render(project, report, findings, facts, previous=previous))
-
-
-def _keep(uri: str, content: RowHash, validated: Validated) -> str:
-    """Keeps what validation saw beside the version with that content; returns where the page lies."""
-    kept = {
-        FACTS: json.dumps(validated.facts.to_dict()),
-        REPORT_JSON: json.dumps(validated.to_dict(), indent=1),
-        REPORT_HTML: validated.page,
-    }
-    for name, text in kept.items():
-        lake.write_sidecar(uri, content.hex(), name, text.encode())
-    return lake.sidecar_path(uri, content.hex(), REPORT_HTML)
 
 
 def snapshot(
@@ -235,9 +233,16 @@ def _commit(
     lineage: Mapping[str, Any],
     *,
     append: bool = False,
+    beside: Mapping[str, bytes] | None = None,
 ) -> DatasetVersion:
-    """The version with this content: the one that is there, or a new one. Removes the run's files that it lacks."""
-    version = lake.find(uri, content.hex()) or lake.commit(uri, files, schema, content.hex(), lineage, append=append)
+    """The version with this content: the one that is there, or a new one, with what is kept `beside` it, by name.
+
+    Removes the run's files that the version lacks."""
+    version = lake.find(uri, content.hex())
+    if version is None:
+        for name, kept in (beside or {}).items():
+            lake.write_sidecar(uri, content.hex(), name, kept)
+        version = lake.commit(uri, files, schema, content.hex(), lineage, append=append)
     lake.remove_uncommitted(uri, run)
     return version
 

@@ -221,13 +221,12 @@ def training_set(project: Project, decided_at: float, decision: str) -> lake.Dat
     predictions = lake.scan(log_uri(project), log.day_of(since), log.day_of(until), schema)
     labels = lake.scan(labels_uri_of(project), log.day_of(since), log.day_of(decided_at), log.LABEL_SCHEMA)
     live = pl.DataFrame(pl.from_arrow(joined(predictions, labels, known_by=decided_at)))
-    # Under the data's own names; the log has key and time besides what it keeps of the inputs.
-    renamed = {f"x_{name}": name for name in project.features.inputs}
-    renamed = {old: new for old, new in renamed.items() if new not in (project.key, project.event_time)}
-    renamed |= {"label": project.target, "key": project.key, "event_time": project.event_time}
-    live = live.filter(pl.col("label").is_not_null()).select(pl.col(old).alias(new) for old, new in renamed.items())
+    live = live.filter(pl.col("label").is_not_null())
+    # Selected and not renamed: the project's own columns may be called as others of the log are.
+    logged = {name: f"x_{name}" for name in project.features.inputs}
+    logged |= {project.key: "key", project.event_time: "event_time", project.target: "label"}
     specs = [project.column(name) for name in names]
-    rows, _ = conform(live.select(names).to_arrow(), specs)
+    rows, _ = conform(live.select(pl.col(logged[name]).alias(name) for name in names).to_arrow(), specs)
     base = base_set(project)
     parts = [rows]
     parents, live_rows = [], rows.num_rows

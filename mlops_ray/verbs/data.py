@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Mapping
@@ -26,13 +27,13 @@ def list_versions(paths: Paths, env: Env) -> dict[str, Any]:
 
 
 def show(paths: Paths, env: Env, version: int) -> dict[str, Any]:
-    """One version: lineage, columns with what their files' footers tell, files, and what is kept beside it.
+    """One version: lineage, what its files' footers tell of columns, files, validation, and what is kept beside.
 
     Raises: DataError when there is no such version, or it was removed.
     """
     project = load(paths, env).project
     found = lake.dataset(_uri(project), version)
-    beside = lake.sidecars(found.uri, found.content_hash)
+    report = lake.read_sidecar(found.uri, found.content_hash, "validation.json")
     return {
         **_version(found),
         "uri": found.uri,
@@ -40,7 +41,8 @@ def show(paths: Paths, env: Env, version: int) -> dict[str, Any]:
         "lineage": found.lineage,
         "columns": _plain(changes.column_ranges(found)),
         "files": lake.files(found),
-        "beside": beside,
+        "report": json.loads(report) if report is not None else None,
+        "beside": lake.sidecars(found.uri, found.content_hash),
     }
 
 
@@ -140,4 +142,6 @@ def _plain(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, bytes):
         return value.hex()
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float):
+        return value + 0.0 if math.isfinite(value) else str(value)  # Parquet notes a smallest zero as -0.0
+    return value

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pytest
 from mlflow import MlflowClient
 
-from mlops_ray.config import Project
+from mlops_ray.config import Project, Split
+from mlops_ray.data import splits
 from mlops_ray.data.features import to_columns, to_frame
 from mlops_ray.data.lake import DatasetVersion, read
 from mlops_ray.data.on_ray import snapshot
@@ -207,6 +208,27 @@ def test_the_same_run_again_gives_the_same_model_no_worse_than_itself(world: Wor
     assert again.version.version > first.version.version
     assert list(dict.fromkeys(stages)) == list(again.seconds)
     assert stages.count("search") == 6
+
+
+def test_a_split_by_hash_of_the_key_is_recorded_and_kept_to(world: World) -> None:
+    split = Split(by="hash", holdout_share=0.25)
+    done = world.train(project=project(world.root, trials=2).model_copy(update={"split": split}))
+    assert done.verdict is Verdict.PASS, done.result.reasons
+    run = world.client.get_run(done.run_id).data
+    cut = splits.cut(split, event_time="at", key="id", salt="small", times=[])
+    assert json.loads(run.params["split"]) == cut.to_dict()
+    sides = splits.assign(cut, read(world.dataset))
+    for side, name in enumerate(splits.NAMES):
+        assert run.metrics[f"rows.{name}"] == (sides == side).sum()
+    reference = model.load(done.artifact, done.sha256).reference
+    assert sum(n for _, n, _, _ in reference.holdout) == (sides == splits.HOLDOUT).sum()
+    assert reference.total.n == 2000
+
+
+def test_a_side_without_rows_is_refused(world: World) -> None:
+    split = Split(by="group", group=("kind",))
+    with pytest.raises(DataError, match=r"no row of .* falls to"):
+        world.train(project=project(world.root).model_copy(update={"split": split}))
 
 
 def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(world: World) -> None:

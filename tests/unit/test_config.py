@@ -167,7 +167,7 @@ BLOCKS = [
     ("split: {holdout_share: 0.6, validation_share: 0.6}", ["split: holdout_share + validation_share leave no rows"]),
     ("split: {by: group}", ["split: `by: group` and a list `group: [column, ...]` go together; give both or neither"]),
     ("split: {by: group, group: [idd]}", ["split.group.0: 'idd' is not one of the columns; did you mean 'id'?"]),
-    ("split: {by: group, group: [y]}", ["split.group.0: 'y' is no part of a request, so a retrain could not split"]),
+    ("split: {by: group, group: [distance]}", ["split.group.0: column 'distance' is float; this place takes string"]),
     (
         "gates: {limits: [{metric: auc, max: 1}]}",
         ["gates.limits.0.metric: should be 'log_loss', 'brier', 'roc_auc' or"],
@@ -354,3 +354,10 @@ def test_a_retraining_window_inside_the_label_horizon_and_a_shared_port_are_refu
     problems = "\n".join(caught.value.problems)
     assert f"{file}:1: retraining.window_s: 10 s hold no row older" in problems
     assert f"{file}:2: monitoring.metrics_port: 8000 is cluster.http_port too" in problems
+
+
+def test_groups_of_a_split_are_part_of_every_request(tmp_path: Path) -> None:
+    text = GOOD.replace("  - {name: carrier", "  - {name: tail, dtype: string}\n  - {name: carrier")
+    assert load(tmp_path, text + "split: {by: group, group: [carrier, id]}\n").split.group == ("carrier", "id")
+    (found,) = problems(tmp_path, text + "split: {by: group, group: [tail]}\n")
+    assert "split.group.0: 'tail' is no part of a request, so a retrain could not split by it" in found

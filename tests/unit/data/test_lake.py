@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
+import time
+from dataclasses import replace
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import hypothesis.strategies as st
 import numpy as np
 import pyarrow as pa
 import pytest
-from deltalake import DeltaTable
-from hypothesis import given
+from deltalake import CommitProperties, DeltaTable, Schema, Transaction
+from hypothesis import given, settings
+from pyarrow.fs import LocalFileSystem
 
 from mlops_ray.data import lake
 from mlops_ray.data.lake import RowHash, row_hash
@@ -97,6 +102,64 @@ def test_refuses_dtypes_that_it_cannot_hash():
         row_hash(pa.table({"x": [[1]]}))
 
 
+STORED = [
+    (pa.array(["a", None, "", "ä" * 40, "12345678", "a"]), [pa.large_string(), pa.string_view()]),
+    (pa.array([b"a", None, b"", b"\x00" * 70, b"\x00", b"a"]), [pa.large_binary()]),
+    (pa.array([1, None, 3, -4, 5, 1], pa.int8()), [pa.int16(), pa.int64()]),
+    (pa.array([0.5, None, 0.0, 1e30, float("nan"), 0.5], pa.float32()), [pa.float64()]),
+    (pa.array([1, None, 0, 86_400, 7, 1], pa.timestamp("s", "UTC")), [pa.timestamp("ns", "UTC")]),
+    (pa.array([1, None, 0, 365, 7, 1], pa.date32()), [pa.date64()]),
+    (pa.array([1, None, 0, 365, 7, 1], pa.time32("s")), [pa.time64("us"), pa.time64("ns")]),
+    (pa.array([1, None, 0, 365, 7, 1], pa.duration("s")), [pa.duration("us")]),
+    (pa.array([Decimal("1.50"), None, Decimal("-2"), Decimal(0), Decimal(7), Decimal("1.50")], pa.decimal128(12, 2)),
+     [pa.decimal128(38, 2), pa.decimal256(50, 2)]),
+    (pa.array([True, None, False, True, True, True]), []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("column", "others"), STORED, ids=lambda c: str(getattr(c, "type", "")))
+def test_hash_hangs_on_values_and_not_on_their_storage(column, others):
+    def of(found: pa.Array | pa.ChunkedArray) -> RowHash:
+        return row_hash(pa.table({"x": found}))
+
+    whole = of(column)
+    assert of(pa.chunked_array([column.slice(0, 2), column.slice(2, 0), column.slice(2)])) == whole
+    assert of(column.slice(1, 3)) + of(column.slice(4)) + of(column.slice(0, 1)) == whole
+    for other in others:
+        assert of(column.cast(other)) == whole
+    encoded = column.dictionary_encode()
+    nulls_inside = pa.DictionaryArray.from_arrays(pa.array(range(6), pa.int32()), column)
+    for coded in (encoded, nulls_inside, pa.chunked_array([encoded.slice(0, 3), nulls_inside.slice(3)])):
+        assert of(coded) == whole
+    cells = [of(column.slice(i, 1)).hex() for i in range(6)]
+    assert len(set(cells)) == len(set(map(repr, column.to_pylist())))
+
+
+def test_hash_tells_kinds_of_value_apart():
+    one = [pa.array([1]), pa.array([1.0]), pa.array(["1"]), pa.array([b"1"]), pa.array([True])]
+    one += [pa.array([1]).cast(t) for t in (pa.timestamp("us"), pa.duration("us"), pa.time64("us"))]
+    one += [pa.array([Decimal(1)], pa.decimal128(5, scale)) for scale in (0, 2)]
+    assert len({row_hash(pa.table({"x": x})).hex() for x in one}) == len(one)
+
+
+@given(st.lists(st.binary(max_size=80), min_size=1, max_size=20))
+@settings(max_examples=40, deadline=None)
+def test_hash_tells_texts_apart_whatever_their_length(texts):
+    cells = [row_hash(pa.table({"x": pa.array([text])})).hex() for text in texts]
+    assert len(set(cells)) == len(set(texts))
+    together = sum((row_hash(pa.table({"x": pa.array([text])})) for text in texts), RowHash())
+    assert row_hash(pa.table({"x": pa.array(texts)})) == together
+
+
+def test_hash_of_more_rows_than_are_hashed_together():
+    table = pa.table({"x": range(20_001), "s": [f"text {i}" for i in range(20_001)]})
+    lanes = lake.row_hashes(table)
+    one_by_one = [lake.row_hashes(table.slice(i, 1)) for i in (0, 8191, 8192, 16_384, 20_000)]
+    for (a, b), i in zip(one_by_one, (0, 8191, 8192, 16_384, 20_000), strict=True):
+        assert (lanes[0][i], lanes[1][i]) == (a[0], b[0])
+    assert len(np.unique(lanes[0])) == len(np.unique(lanes[1])) == 20_001
+
+
 def put(uri: str, table: pa.Table, name: str, **how: bool) -> lake.DatasetVersion:
     file = lake.write_file(uri, f"{name}/part.parquet", table)
     return lake.commit(uri, [file], table.schema, row_hash(table).hex(), {"from": name}, **how)
@@ -168,6 +231,22 @@ def test_removes_only_what_no_commit_names(tmp_path: Path):
     assert not (tmp_path / "data/two").exists()
 
 
+def test_a_log_that_cannot_be_read_is_named(tmp_path: Path):
+    uri = str(tmp_path)
+    version = put(uri, pa.table({"x": [1]}), "one")
+    commit = tmp_path / f"_delta_log/{version.version:020d}.json"
+    for text in (commit.read_text().replace("n_bytes", "n_bites"), commit.read_text()[:40]):
+        commit.write_text(text)
+        with pytest.raises(DataError, match="commit 1 cannot be read"):
+            lake.dataset(uri, 1)
+
+
+def test_a_version_without_rows_says_so(tmp_path: Path):
+    version = lake.commit(str(tmp_path), [], pa.schema({"x": pa.int64()}), lake.NO_ROWS.hex(), {})
+    with pytest.raises(DataError, match="holds no rows"):
+        lake.read(version)
+
+
 def test_a_lost_file_is_named(tmp_path: Path):
     version = put(str(tmp_path), pa.table({"x": [1]}), "one")
     (tmp_path / "one/part.parquet").unlink()
@@ -225,3 +304,172 @@ def test_writers_that_create_a_log_at_once_lose_nothing(tmp_path: Path):
         thread.join()
     assert not failed
     assert sorted(lake.scan(uri, "2013-01-01", "2013-01-01", ["x"])["x"].to_pylist()) == [0, 1, 2, 3]
+
+
+# --- finding, keeping, removing ---
+
+
+def test_a_version_is_found_without_reading_the_log(tmp_path: Path, monkeypatch):
+    uri = str(tmp_path / "data")
+    made = [put(uri, pa.table({"x": [i]}), f"run-{i}") for i in range(30)]
+    looks: list[int] = []
+    entry = lake._entry
+    monkeypatch.setattr(lake, "_entry", lambda uri, version: looks.append(version) or entry(uri, version))
+    assert lake.find(uri, made[3].content_hash) == made[3]
+    assert lake.find(uri, "?") is None
+    assert lake.latest(uri) == made[-1]
+    assert lake.dataset(uri, made[7].version) == made[7]
+    assert looks == [made[3].version, made[-1].version, made[7].version]
+
+
+def test_a_number_that_another_writer_took_is_looked_up(tmp_path: Path):
+    uri = str(tmp_path / "data")
+    first, second = put(uri, pa.table({"x": [1]}), "one"), put(uri, pa.table({"x": [2]}), "two")
+    table = DeltaTable(uri)
+    wrong = CommitProperties(app_transactions=[Transaction(first.content_hash, second.version)])
+    schema = Schema.from_arrow(pa.schema({"x": pa.int64()}))
+    table.create_write_transaction([], "append", schema, commit_properties=wrong)
+    assert lake.find(uri, first.content_hash) == first
+
+
+def test_the_same_content_is_committed_once(tmp_path: Path):
+    uri = str(tmp_path / "data")
+    table = pa.table({"x": [1, 2]})
+    first = put(uri, table, "one")
+    assert put(uri, table.take([1, 0]), "two") == first
+    assert [v.version for v in lake.versions(uri)] == [first.version]
+
+
+def test_a_file_that_went_before_its_commit_is_named(tmp_path: Path):
+    uri, table = str(tmp_path), pa.table({"x": [1]})
+    file = lake.write_file(uri, "one/part.parquet", table)
+    (tmp_path / file.path).unlink()
+    with pytest.raises(DataError, match=r"one/part\.parquet was removed"):
+        lake.commit(uri, [file], table.schema, "?", {})
+    assert lake.latest(uri) is None
+
+
+def test_what_is_kept_beside_a_version_is_neither_rows_nor_litter(tmp_path: Path):
+    uri, table = str(tmp_path / "data"), pa.table({"x": [1]})
+    content = row_hash(table).hex()
+    assert lake.read_sidecar(uri, content, "profile.json") is None
+    lake.write_sidecar(uri, content, "profile.json", b"{}")
+    lake.write_sidecar(uri, content, "profile.json", b"{1}")
+    lake.write_sidecar(uri, content, "facts.bin", bytes(100))
+    version = put(uri, table, "one")
+    assert lake.sidecars(uri, content) == {"profile.json": 3, "facts.bin": 100}
+    DeltaTable(uri).vacuum(0, dry_run=False, enforce_retention_duration=False, full=True)
+    assert lake.read_sidecar(uri, content, "profile.json") == b"{1}"
+    assert DeltaTable(uri).to_pyarrow_table().num_rows == 1
+    assert lake.read(version).num_rows == 1
+    assert not lake.garbage(uri, now=time.time() + 1e6, older_than_s=1).files
+
+
+def test_only_what_died_is_garbage_and_only_after_a_rest(tmp_path: Path):
+    uri, now = str(tmp_path / "data"), time.time()
+    assert not lake.garbage(uri, now=now, older_than_s=0).files
+    version = put(uri, pa.table({"x": [1]}), "one")
+    lake.write_file(uri, "one/stray.parquet", pa.table({"x": [9]}))
+    lake.write_file(uri, "died/part.parquet", pa.table({"x": [9]}))
+    lake.write_sidecar(uri, "nobody", "profile.json", b"{}")
+    (tmp_path / "data/died/half.parquet").write_bytes(b"PAR1")
+    (tmp_path / "data/died/half.parquet.keys").write_bytes(b"")
+    (tmp_path / "data/died/.gitkeep").write_bytes(b"")  # not ours
+    for name in ("_commit_1.json.tmp", "00000000000000000002.json#1"):
+        (tmp_path / "data/_delta_log" / name).write_bytes(b"{")
+    assert not lake.garbage(uri, now=now, older_than_s=3600).files
+    found = lake.garbage(uri, now=now + 7200, older_than_s=3600)
+    assert found.files == (
+        "_delta_log/00000000000000000002.json#1",
+        "_delta_log/_commit_1.json.tmp",
+        "_mlops_ray/nobody/profile.json",
+        "died/half.parquet",
+        "died/half.parquet.keys",
+        "died/part.parquet",
+        "one/stray.parquet",
+    )
+    lake.collect(found, now=now)
+    assert lake.read(version).to_pydict() == {"x": [1]}
+    assert not (tmp_path / "data/_mlops_ray/nobody").exists()
+    assert not lake.garbage(uri, now=now + 7200, older_than_s=3600).files
+    # A run that still writes keeps its first files, however old.
+    lake.write_file(uri, "long/first.parquet", pa.table({"x": [9]}))
+    os.utime(tmp_path / "data/long/first.parquet", (now - 1e6, now - 1e6))
+    lake.write_file(uri, "long/second.parquet", pa.table({"x": [9]}))
+    assert not lake.garbage(uri, now=now, older_than_s=3600).files
+
+
+def test_old_versions_go_but_not_those_in_use(tmp_path: Path):
+    uri = str(tmp_path / "data")
+    made = []
+    for i in range(5):
+        lake.write_sidecar(uri, row_hash(pa.table({"x": [i]})).hex(), "profile.json", b"{}")
+        made.append(put(uri, pa.table({"x": [i]}), f"run-{i}"))
+    later = made[-1].committed + 100
+    ask = {"now": later, "older_than_s": 10.0}
+    found = lake.garbage(uri, **ask, keep=2, in_use={made[1].content_hash: "model v3 was trained on it"})
+    assert found.versions == (made[2], made[0])
+    assert found.kept == ((made[1], "model v3 was trained on it"),)
+    assert len(found.files) == 4
+    assert lake.garbage(uri, now=later, older_than_s=1e6, keep=2).versions == ()
+    assert lake.garbage(uri, **ask, before=made[2].committed).versions == (made[1], made[0])
+    assert lake.garbage(uri, **ask, keep=4, before=later).versions == (made[0],)
+    assert [why for _, why in lake.garbage(uri, **ask, before=later).kept] == ["it is the newest"]
+    lake.collect(found, now=later)
+    assert list(lake.versions(uri)) == [made[4], made[3], made[1]]
+    for version in found.versions:
+        assert lake.find(uri, version.content_hash) is None
+        for look in (lambda v: lake.dataset(uri, v.version), lake.read, lake.files):
+            with pytest.raises(DataError, match=r"was removed on .* by `mlops-ray data gc`"):
+                look(version)
+    assert lake.read(made[1]).to_pydict() == {"x": [1]}
+    again = put(uri, pa.table({"x": [2]}), "again")
+    assert again.version > made[4].version
+    assert lake.find(uri, again.content_hash) == again
+    assert lake.read(again).to_pydict() == {"x": [2]}
+
+
+def test_a_collection_that_was_killed_is_finished_by_the_next(tmp_path: Path, monkeypatch):
+    uri = str(tmp_path / "data")
+    made = [put(uri, pa.table({"x": [i]}), f"run-{i}") for i in range(3)]
+    later = made[-1].committed + 100
+    found = lake.garbage(uri, now=later, older_than_s=10, keep=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(lake, "filesystem_of", lambda uri: (Dying(), uri))
+        with pytest.raises(KeyboardInterrupt):
+            lake.collect(found, now=later)
+    assert list(lake.versions(uri)) == made[-1:]
+    with pytest.raises(DataError, match="was removed"):
+        lake.read(made[0])
+    rest = lake.garbage(uri, now=later, older_than_s=10)
+    assert set(rest.files) == {"run-0/part.parquet", "run-1/part.parquet"}
+    lake.collect(rest, now=later)
+    assert not lake.garbage(uri, now=later, older_than_s=10).files
+
+
+class Dying:
+    """The local file system of a process that dies at its first deletion."""
+
+    def __getattr__(self, name: str) -> object:
+        if name == "delete_file":
+            raise KeyboardInterrupt
+        return getattr(LocalFileSystem(), name)
+
+
+def test_what_is_the_newest_by_now_is_not_removed(tmp_path: Path):
+    uri = str(tmp_path / "data")
+    made = [put(uri, pa.table({"x": [i]}), f"run-{i}") for i in range(2)]
+    stale = replace(lake.garbage(uri, now=0, older_than_s=0), versions=(made[-1],))
+    with pytest.raises(DataError, match="is the newest"):
+        lake.collect(stale, now=0)
+    assert lake.latest(uri) == made[-1]
+
+
+def test_a_log_that_was_cut_off_names_no_garbage(tmp_path: Path):
+    uri = str(tmp_path / "data")
+    for i in range(3):
+        put(uri, pa.table({"x": [i]}), f"run-{i}")
+    DeltaTable(uri).create_checkpoint()
+    (tmp_path / "data/_delta_log/00000000000000000001.json").unlink()
+    with pytest.raises(DataError, match="its log begins at 2"):
+        lake.garbage(uri, now=time.time() + 1e6, older_than_s=0)
