@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mlops_ray.cli.output import AsJson, Config, day, progress, say, table_console
+from mlops_ray.cli.schema import schema_app
 from mlops_ray.errors import MlopsRayError
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ rollout = typer.Typer(no_args_is_help=True, help="Watch and steer the rollout of
 app.add_typer(rollout, name="rollout")
 ledger_app = typer.Typer(no_args_is_help=True, help="Read and verify the chained record of every decision.")
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(schema_app, name="schema")
 
 
 def main() -> None:
