@@ -18,6 +18,7 @@ from rich.markup import escape
 from mlops_ray.cli import data
 from mlops_ray.cli.output import AsJson, Config, day, progress, say, table_console
 from mlops_ray.cli.profile import drift, profile
+from mlops_ray.cli.schema import schema_app
 from mlops_ray.errors import MlopsRayError
 
 app = typer.Typer(
@@ -40,6 +41,7 @@ app.add_typer(ledger_app, name="ledger")
 app.add_typer(data.app, name="data")
 app.command()(profile)
 app.command()(drift)
+app.add_typer(schema_app, name="schema")
 
 
 def main() -> None:

@@ -162,21 +162,23 @@ def address(project: Project) -> str | None:
 
 
 @contextlib.contextmanager
-def connected(project: Project, *, start_local: bool = False) -> Iterator[str]:
+def connected(project: Project | None, *, start_local: bool = False) -> Iterator[str]:
     """Joined to the project's cluster for the time of a `with` block; yields the dashboard's URL ("" if none).
 
-    With `start_local`, a cluster that ends with the block is started when there is none to join.
+    With `start_local`, a cluster that ends with the block is started when there is none to join; for work that belongs
+    to no project (None), also without it.
     Raises: BackendUnavailable when there is no cluster, or it does not answer.
     """
-    where = address(project)
-    if where is None and not start_local:
+    where = address(project) if project is not None else os.environ.get("RAY_ADDRESS")
+    if where is None and project is not None and not start_local:
         raise BackendUnavailable(f"project {project.project!r}", "it is not up; start it with `mlops-ray up -c FILE`")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     common = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
     try:
         if where is None:
-            context = ray.init(num_cpus=project.cluster.num_cpus, include_dashboard=False, **common)  # type: ignore[arg-type]
+            num_cpus = project.cluster.num_cpus if project is not None else None  # None: one for each core
+            context = ray.init(num_cpus=num_cpus, include_dashboard=False, **common)  # type: ignore[arg-type]
         else:
             context = ray.init(address=where, **common)  # type: ignore[arg-type]
     except (ConnectionError, RuntimeError) as exc:

@@ -8,7 +8,7 @@ Units stand in names: `_s` seconds, `_mb` mebibytes, `share` a fraction in [0, 1
 
 from mlops_ray.config.base import DAY_S, Config
 from mlops_ray.config.features import Categorical, Features, Numeric
-from mlops_ray.config.loading import load_project, parse_portable, portable
+from mlops_ray.config.loading import load_project, load_source, parse_portable, portable
 from mlops_ray.config.operation import (
     Capture,
     Cluster,
@@ -55,6 +55,7 @@ __all__ = [
     "Uniform",
     "Validation",
     "load_project",
+    "load_source",
     "parse_portable",
     "portable",
 ]

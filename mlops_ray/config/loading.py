@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from mlops_ray.config.operation import Storage
 from mlops_ray.config.project import Loc, Project, cross_checks
-from mlops_ray.config.sources import FILE_READERS
+from mlops_ray.config.sources import FILE_READERS, Source
 from mlops_ray.errors import ConfigError
 
 
@@ -51,6 +51,26 @@ def load_project(paths: Sequence[str | Path] | str | Path, *, env: Mapping[str, 
             label, tuple(f"{file}:{line}: {field}: {what}" for file, line, field, what in placed_in_order)
         )
     return project
+
+
+def load_source(paths: Sequence[str | Path], *, env: Mapping[str, str]) -> Source:
+    """The `source:` of a project file that may lack all its other blocks, or have mistakes in them.
+
+    Raises: ConfigError with the mistakes in `source:`, or in the file's syntax.
+    """
+    label = " + ".join(map(str, paths))
+    lines: dict[Loc, tuple[str, int]] = {}
+    written: dict[str, Any] = {}
+    for file in paths:
+        written = _merge(written, _read_yaml(Path(file), lines))
+    unset: list[tuple[Loc, str]] = []
+    raw = _expand({"source": written.get("source")} if "source" in written else {}, env, (), unset)
+    _, wrong = _validate(raw, written)
+    problems = [(loc, what) for loc, what in [*unset, *wrong] if loc[:1] == ("source",)]
+    if problems:
+        placed = sorted((*_place(loc, lines, label), ".".join(map(str, loc)), what) for loc, what in problems)
+        raise ConfigError(label, tuple(f"{file}:{line}: {field}: {what}" for file, line, field, what in placed))
+    return Source.model_validate(raw["source"])
 
 
 def _absolute(path: str) -> str:

@@ -273,7 +273,7 @@ def _head(found: ColumnEvidence, n_rows: int) -> str:
     if found.valid > 1 and keys.n == found.valid == keys.hashes.size:
         parts.append("all values are different")
     elif found.valid:
-        parts.append(f"{values.n:,} distinct" if values.whole else f"about {values.n:,} distinct")
+        parts.append(f"{values.n:,} distinct" if values.whole else f"about {min(values.n, found.valid):,} distinct")
     return ", ".join(parts)
 
 

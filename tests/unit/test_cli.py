@@ -76,6 +76,7 @@ def test_the_commands_are_all_there() -> None:
         *("check", "prepare", "train", "up", "run", "down", "status", "retrain", "demo", "submit"),
         *("rollout start", "rollout status", "rollout history", "rollout pause", "rollout resume"),
         *("rollout promote", "rollout abort", "rollout rollback", "ledger show", "ledger verify"),
+        *("schema infer", "schema diff"),
     }
 
 
@@ -97,7 +98,19 @@ def test_help_and_check_load_no_cluster() -> None:
     assert json.loads(done.stdout)["project"] == "quickstart"
 
 
-@pytest.mark.parametrize("args", [["zebra"], ["check"], ["check", "--zebra"], ["rollout", "start", "-c", "x", "one"]])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["zebra"],
+        ["check"],
+        ["check", "--zebra"],
+        ["rollout", "start", "-c", "x", "one"],
+        ["schema", "infer"],
+        ["schema", "infer", "a.csv", "-c", "x"],
+        ["schema", "diff", "a.csv"],
+        ["schema", "diff", "a.csv", "b.csv", "-c", "x"],
+    ],
+)
 def test_what_is_not_understood_is_exit_code_2(args: list[str]) -> None:
     done = RUNNER.invoke(cli.app, args)
     assert done.exit_code == 2

@@ -14,7 +14,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlops_ray.config import Project, load_project, portable
+from mlops_ray.config import Project, load_project, load_source, portable
 from mlops_ray.errors import ConfigError
 
 GOOD = """\
@@ -76,6 +76,31 @@ def test_serving_has_no_target_and_training_has_every_column(tmp_path: Path) -> 
     project = load(tmp_path, GOOD)
     assert project.columns_in("training") == project.columns
     assert project.target not in {c.name for c in project.columns_in("serving")}
+
+
+def test_the_source_of_a_file_that_has_just_been_begun(tmp_path: Path) -> None:
+    begun = write(tmp_path, "source: {kind: csv, path: '${DATA}/rows.csv'}\ncolumns: [{name: x}]")
+    found = load_source([begun], env={"DATA": "there"})
+    assert (found.kind, found.path) == ("csv", "there/rows.csv")
+    moved = write(tmp_path, "source: {path: other.csv}", "overlay.yaml")
+    assert load_source([begun, moved], env={}).path == "other.csv"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("target: late", "p.yaml:1: source: is missing; add it"),
+        ("target: late\nsource: {kind: csv}", "p.yaml:2: source: kind: csv needs `path:`"),
+        ("source: {kind: csv, path: '${NOWHERE}/x'}", "p.yaml:1: source.path: environment variable NOWHERE is not set"),
+        ("source: {kind: csv, pth: x}", "p.yaml:1: source.pth: unknown field 'pth'; did you mean 'path'?"),
+    ],
+)
+def test_mistakes_in_a_source_are_said_and_no_others(tmp_path: Path, text: str, line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_source([write(tmp_path, text)], env={})
+    found = [problem.removeprefix(f"{tmp_path}/") for problem in caught.value.problems]
+    assert all(p.split(": ")[1].startswith("source") for p in found), found
+    assert any(p.startswith(line) for p in found), found
 
 
 def test_values_do_not_change_after_loading(tmp_path: Path) -> None:

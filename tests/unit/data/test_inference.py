@@ -297,3 +297,13 @@ def test_presence_changes_when_files_begin_to_lack_a_column() -> None:
     both = pa.table({"x": [1, 1], "y": [1, 1]})
     found = diff(gather([both]), gather([both, both.select(["y"])]))
     assert [(c.column, c.what, c.before, c.after) for c in found] == [("x", "presence", 0, 2)]
+
+
+def test_no_more_values_are_claimed_than_there_are_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found: the estimate of a key's distinct values passed the number of rows."""
+    monkeypatch.setattr("mlops_ray.data.evidence.SAMPLE", 16)
+    for seed in range(5):
+        found = one([seed + i / N for i in range(N)])
+        claimed = re.search(r"about ([\d,]+) distinct", found.notes[0])
+        assert claimed is not None
+        assert int(claimed[1].replace(",", "")) <= N
