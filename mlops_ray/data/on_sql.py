@@ -88,7 +88,7 @@ def tables(part: SqlShard) -> Iterator[pa.Table]:
         names = list(result.keys())
         kinds = [known.get(code) for code in codes]
         seen = False
-        for rows in result.partitions():
+        for rows in result.partitions(ROWS_PER_FETCH):
             yield pa.table(dict(zip(names, map(_column, zip(*rows, strict=True), kinds), strict=True)))
             seen = True
         if not seen:
@@ -142,7 +142,7 @@ def _column(values: tuple[Any, ...], kind: pa.DataType | None) -> pa.Array:
     """One column of fetched values; what Arrow does not take together becomes text."""
     if kind is None:
         kind = _guess(values)
-    if pa.types.is_float64(kind):
+    if kind == pa.float64():
         return pa.array([None if v is None else float(v) for v in values], kind)
     try:
         return pa.array(values, kind)
