@@ -22,7 +22,7 @@ import ray
 import ray.data
 import ray.exceptions
 
-from mlops_ray.config import Column, Source, TimeRange
+from mlops_ray.config import Column, Source
 from mlops_ray.config.sources import FILE_READERS, without_secrets
 from mlops_ray.data import joins, on_http, on_sql, sources, text_files
 from mlops_ray.data.on_sql import SqlShard
@@ -94,6 +94,8 @@ def configure_data() -> None:
     # no progress bars.
     for name in ("exceptions", "_internal.execution.streaming_executor_state", "_internal.progress"):
         logging.getLogger(f"ray.data.{name}").setLevel(logging.CRITICAL)
+    # It warns of every table that has fewer files than the cluster has processors.
+    logging.getLogger("ray.data._internal.datasource.iceberg_datasource").setLevel(logging.ERROR)
 
 
 def open_source(source: Source, columns: Sequence[Column] | None) -> Opened:
@@ -284,10 +286,7 @@ def _dataset(source: Source, paths: Sequence[str], names: tuple[str, ...] | None
         return _called(source, reader, narrowed, on_sql.connector(source), **source.options)
     pushed: dict[str, Any] = {}
     if source.kind == "iceberg":
-        if names is not None:
-            pushed["selected_fields"] = names
-        if source.time_range is not None:
-            pushed["row_filter"] = _iceberg_filter(source.time_range)
+        pushed = _narrowed_iceberg(source, names)
     elif names is not None and source.kind in ("parquet", "delta") and "columns" not in source.options:
         pushed["columns"] = list(names)
     # Most take several paths, some one.
@@ -306,9 +305,38 @@ def _called(source: Source, reader: Callable[..., ray.data.Dataset], *args: Any,
         raise _as_data_error(exc, source, source.kind, source.where) from exc
 
 
-def _iceberg_filter(time_range: TimeRange) -> str:
-    bounds = ((">=", time_range.start), ("<", time_range.end))
-    return " AND ".join(f"{time_range.column} {sign} '{at.isoformat()}'" for sign, at in bounds if at is not None)
+def _narrowed_iceberg(source: Source, names: tuple[str, ...] | None) -> dict[str, Any]:
+    """Keywords of the Iceberg reader that keep columns, files and rows from being read.
+
+    Raises: DataError when pyiceberg is not installed, or the catalogue or the table cannot be had.
+    """
+    try:
+        from pyiceberg.catalog import load_catalog
+        from pyiceberg.expressions import And, BooleanExpression, GreaterThanOrEqual, LessThan
+        from pyiceberg.types import TimestampType, TimestamptzType
+    except ImportError as exc:
+        raise DataError("source.kind", "iceberg needs pyiceberg; install mlops-ray[iceberg]") from exc
+    table = source.options.get("table_identifier")
+    if table is None:
+        raise DataError("source.options", "kind: iceberg needs table_identifier, and usually catalog_kwargs")
+    try:
+        fields = load_catalog(**source.options.get("catalog_kwargs", {})).load_table(table).schema().fields
+    except Exception as exc:  # catalogues are SQL, REST, Glue, Hive: each raises its client's own errors
+        raise _as_data_error(exc, source, source.kind, source.where) from exc
+    kinds = {field.name: field.field_type for field in fields}
+    pushed: dict[str, Any] = {}
+    if names is not None and (there := tuple(name for name in names if name in kinds)):
+        pushed["selected_fields"] = there
+    rule = source.time_range
+    kind = kinds.get(rule.column) if rule is not None else None
+    if rule is None or not isinstance(kind, TimestampType | TimestamptzType):
+        return pushed
+    bounds: list[BooleanExpression] = []
+    for compare, at in ((GreaterThanOrEqual, rule.start), (LessThan, rule.end)):
+        if at is not None:
+            text = at.isoformat() if isinstance(kind, TimestamptzType) else at.replace(tzinfo=None).isoformat()
+            bounds.append(compare(term=rule.column, value=text))
+    return {**pushed, "row_filter": functools.reduce(And, bounds)}
 
 
 # Functions ------------------------------------------------------------------------------------------------------------
