@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.orc
 import pyarrow.parquet as pq
 import pytest
@@ -44,7 +45,7 @@ def rows(n: int = 300) -> pa.Table:
         {
             "id": pa.array(range(n)),
             "at": pa.array([START + timedelta(hours=i) for i in range(n)], pa.timestamp("us", "UTC")),
-            "x": pa.array([None if i % 7 == 0 else i / 3 for i in range(n)], pa.float64()),
+            "x": pa.array([None if i % 7 == 0 else i / 4 for i in range(n)], pa.float64()),
             "c": pa.array([["a", "é,\n", None][i % 3] for i in range(n)]),
             "unused": pa.array([b"x"] * n),
         }
@@ -56,7 +57,7 @@ def gathered(batches: Iterator[pa.Table]) -> list[pa.Table]:
 
 
 def tables(source: Source, columns: list[Column] | None = COLUMNS) -> list[pa.Table]:
-    return [table for found in each(open_source(source, columns), gathered) for table in found]
+    return [table for found in each(open_source(source, columns), gathered) for table in found if table.num_rows]
 
 
 def read(source: Source, columns: list[Column] = COLUMNS) -> pa.Table:
@@ -68,6 +69,7 @@ def by_id(table: pa.Table) -> pa.Table:
     return table.sort_by("id").combine_chunks()
 
 
+AS_TEXT = pyarrow.csv.ConvertOptions(null_values=[""], strings_can_be_null=True)
 EXPECTED = conform(rows(), COLUMNS)[0].combine_chunks()
 
 
@@ -109,8 +111,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
             "kind": "sql",
             "url": url,
             "query": "SELECT * FROM t",
-            "options": {"shard_keys": ["id"], "shard_hash_fn": "hashtext", "override_num_blocks": 3}
-            | {"shard_keys": ["id::text"]},
+            "options": {"shard_keys": ["id::text"], "shard_hash_fn": "hashtext", "override_num_blocks": 3},
         },
         "python": {"kind": "python", "function": f"{__name__}:rows"},
     }
@@ -162,20 +163,15 @@ def test_shards_hold_the_rows_that_ray_datas_reader_finds(
     assert sum(len(part.shards) for part in opened.parts) >= 2
     path = places[kind]["path"]
     reader = getattr(ray.data, f"read_{kind}")
-    theirs = reader(path, **({"lines": True} if kind == "json" else {})).take_all()
-    blocks = [
-        conform(pa.Table.from_pylist([{k: str(v) if k == "c" and v else v for k, v in r.items()}]), COLUMNS)[0]
-        for r in theirs
-    ]
-    assert by_id(read(source(places[kind]))).equals(by_id(pa.concat_tables(blocks)))
+    options: dict[str, Any] = {"json": {"lines": True}, "csv": {"convert_options": AS_TEXT}}.get(kind, {})
+    theirs = [conform(pa.Table.from_pylist([row]), COLUMNS)[0] for row in reader(path, **options).take_all()]
+    assert by_id(read(source(places[kind]))).equals(by_id(pa.concat_tables(theirs)))
 
 
 def test_dtypes_of_what_nobody_declared(places: dict[str, Any]) -> None:
     for kind in ("csv", "json"):
         found = tables(source(places[kind]), None)
-        assert {str(t.schema.types) for t in found} == {
-            str([EXPECTED.schema.field(n).type for n in ("id", "at", "x", "c")])
-        }
+        assert {str(t.schema.types) for t in found} == {str(EXPECTED.schema.types)}
         assert conform(pa.concat_tables(found), COLUMNS)[0].combine_chunks().equals(EXPECTED)
 
 
@@ -190,7 +186,7 @@ def test_names_of_readers_are_those_of_ray_data() -> None:
 def test_a_reader_without_a_name_of_its_own_here(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\ntwo\n")
     text = Source(kind="text", path=str(tmp_path / "a.txt"), options={"drop_empty_lines": True})
-    assert [t["text"].to_pylist() for t in tables(text, None)] == [["one", "two"]]
+    assert [line for t in tables(text, None) for line in t["text"].to_pylist()] == ["one", "two"]
     with pytest.raises(DataError, match=r"source.options: do not fit ray.data.read_text: .*'lines'"):
         tables(Source(kind="text", path=str(tmp_path / "a.txt"), options={"lines": 3}), None)
     with pytest.raises(DataError, match="source topic: cannot be read as kafka: ImportError"):
@@ -201,7 +197,7 @@ def test_an_api_is_a_source(api: str) -> None:
     paging = {"kind": "link"}
     given = Source.model_validate({"kind": "http", "url": f"{api}/private", "rows": "data.items", "paging": paging})
     given = given.model_copy(update={"headers": {"X-Key": "api-key-123"}})
-    assert [t["id"].to_pylist() for t in tables(given, None)] == [[2, 3]]
+    assert [t["id"].to_pylist() for t in tables(given, None)] == [[*range(2, 10)]]
     with pytest.raises(DataError, match="answered 401") as failure:
         tables(given.model_copy(update={"headers": {"X-Key": "wrong-key"}}), None)
     assert "wrong-key" not in str(failure.value)
@@ -278,7 +274,7 @@ def test_bad_input_names_its_place(tmp_path: Path, postgres: Postgres) -> None:
 
 
 def test_an_error_of_the_work_itself_arrives_as_it_is(places: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match="^x: says so$"):
+    with pytest.raises(DataError, match=r"^x: says so$"):
         list(each(open_source(source(places["parquet"]), COLUMNS), functools.partial(_refuse, says="says so")))
 
 
@@ -290,7 +286,7 @@ def _refuse(batches: Iterator[pa.Table], says: str) -> None:
 def test_results_come_in_order_and_a_taker_may_leave(places: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "ROWS_PER_SHARD", 1)
     opened = open_source(source(places["parquet"]), COLUMNS[:1])
-    found = [ids for ids in each(opened, _first_id)]
+    found = list(each(opened, _first_id))
     assert found == sorted(found)
     assert next(each(opened, _first_id)) == 0
 
@@ -302,11 +298,11 @@ def _first_id(batches: Iterator[pa.Table]) -> int:
 def test_json_in_json_and_nulls_only(tmp_path: Path) -> None:
     lines = [{"id": i, "x": None, "c": {"deep": [i]}} for i in range(3)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    (found,) = tables(Source(kind="json", path=str(tmp_path / "a.jsonl")), None)
+    found = pa.concat_tables(tables(Source(kind="json", path=str(tmp_path / "a.jsonl")), None))
     assert found.to_pydict() == {
         "id": [0, 1, 2],
         "x": [None] * 3,
-        "c": ['{"deep": [0]}', '{"deep": [1]}', '{"deep": [2]}'],
+        "c": [f'{{"deep": [{i}]}}' for i in range(3)],
     }
 
 
