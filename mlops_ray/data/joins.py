@@ -12,7 +12,7 @@ from mlops_ray.config import Column
 from mlops_ray.data.schema import conform
 from mlops_ray.errors import DataError
 
-_KEY = "\x00key{}"
+_KEY = "mlops_ray join key {}"
 """Names of the keys as they are compared: nobody's columns are called so."""
 
 

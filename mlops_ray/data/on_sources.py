@@ -10,6 +10,7 @@ import functools
 import importlib
 import inspect
 import logging
+import operator
 import pickle
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +22,12 @@ import pyarrow as pa
 import ray
 import ray.data
 import ray.exceptions
+from ray.data.expressions import col, lit
 
-from mlops_ray.config import Column, Source, TimeRange
+from mlops_ray.config import Column, Source
 from mlops_ray.config.sources import FILE_READERS, without_secrets
-from mlops_ray.data import joins, on_http, on_sql, sources, text_files
-from mlops_ray.data.on_sql import SqlShard
-from mlops_ray.data.sources import FileShard, TableShard, TextShard
+from mlops_ray.data import joins, sources, text_files
+from mlops_ray.data.sources import HttpShard, Shard, SqlShard, TableShard, TextShard
 from mlops_ray.errors import DataError
 
 T = TypeVar("T")
@@ -36,22 +37,6 @@ Step = Callable[[pa.Table], pa.Table]
 
 ROWS_PER_BLOCK = 100_000
 """Of tables that a Python function returns: one task's share of what is in memory already."""
-
-
-@dataclass(frozen=True)
-class HttpShard:
-    """All pages of an API: each is known only from the one before, so one task reads them."""
-
-    source: Source
-    n_rows: int = 0
-
-    @property
-    def where(self) -> str:
-        """The API's address."""
-        return without_secrets(self.source.url or "")
-
-
-Shard = FileShard | SqlShard | HttpShard
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +79,8 @@ def configure_data() -> None:
     # no progress bars.
     for name in ("exceptions", "_internal.execution.streaming_executor_state", "_internal.progress"):
         logging.getLogger(f"ray.data.{name}").setLevel(logging.CRITICAL)
+    # It warns of every table that has fewer files than the cluster has processors.
+    logging.getLogger("ray.data._internal.datasource.iceberg_datasource").setLevel(logging.ERROR)
 
 
 def open_source(source: Source, columns: Sequence[Column] | None) -> Opened:
@@ -104,14 +91,12 @@ def open_source(source: Source, columns: Sequence[Column] | None) -> Opened:
     Raises: DataError naming what cannot be found or read, without secrets.
     """
     configure_data()
-    with_secrets = None
     try:
         return _open(source, None if columns is None else tuple(columns))
     except DataError as exc:
-        with_secrets = exc
+        raise _scrubbed(exc, source) from exc.__cause__
     except (ray.exceptions.RayError, OSError, pa.ArrowException) as exc:
         raise _as_data_error(exc, source, source.kind, source.where) from exc
-    raise DataError(without_secrets(with_secrets.subject), source.scrub(with_secrets.detail))
 
 
 def each(opened: Opened, work: Work[T]) -> Iterator[T]:
@@ -127,7 +112,7 @@ def each(opened: Opened, work: Work[T]) -> Iterator[T]:
         try:
             for result in results:
                 if isinstance(result, DataError):
-                    raise DataError(without_secrets(result.subject), opened.source.scrub(result.detail))
+                    raise _scrubbed(result, opened.source)
                 yield result
         except (ray.exceptions.RayError, OSError) as exc:
             raise _as_data_error(exc, opened.source, part.kind, part.where) from exc
@@ -162,9 +147,14 @@ def _task(shared: tuple[Work[Any], tuple[str, ...] | None, tuple[Step, ...]], sh
 
 
 def _read(shard: Shard, names: tuple[str, ...] | None) -> Iterator[pa.Table]:
+    # SQLAlchemy and urllib3 are loaded by those workers only that need them.
     if isinstance(shard, SqlShard):
+        from mlops_ray.data import on_sql
+
         return on_sql.tables(shard)
     if isinstance(shard, HttpShard):
+        from mlops_ray.data import on_http
+
         return on_http.tables(shard.source, names)
     return sources.read(shard, names)
 
@@ -190,6 +180,10 @@ def _value(work: Work[T], batches: Iterator[pa.Table]) -> T | DataError:
         return work(batches)
     except DataError as exc:
         return exc  # as a value: raised here, it would reach the driver inside pages of Ray's own stack
+
+
+def _scrubbed(exc: DataError, source: Source) -> DataError:
+    return DataError(without_secrets(exc.subject), source.scrub(exc.detail))
 
 
 def _as_data_error(exc: Exception, source: Source, kind: str, where: str) -> DataError:
@@ -242,6 +236,8 @@ def _one(source: Source, columns: tuple[Column, ...] | None) -> Opened:
             raise DataError("source.path", f"kind: delta takes one table, got {len(paths)}; use kind: concat")
         shards = sources.delta_shards(paths[0], options, source.time_range)
     elif source.kind == "sql" and not options:
+        from mlops_ray.data import on_sql
+
         shards = [on_sql.shard(source, names)]
     elif source.kind == "http":
         shards = [HttpShard(source)]
@@ -280,15 +276,14 @@ def _dataset(source: Source, paths: Sequence[str], names: tuple[str, ...] | None
     """What `ray.data.read_<kind>` makes of the source's options, told what it need not read where it understands."""
     reader = getattr(ray.data, f"read_{source.kind}")
     if source.kind == "sql":
+        from mlops_ray.data import on_sql
+
         narrowed = on_sql.shard(source, names).query
         return _called(source, reader, narrowed, on_sql.connector(source), **source.options)
-    pushed: dict[str, Any] = {}
     if source.kind == "iceberg":
-        if names is not None:
-            pushed["selected_fields"] = names
-        if source.time_range is not None:
-            pushed["row_filter"] = _iceberg_filter(source.time_range)
-    elif names is not None and source.kind in ("parquet", "delta") and "columns" not in source.options:
+        return _iceberg(source, names)
+    pushed: dict[str, Any] = {}
+    if names is not None and source.kind in ("parquet", "delta") and "columns" not in source.options:
         pushed["columns"] = list(names)
     # Most take several paths, some one.
     first = [list(paths) if len(paths) > 1 or source.kind in ("parquet", "csv", "json") else paths[0]] if paths else []
@@ -306,9 +301,35 @@ def _called(source: Source, reader: Callable[..., ray.data.Dataset], *args: Any,
         raise _as_data_error(exc, source, source.kind, source.where) from exc
 
 
-def _iceberg_filter(time_range: TimeRange) -> str:
-    bounds = ((">=", time_range.start), ("<", time_range.end))
-    return " AND ".join(f"{time_range.column} {sign} '{at.isoformat()}'" for sign, at in bounds if at is not None)
+def _iceberg(source: Source, names: tuple[str, ...] | None) -> ray.data.Dataset:
+    """The table with its range of time and its columns, which Ray Data hands down to Iceberg's own plan of files.
+
+    Raises: DataError when pyiceberg is not installed, or the catalogue or the table cannot be had.
+    """
+    try:
+        from pyiceberg.catalog import load_catalog
+        from pyiceberg.types import TimestampType, TimestamptzType
+    except ImportError as exc:
+        raise DataError("source.kind", "iceberg needs pyiceberg; install mlops-ray[iceberg]") from exc
+    table = source.options.get("table_identifier")
+    if table is None:
+        raise DataError("source.options", "kind: iceberg needs table_identifier, and usually catalog_kwargs")
+    try:
+        fields = load_catalog(**source.options.get("catalog_kwargs", {})).load_table(table).schema().fields
+    except Exception as exc:  # catalogues are SQL, REST, Glue, Hive: each raises its client's own errors
+        raise _as_data_error(exc, source, source.kind, source.where) from exc
+    kinds = {field.name: field.field_type for field in fields}
+    dataset = _called(source, ray.data.read_iceberg, **source.options)
+    rule = source.time_range
+    kind = kinds.get(rule.column) if rule is not None else None
+    if rule is not None and isinstance(kind, TimestampType | TimestamptzType):
+        for compare, at in ((operator.ge, rule.start), (operator.lt, rule.end)):
+            if at is not None:
+                literal = at if isinstance(kind, TimestamptzType) else at.replace(tzinfo=None)
+                dataset = dataset.filter(expr=compare(col(rule.column), lit(literal)))
+    # None of them there: all are read, so that the message can name what there is.
+    there = [name for name in names or () if name in kinds]
+    return dataset.select_columns(there) if there else dataset
 
 
 # Functions ------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
@@ -17,6 +16,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 
 from mlops_ray.config import Source, TimeRange
 from mlops_ray.config.sources import without_secrets
+from mlops_ray.data.sources import SqlShard
 from mlops_ray.errors import DataError
 
 ROWS_PER_FETCH = 50_000
@@ -34,20 +34,6 @@ _POSTGRES = {
     1184: _UTC,
 }
 _POSTGRES_TIMES = (1082, 1114, 1184)
-
-
-@dataclass(frozen=True)
-class SqlShard:
-    """A query as it is sent: the columns that are wanted, and the range of time where the server can judge it."""
-
-    source: Source
-    query: str
-    n_rows: int = 0
-
-    @property
-    def where(self) -> str:
-        """The database."""
-        return without_secrets(self.source.url or "")
 
 
 def shard(source: Source, names: Sequence[str] | None) -> SqlShard:
@@ -88,7 +74,7 @@ def tables(part: SqlShard) -> Iterator[pa.Table]:
         names = list(result.keys())
         kinds = [known.get(code) for code in codes]
         seen = False
-        for rows in result.partitions():
+        for rows in result.partitions(ROWS_PER_FETCH):
             yield pa.table(dict(zip(names, map(_column, zip(*rows, strict=True), kinds), strict=True)))
             seen = True
         if not seen:
@@ -101,7 +87,11 @@ def connector(source: Source) -> Any:
 
 
 def _connect(source: Source) -> Any:
-    return _engine(source).raw_connection().detach()
+    with _said(source):
+        pooled = _engine(source).raw_connection()
+        connection = pooled.dbapi_connection
+        pooled.detach()
+        return connection
 
 
 def _run(connection: sqlalchemy.Connection, query: str) -> sqlalchemy.CursorResult[Any]:
@@ -142,7 +132,7 @@ def _column(values: tuple[Any, ...], kind: pa.DataType | None) -> pa.Array:
     """One column of fetched values; what Arrow does not take together becomes text."""
     if kind is None:
         kind = _guess(values)
-    if pa.types.is_float64(kind):
+    if kind == pa.float64():
         return pa.array([None if v is None else float(v) for v in values], kind)
     try:
         return pa.array(values, kind)

@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, DeltaProtocolError, TableNotFoundError
 
-from mlops_ray.config import Column, TimeRange
+from mlops_ray.config import Column, Source, TimeRange
+from mlops_ray.config.sources import without_secrets
 from mlops_ray.data import text_files
 from mlops_ray.data.schema import conform
 from mlops_ray.errors import DataError
@@ -198,7 +199,35 @@ class TableShard:
         return int(self.table.num_rows)
 
 
+@dataclass(frozen=True)
+class SqlShard:
+    """A query as it is sent: narrowed to the columns that are wanted and, where the server can judge it, the range."""
+
+    source: Source
+    query: str
+    n_rows: int = 0
+
+    @property
+    def where(self) -> str:
+        """The database."""
+        return without_secrets(self.source.url or "")
+
+
+@dataclass(frozen=True)
+class HttpShard:
+    """All pages of an API: each is known only from the one before, so one task reads them."""
+
+    source: Source
+    n_rows: int = 0
+
+    @property
+    def where(self) -> str:
+        """The API's address."""
+        return without_secrets(self.source.url or "")
+
+
 FileShard = ParquetShard | DeltaShard | TextShard | TableShard
+Shard = FileShard | SqlShard | HttpShard
 
 
 def parquet_shards(

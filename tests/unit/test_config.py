@@ -122,7 +122,7 @@ MISTAKES = [
     ("key: id", "key: qqq", "p.yaml:4: key: 'qqq' is not one of the columns; add it to `columns:`"),
     ("key: id", "key: when", "p.yaml:4: key: column 'when' is timestamp; this place takes string or int"),
     ("event_time: when", "event_time: id", "p.yaml:5: event_time: column 'id' is string; this place takes timestamp"),
-    ("kind: parquet,", "kind: oracle,", "p.yaml:6: source.kind: unknown kind; choose one of audio, avro"),
+    ("kind: parquet,", "kind: qqq,", "p.yaml:6: source.kind: unknown kind; choose one of audio, avro"),
     ("kind: parquet,", "kind: parqet,", "p.yaml:6: source.kind: unknown kind; did you mean parquet?"),
     ("kind: parquet, path: data/rows.parquet", "kind: csv", "p.yaml:6: source: kind: csv needs `path:`"),
     ("kind: parquet, path: data/rows.parquet", "kind: python", "p.yaml:6: source: kind: python needs `function: mod"),

@@ -175,7 +175,8 @@ def test_pure_files_read_no_clock_and_no_environment() -> None:
 
 def test_every_imported_package_is_a_declared_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    stated = [*project["dependencies"], *project["optional-dependencies"]["demo"]]
+    extras = project["optional-dependencies"]
+    stated = [*project["dependencies"], *extras["demo"], *extras["iceberg"]]
     declared = {re.split(r"[\[<>=~! ]", d)[0].lower().replace("_", "-") for d in stated}
     wrong = []
     for file in files():
