@@ -96,7 +96,10 @@ class Report:
 
     def __str__(self) -> str:
         head = f"{self.n_read} rows read, {self.n_kept} kept, {self.n_quarantined} in quarantine"
-        rules = [f"{rule}: {n} (for example {'; '.join(self.examples[rule])})" for rule, n in self.broken.items()]
+        rules = []
+        for rule, n in self.broken.items():
+            shown = "; ".join(self.examples.get(rule, ()))
+            rules.append(f"{rule}: {n}" + (f" (for example {shown})" if shown else ""))
         return "\n  ".join([head, *rules])
 
 
@@ -122,7 +125,7 @@ def check(project: Project, raw: pa.Table) -> Checked:
     cells = _Cells(table)
     rules = dict(_column_rules(project, cells))
     for name, mask in uncast.items():
-        # A cell that is null because it could not be cast broke one rule, not two.
+        # A cell that is null because it could not be cast broke one rule, not two; so below, for `not_null`.
         missing = rules.pop(name.removesuffix(".dtype") + ".null", None)
         if missing is not None and (missing & ~mask).any():
             rules[name.removesuffix(".dtype") + ".null"] = missing & ~mask
@@ -132,7 +135,9 @@ def check(project: Project, raw: pa.Table) -> Checked:
         if isinstance(expectation, RowLevel):
             bad, n = _judge(expectation, cells)
             judged[expectation.name] = n
-            if bad is not None:
+            if bad is not None and isinstance(expectation, NotNull):
+                bad = bad & ~uncast.get(f"{expectation.column}.dtype", np.zeros(1, dtype=bool))
+            if bad is not None and bad.any():
                 rules[expectation.name] = bad
     n = table.num_rows
     if not rules:
