@@ -121,7 +121,7 @@ def validated(shards: list[pa.Table]) -> tuple[Report, Facts]:
     return report, sum((part.facts for part in parts), Facts())
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(rows, st.lists(st.integers(0, 24), max_size=4), rows)
 def test_any_sharding_has_the_same_findings(found, cuts, before):
     whole = table(found)
