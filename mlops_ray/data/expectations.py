@@ -385,12 +385,14 @@ _PLAIN_PATTERN = re.compile(
     r"|\((?:\?:)?|\)|\||\.|[?*+]|\{\d{1,3}(?:,\d{0,3})?\})*"
 )
 """Patterns that Arrow's RE2 reads as Python does, but for \\d and \\w, which mean ASCII's digits and words to it: what
-it accepts, Python accepts. A quantifier followed by + (possessive in Python) is none of them."""
+it accepts, Python accepts."""
+_PYTHONS_OWN = re.compile(r"[?*+}]\+|\(\?(?!:)")
+"""What makes a pattern none of them all the same: possessive quantifiers, and groups that are more than groups."""
 
 
 def _unmatched(pattern: str, texts: pa.Array) -> pa.Array:
     """Texts that do not match, null for null, as Python's `re` says. RE2 may say yes beforehand, for many texts."""
-    if len(texts) > _SAMPLE and _PLAIN_PATTERN.fullmatch(pattern) and not re.search(r"[?*+}]\+", pattern):
+    if len(texts) > _SAMPLE and _PLAIN_PATTERN.fullmatch(pattern) and not _PYTHONS_OWN.search(pattern):
         try:
             matched = pc.match_substring_regex(texts, rf"\A(?:{pattern})\z")
         except pa.ArrowInvalid:

@@ -229,7 +229,10 @@ def test_distances_by_hand():
 # Texts ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pattern", [r"k\d+", r"[a-z]\d{1,5}", r"\w+", r"k(?:\d|x)+?", r"(k)\d*+", r"k[^x]+", r"k.*$"])
+@pytest.mark.parametrize(
+    "pattern",
+    [r"k\d+", r"[a-z]\d{1,5}", r"\w+", r"k(?:\d|x)+?", r"(k)\d*+", r"k[^x]+", r"k.*$", r"(?i)K\d+", r"(?>k|k1)\d*"],
+)
 def test_patterns_are_pythons_whoever_matches(pattern):
     texts = [f"k{i}" for i in range(4000)] + ["k\u0663", "kxx", "k1\n", "", "K1", "ké", None]
     raw = {**PROJECT.model_dump(mode="json"), "validation": {}}
