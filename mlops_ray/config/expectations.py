@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from mlops_ray.config.base import Config
-from mlops_ray.config.expressions import parse
+from mlops_ray.config.expressions import KINDS, parse
 
 Mostly = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -411,7 +411,9 @@ def expectation_checks(items: Sequence[Any], dtypes: Mapping[str, object], known
                 yield (i, "distance"), "ks is of numbers; take psi, js or linf for texts"
         pair = item.get("columns")
         if kind == "column_pair" and isinstance(pair, list | tuple) and len(pair) == 2:
-            yield from _expression((i, "columns"), f"col({pair[0]!r}) {item.get('op', '==')} col({pair[1]!r})", dtypes)
+            a, b = (KINDS.get(str(dtypes.get(name))) if isinstance(name, str) else None for name in pair)
+            if a is not None and b is not None and a != b and {a, b} != {"bool", "number"}:
+                yield (i, "columns"), f"{pair[0]!r} is a {a}, {pair[1]!r} is a {b}; they do not compare"
         yield from _expression((i, "when"), item.get("when"), dtypes)
         if kind == "row":
             yield from _expression((i, "row"), item.get("row"), dtypes)
@@ -428,9 +430,7 @@ def _expression(loc: Loc, text: object, dtypes: Mapping[str, object]) -> Iterato
     try:
         kind = parse(text, {name: str(dtype) for name, dtype in dtypes.items()}).kind
     except ValueError as exc:
-        # What an unknown column of a pair is called has been said.
-        if not (loc[-1] == "columns" and "is not one of the columns" in str(exc)):
-            yield loc, str(exc)
+        yield loc, str(exc)
         return
     if kind != "bool":
         yield loc, f"is a {kind}; write a condition, such as a comparison"

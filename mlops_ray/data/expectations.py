@@ -96,7 +96,10 @@ class Report:
 
     def __str__(self) -> str:
         head = f"{self.n_read} rows read, {self.n_kept} kept, {self.n_quarantined} in quarantine"
-        rules = [f"{rule}: {n} (for example {'; '.join(self.examples[rule])})" for rule, n in self.broken.items()]
+        rules = []
+        for rule, n in self.broken.items():
+            shown = "; ".join(self.examples.get(rule, ()))
+            rules.append(f"{rule}: {n}" + (f" (for example {shown})" if shown else ""))
         return "\n  ".join([head, *rules])
 
 
@@ -122,7 +125,7 @@ def check(project: Project, raw: pa.Table) -> Checked:
     cells = _Cells(table)
     rules = dict(_column_rules(project, cells))
     for name, mask in uncast.items():
-        # A cell that is null because it could not be cast broke one rule, not two.
+        # A cell that is null because it could not be cast broke one rule, not two; so below, for `not_null`.
         missing = rules.pop(name.removesuffix(".dtype") + ".null", None)
         if missing is not None and (missing & ~mask).any():
             rules[name.removesuffix(".dtype") + ".null"] = missing & ~mask
@@ -132,7 +135,9 @@ def check(project: Project, raw: pa.Table) -> Checked:
         if isinstance(expectation, RowLevel):
             bad, n = _judge(expectation, cells)
             judged[expectation.name] = n
-            if bad is not None:
+            if bad is not None and isinstance(expectation, NotNull):
+                bad = bad & ~uncast.get(f"{expectation.column}.dtype", np.zeros(1, dtype=bool))
+            if bad is not None and bad.any():
                 rules[expectation.name] = bad
     n = table.num_rows
     if not rules:
@@ -380,12 +385,14 @@ _PLAIN_PATTERN = re.compile(
     r"|\((?:\?:)?|\)|\||\.|[?*+]|\{\d{1,3}(?:,\d{0,3})?\})*"
 )
 """Patterns that Arrow's RE2 reads as Python does, but for \\d and \\w, which mean ASCII's digits and words to it: what
-it accepts, Python accepts. A quantifier followed by + (possessive in Python) is none of them."""
+it accepts, Python accepts."""
+_PYTHONS_OWN = re.compile(r"[?*+}]\+|\(\?(?!:)")
+"""What makes a pattern none of them all the same: possessive quantifiers, and groups that are more than groups."""
 
 
 def _unmatched(pattern: str, texts: pa.Array) -> pa.Array:
     """Texts that do not match, null for null, as Python's `re` says. RE2 may say yes beforehand, for many texts."""
-    if len(texts) > _SAMPLE and _PLAIN_PATTERN.fullmatch(pattern) and not re.search(r"[?*+}]\+", pattern):
+    if len(texts) > _SAMPLE and _PLAIN_PATTERN.fullmatch(pattern) and not _PYTHONS_OWN.search(pattern):
         try:
             matched = pc.match_substring_regex(texts, rf"\A(?:{pattern})\z")
         except pa.ArrowInvalid:

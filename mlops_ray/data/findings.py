@@ -211,7 +211,7 @@ class _Judge:
         if counts is None or not self.facts.n:
             return _cannot("no rows to judge")
         lacks = [str(value) for value, n in zip(e.values, counts, strict=True) if n < e.min_rows]
-        return _Outcome(not lacks, f"too few of {', '.join(lacks)}" if lacks else f"{min(counts)} of the rarest")
+        return _Outcome(not lacks, f"too few of {', '.join(lacks)}" if lacks else f"{min(counts)} rows or more of each")
 
     def _times(self, e: Freshness | NotInFuture) -> _Outcome:
         column = self.facts.columns.get(e.column or self.project.event_time)
@@ -409,12 +409,20 @@ def _wanted_of_table(project: Project, e: AnyExpectation) -> str:
         "label_share": f"the share of ones in {project.target}",
     }
     column = getattr(e, "column", "")
-    what = f"the {e.q:g} quantile" if isinstance(e, Quantile) else f"the {e.expect.replace('_', ' ')}"
+    subjects |= {
+        "null_share": f"the share of empty cells in {column}",
+        "std": f"the standard deviation of {column}",
+        "distinct_count": f"the number of different values of {column}",
+        "most_common_share": f"the share of the most common {column}",
+    }
+    what = f"the {e.q:g} quantile" if isinstance(e, Quantile) else f"the {e.expect}"
     return f"{subjects.get(e.expect, f'{what} of {column}')} {_span(e.min, e.max)}"
 
 
 def _span(low: object, high: object) -> str:
     low, high = (f"{end:.12g}" if isinstance(end, int | float) else end for end in (low, high))
+    if low == high:
+        return f"is {low}"
     if high is None:
         return f"is at least {low}"
     return f"is at most {high}" if low is None else f"is between {low} and {high}"

@@ -111,7 +111,9 @@ def _share(share: float) -> str:
 def _figure(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return _text("" if value is None else value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
+    if isinstance(value, int) or abs(value) >= 1e6:
+        return f"{value:,.0f}" if abs(value) < 1e15 else f"{value:.6g}"
+    return f"{value:,.6g}"
 
 
 def _tiles(report: Report, findings: Sequence[Finding]) -> str:
@@ -169,13 +171,14 @@ def _expectations(report: Report, findings: Sequence[Finding]) -> str:
         state = _state(finding)
         words = {"broken": "broken", "warned": "warning", "open": "not judged", "kept": "kept"}[state]
         count = f"{finding.n_broken:,} of {finding.n:,} rows" if finding.n_broken and finding.n else ""
+        # Of rows, the share that breaks it stands beside its bar.
+        observed = f"{finding.n:,} rows" if finding.n and not finding.n_broken else _figure(finding.observed)
         rows.append(
             f'<tr><td class="state {state}">{_sign(finding.passed)} {words}</td><td class="id">{_text(finding.id)}</td>'
             f"<td>{_text(finding.wanted)}{_examples(report.examples.get(finding.id, ()))}</td>"
-            f'<td class="num">{_figure(finding.observed)}</td>'
-            f'<td class="plot">{_bar(finding.share)}</td><td class="num">{count}</td></tr>'
+            f'<td class="num">{count or observed}</td><td class="plot">{_bar(finding.share)}</td></tr>'
         )
-    head = "<tr><th></th><th>expectation</th><th>wanted</th><th>observed</th><th>share broken</th><th></th></tr>"
+    head = "<tr><th></th><th>expectation</th><th>wanted</th><th>observed</th><th>share broken</th></tr>"
     return f'<h2>Expectations</h2><div class="scroll"><table>{head}{"".join(rows)}</table></div>'
 
 

@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from mlops_ray.config import Project
 from mlops_ray.data.expectations import EXAMPLES, QUARANTINE, Report, broken, check
@@ -106,6 +106,7 @@ changes = st.lists(
 )
 
 
+@settings(max_examples=40)
 @given(changes, st.integers(0, 15))
 def test_every_row_is_kept_or_quarantined_and_reports_add(rows, cut):
     numbered = [{**row, "id": f"k{i:02d}"} for i, row in enumerate(rows)]

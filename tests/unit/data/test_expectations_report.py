@@ -157,6 +157,15 @@ def test_quarantine_keeps_hostile_rows_readable():
     assert all(len(text) <= 80 for found in checked.report.examples.values() for text in found)
 
 
+def test_a_cell_that_cannot_be_cast_broke_one_rule():
+    checked = check(
+        project_with({"expect": "not_null", "column": "y"}),
+        rows(["a"] * 3).set_column(2, "y", pa.array(["1", "one", None])),
+    )
+    assert checked.report.broken == {"y.dtype": 1, "y.not_null": 1}
+    assert checked.bad["rules"].to_pylist() == [["y.dtype"], ["y.not_null"]]
+
+
 def test_infinities_are_no_numbers_and_are_counted():
     checked = check(PROJECT, rows(["b"] * 3, [float("inf"), 1.0, float("-inf")]))
     assert checked.report.broken == {f"{NAME}.dtype": 2}
