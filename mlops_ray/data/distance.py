@@ -157,7 +157,7 @@ class Sample:
         if not finite.size:
             return ()
         found, times = np.unique(finite[np.arange(1, n_bins) * finite.size // n_bins], return_counts=True)
-        alone = found[(times > 1) | (found == finite[0])]
+        alone = found[((times > 1) | (found == finite[0])) & (found < sys.float_info.max)]
         lowest = finite[0] if finite[0] < finite[-1] else -np.inf
         return tuple(np.unique(np.concatenate([found[found > lowest], np.nextafter(alone, np.inf)])).tolist())
 
@@ -167,7 +167,8 @@ class Sample:
         if not finite.size:
             return ()
         low, high = (float(finite[int(share * (finite.size - 1))]) for share in (0.01, 0.99))
-        return tuple(np.linspace(low, high, n_bins - 1).tolist()) if low < high else self.edges()
+        wide = low < high and math.isfinite(2 * (high - low))
+        return tuple(np.linspace(low, high, n_bins - 1).tolist()) if wide else self.edges()
 
     def histogram(self, edges: NDArray[Any] | tuple[float, ...]) -> NDArray[np.int64]:
         """Rows per bin: below the first of the inner `edges`, between them, from the last on; shape (edges + 1,)."""
@@ -221,7 +222,7 @@ def ks_p_value(statistic: float, n: int, m: int) -> float:
     """
     from scipy.stats import kstwo
 
-    return float(min(1.0, max(0.0, kstwo.sf(statistic, round(n * m / (n + m))))))
+    return float(min(1.0, max(0.0, kstwo.sf(statistic, max(1, round(n * m / (n + m)))))))
 
 
 def doane_edges(reference: Sample) -> Values:
@@ -238,12 +239,11 @@ def doane_edges(reference: Sample) -> Values:
     low, high = float(finite[0]), float(finite[-1])
     if low == high:
         return np.array([low - 0.5, high + 0.5])
-    gap = finite - finite.mean()
-    square = gap * gap
-    spread = math.sqrt(square.mean())
+    spread = float(finite.std())
     n_bins = 1
     if n > 2 and spread > 0:
-        skewness = float(np.dot(square, gap)) / n / spread**3
+        scaled = (finite - finite.mean()) / spread
+        skewness = float(np.dot(scaled * scaled, scaled)) / n
         sigma = math.sqrt(6.0 * (n - 2) / ((n + 1.0) * (n + 3)))
         n_bins = math.ceil(1.0 + math.log2(n) + math.log2(1.0 + abs(skewness) / sigma))
     return np.linspace(low, high, n_bins + 1)
@@ -315,7 +315,7 @@ class _Rises(NamedTuple):
 
 
 def _rises(knots: Values, edges: tuple[float, ...], cdf: Values, reach: Range) -> _Rises:
-    middle = (knots[1:] + knots[:-1]) / 2
+    middle = knots[1:] / 2 + knots[:-1] / 2
     bin_of = np.searchsorted(edges, middle, "right")
     least, most = cdf[bin_of], cdf[bin_of + 1]
     start = np.maximum(np.array([-np.inf, *edges])[bin_of], reach.low)
