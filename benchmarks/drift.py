@@ -194,7 +194,8 @@ def nannyml(chunks: int, exact: bool) -> Callable[[Path], Callable[[], Results]]
         from nannyml import UnivariateDriftCalculator
 
         one, two = frames(data)
-        methods = {"kolmogorov_smirnov", "wasserstein"} if exact else set()
+        # The methods must be named for the parameters to be read, which then stand beside and not below them.
+        params = {"kolmogorov_smirnov": {}, "wasserstein": {}, "calculation_method": "exact"} if exact else None
 
         def once() -> Results:
             calculator = UnivariateDriftCalculator(
@@ -203,7 +204,7 @@ def nannyml(chunks: int, exact: bool) -> Callable[[Path], Callable[[], Results]]
                 continuous_methods=["kolmogorov_smirnov", "jensen_shannon", "wasserstein"],
                 categorical_methods=["chi2", "jensen_shannon", "l_infinity"],
                 chunk_number=chunks,
-                computation_params={method: {"calculation_method": "exact"} for method in methods},
+                computation_params=params,
             )
             rows = calculator.fit(one).calculate(two).filter(period="analysis").to_df()
             names = {"chi2": "chi_square"}
