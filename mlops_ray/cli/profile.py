@@ -136,9 +136,10 @@ def show_drift(result: dict[str, Any], console: Console) -> None:
 
     rows = result["rows"]
     title = f"{result['current']} ({rows[1]:,} rows) against {result['reference']} ({rows[0]:,} rows), {result['mode']}"
-    table = Table(title=Text(title), title_justify="left")
-    for name in ("feature", "PSI", "JS", "KS", "chi²", "p", "W / std", "L∞", "then", "now", "in words"):
-        table.add_column(name, justify="right" if name not in ("feature", "then", "now", "in words") else "left")
+    table = Table(title=Text(title), title_justify="left", show_lines=True)
+    for name in ("feature", "PSI", "JS", "KS", "chi²", "p", "W / std", "L∞", "then, now", "in words"):
+        left = name in ("feature", "then, now", "in words")
+        table.add_column(name, justify="left" if left else "right", no_wrap=name != "in words")
     for f in result["features"]:
         s = f["statistics"]
         p = s.get("kolmogorov_smirnov_p", s.get("chi_square_p"))
@@ -148,8 +149,7 @@ def show_drift(result: dict[str, Any], console: Console) -> None:
             _short(s.get("chi_square")),
             "" if p is None else ("<0.001" if p < 0.001 else f"{p:.3f}"),
             *(_near(f, name) for name in ("wasserstein_normed", "l_infinity")),
-            spark(f["reference"]),
-            spark(f["current"]),
+            f"{spark(f['reference'])}\n{spark(f['current'])}",
             Text("; ".join(f["words"])),
         )
     console.print(table)

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from mlops_ray.data import distance
 from mlops_ray.data.distance import Sample
-from mlops_ray.data.profile import Bins, Profile, fold
+from mlops_ray.data.profile import MAX_UNSEEN, Bins, Profile, cardinality, fold
 from mlops_ray.errors import DataError
 
 Kind = Literal["numeric", "categorical", "text", "time", "other"]
@@ -54,8 +54,9 @@ class _Column(NamedTuple):
 def describe(table: pa.Table) -> list[dict[str, Any]]:
     """Each column of `table` as JSON-friendly values: kind, missing, distinct, and by kind what it holds.
 
-    Numeric: mean, standard deviation, extremes, quartiles, and a histogram with its inner `edges`. Categorical: the most frequent categories with their rows, and how many rows the rest has. Text: distinct
-    values. Times: extremes. `distinct` is exact for categories and text, else estimated (standard error 4.6 %).
+    Numeric: mean, standard deviation, extremes, quartiles, and a histogram with its inner `edges`. Categorical: the
+    most frequent categories with their rows, and how many rows the rest has. Text: distinct values. Times: extremes.
+    `distinct` is exact for categories and text, else estimated (standard error 4.6 %).
     Raises: DataError when there are no rows.
     """
     columns = _columns(table, "the data")
@@ -79,13 +80,15 @@ def compare(reference: pa.Table, current: pa.Table, mode: Mode = "exact") -> dic
     if not pairs:
         why = "; ".join(notes) or "there is none"
         raise DataError("drift", f"no column can be compared: {why}")
-    if mode == "exact":
-        features = [_exact(a, b) for a, b in pairs]
-    else:
-        shared = [a for a, _ in pairs]
-        one, bins = _profile(shared, ours, reference, FINE_BINS)
-        two, _ = _profile(shared, theirs, current, FINE_BINS)
-        features = [_by_profile(a, b, bins, one, two) for a, b in pairs]
+    # Distances beyond what a float holds are None.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if mode == "exact":
+            features = [_exact(a, b) for a, b in pairs]
+        else:
+            shared = [a for a, _ in pairs]
+            one, bins = _profile(shared, ours, reference, FINE_BINS)
+            two, _ = _profile(shared, theirs, current, FINE_BINS)
+            features = [_by_profile(a, b, bins, one, two) for a, b in pairs]
     features.sort(key=lambda f: -f["statistics"]["psi"])
     return {"mode": mode, "features": features, "notes": notes}
 
@@ -294,18 +297,28 @@ def _by_profile(a: _Column, b: _Column, bins: Bins, one: Profile, two: Profile) 
             "wasserstein_normed": _number(normed[1]),
         }
         return _feature(a, b, statistics, errors, [])
-    words = []
-    if others[-1] and not rows[-1]:
-        unseen = two.unseen[name]
-        count = two.distinct(name) - int(np.count_nonzero(others[:-1]))
-        about = _plural(len(unseen)) if count == len(unseen) else f"about {_plural(round(count))}"
-        first = [u.text for u in sorted(unseen, key=lambda u: (-u.n, u.text))[:SHOWN]]
-        words.append(_in_words("new", about, first, int(others[-1]), others.sum()))
+    words = [*_new_by_profile(name, one, two)]
     gone = np.flatnonzero((others[:-1] == 0) & (rows[:-1] > 0))
     if gone.size:
         listed = [bins.categorical[name][i] for i in gone[:SHOWN]]
         words.append(_in_words("vanished", _plural(gone.size), listed, int(rows[gone].sum()), rows.sum()))
     return _feature(a, b, _over_categories(rows, others), {}, words)
+
+
+def _new_by_profile(name: str, one: Profile, two: Profile) -> Iterator[str]:
+    """What categories are new, where the reference's profile knows all of its own."""
+    known = {u.hash for u in one.unseen[name]}
+    if len(known) >= MAX_UNSEEN:
+        return
+    of = two.n - two.missing(name)
+    new = sorted((u for u in two.unseen[name] if u.hash not in known), key=lambda u: (-u.n, u.text))
+    first = [u.text for u in new[:SHOWN]]
+    if len(two.unseen[name]) < MAX_UNSEEN:
+        if new:
+            yield _in_words("new", _plural(len(new)), first, sum(u.n for u in new), of)
+    elif not known:
+        about = round(cardinality(two.registers[name]))
+        yield _in_words("new", f"about {_plural(about)}", first, int(two.counts[name][-2]), of)
 
 
 def _feature(
@@ -319,7 +332,7 @@ def _feature(
 
 
 def _pictures(a: _Column, b: _Column) -> dict[str, Any]:
-    """Histograms of both: over numbers in equally wide bins, over the reference's most frequent categories and others."""
+    """Histograms of both: numbers in equally wide bins, or the reference's most frequent categories and all others."""
     if a.sample is not None and b.sample is not None:
         edges = a.sample.scale(PICTURE_BINS)
         one, two = (s.histogram(edges).tolist() for s in (a.sample, b.sample))
