@@ -86,7 +86,8 @@ class Numeric(Config):
     """For `impute: constant`, in the column's own unit."""
     indicator: bool = False
     """Adds a column per feature that is 1 where its value is missing."""
-    scale: Literal["standard", "robust", "min_max", "quantile", "power", "none"] = "standard"
+    scale: Literal["standard", "robust", "min_max", "quantile", "power", "none"] | None = None
+    """`standard` unless there are bins."""
     output: Literal["uniform", "normal"] = "uniform"
     """What `scale: quantile` maps to."""
     bins: Binning | None = None
@@ -103,7 +104,7 @@ class Numeric(Config):
             wrong.append("log: true takes values of at least 0; change fill_value")
         if self.bins is not None and self.impute == "none":
             wrong.append("bins: have no place for a missing value; impute it")
-        if self.bins is not None and "scale" in self.model_fields_set and self.scale != "none":
+        if self.bins is not None and self.scale not in (None, "none"):
             wrong.append("bins: stand instead of a scale; remove one")
         if wrong:
             raise ValueError("; ".join(wrong))
@@ -112,7 +113,7 @@ class Numeric(Config):
     @property
     def scaling(self) -> str:
         """What happens last: a scale, or "none" where there are bins."""
-        return "none" if self.bins is not None else self.scale
+        return "none" if self.bins is not None else self.scale or "standard"
 
 
 class Categorical(Config):

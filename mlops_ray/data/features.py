@@ -217,7 +217,7 @@ def _facts(block: Numeric, name: str, partial: Partial) -> _Facts:
         moments = stats.moments
     fill = _fill(block, name, values, counts, moments, stats)
     if fill is None and not values.size and block.scaling != "none":
-        raise DataError(name, f"has no value to fit `scale: {block.scale}` to; impute it, or take it out")
+        raise DataError(name, f"has no value to fit `scale: {block.scaling}` to; impute it, or take it out")
     if fill is not None and stats.missing:
         place = int(np.searchsorted(values, fill))
         values, counts = np.insert(values, place, fill), np.insert(counts, place, stats.missing)
@@ -300,7 +300,7 @@ def _numeric(block: Numeric, facts: Sequence[_Facts]) -> tuple[Any, Any]:
                 _set_quantile,
             ),
             "power": (sk.PowerTransformer(), _set_power),
-        }.get(block.scale)
+        }.get(block.scaling)
         if scaler is not None:
             steps.append(("scale", scaler[0]))
             settle.append(("scale", scaler[1]))
