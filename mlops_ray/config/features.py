@@ -370,7 +370,9 @@ def _typed(text: str, known: Mapping[str, str]) -> tuple[Expression, dict[str, s
     unknown = [name for name in names if name not in known]
     first: ValueError | None = None
     # Whoever writes so many columns of unclear dtype into one expression may list the strings under `categorical`.
-    for types in itertools.islice(itertools.product(("float", "string", "timestamp", "bool"), repeat=len(unknown)), 256):
+    for types in itertools.islice(
+        itertools.product(("float", "string", "timestamp", "bool"), repeat=len(unknown)), 256
+    ):
         dtypes = {name: known[name] for name in names if name in known} | dict(zip(unknown, types, strict=True))
         try:
             return parse(text, dtypes), dtypes

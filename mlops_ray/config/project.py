@@ -215,7 +215,10 @@ def _derived_columns(
             continue
         for column, dtype in taken.items():
             if KINDS.get(str(dtypes[column])) != KINDS[dtype] and (dtype, dtypes[column]) != ("float", "bool"):
-                yield loc, f"takes {column!r} for a {KINDS[dtype]}, but it is a {dtypes[column]}; compare it with a constant"
+                yield (
+                    loc,
+                    f"takes {column!r} for a {KINDS[dtype]}, but it is a {dtypes[column]}; compare it with a constant",
+                )
 
 
 def _times_and_ports(raw: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:

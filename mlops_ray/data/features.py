@@ -241,7 +241,9 @@ def _fill(
     if block.impute == "median":
         return float(_Facts(name, values, counts, moments, moments.n, None, None).quantiles([0.5])[0])
     if stats.values.level:
-        raise DataError(name, f"has more than {stats.values.most} distinct values; none is the most frequent: impute the median")
+        raise DataError(
+            name, f"has more than {stats.values.most} distinct values; none is the most frequent: impute the median"
+        )
     distinct, place = np.unique(values, return_inverse=True)
     return float(distinct[np.argmax(np.bincount(place, weights=counts))])
 
@@ -427,7 +429,9 @@ def categories(features: Features, partial: Partial) -> dict[str, tuple[str, ...
     Raises: DataError when a feature has none.
     """
     return {
-        name: known_categories(block, name, partial) for block in _categorical_blocks(features) for name in block.columns
+        name: known_categories(block, name, partial)
+        for block in _categorical_blocks(features)
+        for name in block.columns
     }
 
 

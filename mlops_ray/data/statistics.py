@@ -416,8 +416,8 @@ def to_frame(features: Features, columns: Columns) -> pd.DataFrame:
     import pandas as pd  # here, for the log's side of serving needs none
 
     columns = derive(features, columns)
-    numeric: dict[str, pd.Series[Any]] = {name: pd.Series(columns[name].astype(np.float64)) for name in features.numbers}
+    numeric: dict[str, pd.Series[Any]] = {
+        name: pd.Series(columns[name].astype(np.float64)) for name in features.numbers
+    }
     text: dict[str, pd.Series[Any]] = {name: pd.Series(columns[name], dtype=object) for name in features.texts}
     return pd.DataFrame({**numeric, **text}, columns=list(features.columns))
-
-

@@ -83,7 +83,9 @@ def trained(features: Features, table: pa.Table, estimator: Any) -> tuple[Pipeli
     }
 
 
-@pytest.mark.parametrize("estimator", [LogisticRegression(C=0.01, tol=0.01, max_iter=2000), HistGradientBoostingClassifier(max_iter=20)])
+@pytest.mark.parametrize(
+    "estimator", [LogisticRegression(C=0.01, tol=0.01, max_iter=2000), HistGradientBoostingClassifier(max_iter=20)]
+)
 def test_one_row_scores_alike_from_statistics_to_the_log(tmp_path: Path, table: pa.Table, estimator: Any) -> None:
     made = project(BLOCKS, tmp_path)
     features = made.features

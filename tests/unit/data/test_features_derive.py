@@ -74,7 +74,9 @@ def test_hashed_texts_are_those_of_scikit_learns_vectorizer(tokens: str, ngrams:
     theirs = HashingVectorizer(
         n_features=16, norm=None, analyzer=analyzer, ngram_range=ngrams, alternate_sign=signed, token_pattern=r"\w+"
     )
-    np.testing.assert_array_equal(np.stack([found[n] for n in features.derived], axis=1), theirs.transform(TEXTS).toarray())
+    np.testing.assert_array_equal(
+        np.stack([found[n] for n in features.derived], axis=1), theirs.transform(TEXTS).toarray()
+    )
 
 
 def test_hashed_categories_are_those_of_scikit_learns_hasher() -> None:
