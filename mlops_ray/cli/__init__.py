@@ -5,11 +5,9 @@ Exit codes: 0 done, 1 fault, 2 wrong configuration or order, 3 refused by the ga
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from deltalake import CommitProperties, DeltaTable, Schema, Transaction, write_d
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
 
+from mlops_ray.data.sources import filesystem_of
 from mlops_ray.errors import DataError
 
 Lanes = npt.NDArray[np.uint64]
@@ -62,11 +62,20 @@ class RowHash:
         """48 hexadecimal digits: both sums, then the number of rows."""
         return f"{self.a:016x}{self.b:016x}{self.n:016x}"
 
+    @classmethod
+    def of(cls, lanes: tuple[Lanes, Lanes]) -> RowHash:
+        """Hash of rows whose own hashes are `lanes`, shape (n,) each."""
+        a, b = lanes
+        return cls(int(a.sum(dtype=np.uint64)), int(b.sum(dtype=np.uint64)), len(a))
+
+
+NO_ROWS = RowHash()
+"""The hash of nothing."""
+
 
 def row_hash(table: pa.Table) -> RowHash:
     """Hash of the rows of `table`; the order of rows and of columns does not matter, names and dtypes do."""
-    a, b = row_hashes(table)
-    return RowHash(int(a.sum(dtype=np.uint64)), int(b.sum(dtype=np.uint64)), table.num_rows)
+    return RowHash.of(row_hashes(table))
 
 
 def row_hashes(table: pa.Table) -> tuple[Lanes, Lanes]:
@@ -151,22 +160,50 @@ class DataFile:
 
 def write_file(uri: str, path: str, table: pa.Table) -> DataFile:
     """Writes `table` as the Parquet file `path` below the folder `uri`; no reader sees it before `commit`."""
-    filesystem, root = _filesystem(uri)
+    filesystem, root = filesystem_of(uri)
     full = f"{root}/{path}"
     filesystem.create_dir(full.rpartition("/")[0], recursive=True)
     pq.write_table(table, full, filesystem=filesystem, compression="zstd")
     return DataFile(path, filesystem.get_file_info(full).size, table.num_rows)
 
 
+class FileWriter:
+    """Writes batches of rows as one Parquet file below the folder `uri`; the file begins with the first row."""
+
+    def __init__(self, uri: str, path: str) -> None:
+        self._uri, self._path, self.n_rows = uri, path, 0
+        self._writer: pq.ParquetWriter | None = None
+
+    def write(self, rows: pa.Table) -> None:
+        """Adds `rows`; all of one schema."""
+        if not rows.num_rows:
+            return
+        if self._writer is None:
+            filesystem, root = filesystem_of(self._uri)
+            full = f"{root}/{self._path}"
+            filesystem.create_dir(full.rpartition("/")[0], recursive=True)
+            self._writer = pq.ParquetWriter(full, rows.schema, filesystem=filesystem, compression="zstd")
+        self._writer.write_table(rows)
+        self.n_rows += rows.num_rows
+
+    def close(self) -> DataFile | None:
+        """The finished file, or None when there were no rows."""
+        if self._writer is None:
+            return None
+        self._writer.close()
+        filesystem, root = filesystem_of(self._uri)
+        return DataFile(self._path, filesystem.get_file_info(f"{root}/{self._path}").size, self.n_rows)
+
+
 def read_file(uri: str, path: str, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows of one Parquet file below the folder `uri`."""
-    filesystem, root = _filesystem(uri)
+    filesystem, root = filesystem_of(uri)
     return pq.ParquetFile(f"{root}/{path}", filesystem=filesystem).read(list(columns) if columns is not None else None)
 
 
 def remove_uncommitted(uri: str, folder: str) -> None:
     """Removes the files in `folder` below `uri` that no commit names: those of a run that failed or was not needed."""
-    filesystem, root = _filesystem(uri)
+    filesystem, root = filesystem_of(uri)
     named: set[str] = set()
     for version, body in _commits(uri):
         if body["folder"] == folder:
@@ -312,14 +349,6 @@ def _open(uri: str, version: int | None = None) -> DeltaTable | None:
 def _add_action(file: DataFile) -> AddAction:
     stats = json.dumps({"numRecords": file.n_rows})
     return AddAction(file.path, file.size, {}, modification_time=0, data_change=True, stats=stats)
-
-
-@functools.lru_cache(maxsize=64)
-def _filesystem(uri: str) -> tuple[fs.FileSystem, str]:
-    if "://" in uri:
-        filesystem, path = fs.FileSystem.from_uri(uri)
-        return filesystem, path
-    return fs.LocalFileSystem(), uri.rstrip("/")
 
 
 # Logs -----------------------------------------------------------------------------------------------------------------

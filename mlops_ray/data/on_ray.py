@@ -7,34 +7,30 @@ import hashlib
 import importlib
 import importlib.util
 import json
-import logging
-import pickle
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as csv
 import ray
 import ray.data
 import ray.exceptions
 
-from mlops_ray.config import Column, Project, Source
+from mlops_ray.config import Column, Project
 from mlops_ray.data import features, lake
+from mlops_ray.data import keys as keyed
 from mlops_ray.data.expectations import QUARANTINE, UNIQUE, Report, check, examples, quarantined
 from mlops_ray.data.features import Partial
-from mlops_ray.data.lake import DataFile, DatasetVersion, RowHash
+from mlops_ray.data.keys import KeyFile
+from mlops_ray.data.lake import NO_ROWS, DataFile, DatasetVersion, RowHash
+from mlops_ray.data.on_sources import each, open_source
 from mlops_ray.data.schema import arrow_schema, conform
 from mlops_ray.errors import DataError
-
-ROWS_PER_BLOCK = 100_000
-"""Of tables that a Python function returns: a block costs Ray some 10 ms, a hundred thousand rows 100 ms of work."""
 
 
 @dataclass(frozen=True)
@@ -46,32 +42,25 @@ class Prepared:
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
-    """What one block left behind: its files, and everything about them that merges."""
+class Examined:
+    """What `examine` saw: the report, and the feature statistics of the rows that keep the rules."""
 
     report: Report
-    good: DataFile | None
-    good_hash: RowHash
-    bad: tuple[DataFile, ...]
-    bad_hash: RowHash
-    keys: npt.NDArray[np.uint64]
-    """Hashes of the `validation.unique` columns of the good rows, in the file's order; empty without such columns."""
+    statistics: Partial
 
 
-def configure_data() -> None:
-    """Settings of this process's Ray Data, to be called before a dataset is made (it copies them).
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What one shard left behind: its files, and everything about them that merges."""
 
-    The V1 Parquet reader (the new one costs 2.5 to 10 s per execution), input order kept, no progress bars.
-    """
-    context = ray.data.DataContext.get_current()
-    context.use_datasource_v2 = False
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    # The first two print the stack of an error several times that is raised to us anyway, the third says that there are
-    # no progress bars.
-    for name in ("exceptions", "_internal.execution.streaming_executor_state", "_internal.progress"):
-        logging.getLogger(f"ray.data.{name}").setLevel(logging.CRITICAL)
+    report: Report
+    good: DataFile | None = None
+    good_hash: RowHash = NO_ROWS
+    bad: tuple[DataFile, ...] = ()
+    bad_hash: RowHash = NO_ROWS
+    keys: KeyFile | None = None
+    """Records of the `validation.unique` columns of the good rows, in the file's order."""
+    statistics: Partial | None = None
 
 
 def prepare(project: Project, *, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Prepared:
@@ -85,7 +74,6 @@ def prepare(project: Project, *, on_progress: Callable[[int, int], None] = lambd
     `max_bad_share` of the rows are bad (they stand in quarantine then) or fewer than `min_rows` are good. The dataset's
     table is untouched in all these cases.
     """
-    configure_data()
     run = f"files-{uuid.uuid4().hex[:16]}"
     try:
         return _prepare(project, run, on_progress)
@@ -97,30 +85,54 @@ def prepare(project: Project, *, on_progress: Callable[[int, int], None] = lambd
 
 
 def _prepare(project: Project, run: str, on_progress: Callable[[int, int], None]) -> Prepared:
-    parts: list[_Part] = []
-    try:
-        dataset, total = _source(project)
-        work = functools.partial(_work, project=project, run=run)
-        for row in dataset.map_batches(work, batch_format="pyarrow", batch_size=None).iter_rows():
-            part = pickle.loads(row["part"])
-            if isinstance(part, DataError):
-                raise part
-            parts.append(part)
-            on_progress(sum(part.report.n_read for part in parts), total)
-    except (ray.exceptions.RayError, OSError) as exc:
-        raise _as_data_error(exc, project.source) from exc
+    parts = _pass(project, functools.partial(_commit_work, project=project, run=run), on_progress)
     parts = _without_repeats(project, run, parts)
     report = sum((part.report for part in parts), Report())
     lineage = _lineage(project)
     bad_files = [file for part in parts for file in part.bad]
     if bad_files:
-        bad_hash = sum((part.bad_hash for part in parts), RowHash())
+        bad_hash = sum((part.bad_hash for part in parts), NO_ROWS)
         _commit(_quarantine_uri(project), run, bad_files, QUARANTINE, bad_hash, lineage, append=True)
     _refuse(project, report)
     good_files = [part.good for part in parts if part.good is not None]
-    good_hash = sum((part.good_hash for part in parts), RowHash())
+    good_hash = sum((part.good_hash for part in parts), NO_ROWS)
     schema = arrow_schema(project.columns)
     return Prepared(_commit(_table_uri(project), run, good_files, schema, good_hash, lineage), report)
+
+
+def examine(project: Project, *, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Examined:
+    """Reads and validates the source as `prepare` does, and learns feature statistics; nothing is committed.
+
+    The statistics are those of the rows that keep their columns' rules; rows that repeat a key are counted as bad and
+    enter the statistics all the same. Ray must be running. Raises: DataError when the source cannot be read.
+    """
+    run = f"examined-{uuid.uuid4().hex[:16]}"
+    try:
+        parts = _pass(project, functools.partial(_examine_work, project=project, run=run), on_progress)
+        repeats = _repeats(project, parts)
+    finally:
+        lake.remove_uncommitted(_table_uri(project), run)
+    report = sum((part.report for part in parts), Report())
+    n = sum(rows.size for rows in repeats.values())
+    if n:
+        report += Report(0, -n, n, {UNIQUE: n}, {UNIQUE: ()})
+    found = [part.statistics for part in parts if part.statistics is not None]
+    if not found:
+        raise DataError(project.project, "the source has no rows")
+    return Examined(report, functools.reduce(lambda a, b: a + b, found))
+
+
+def _pass(
+    project: Project, work: Callable[[Iterator[pa.Table]], _Part], on_progress: Callable[[int, int], None]
+) -> list[_Part]:
+    opened = open_source(project.source, project.columns)
+    parts: list[_Part] = []
+    n_read = 0
+    for part in each(opened, work):
+        parts.append(part)
+        n_read += part.report.n_read
+        on_progress(n_read, opened.n_rows)
+    return parts
 
 
 def snapshot(
@@ -185,91 +197,49 @@ def _quarantine_uri(project: Project) -> str:
     return project.storage.path("quarantine", project.project)
 
 
-# Reading --------------------------------------------------------------------------------------------------------------
+# One shard ------------------------------------------------------------------------------------------------------------
 
 
-def _source(project: Project) -> tuple[ray.data.Dataset, int]:
-    """The source as a dataset, and its number of rows (0: unknown before it is read)."""
-    source = project.source
-    if source.kind == "python":
-        return _from_function(source)
-    paths = [source.path] if isinstance(source.path, str) else list(source.path or ())
-    paths = [path if "://" in path else str(Path(path).expanduser().absolute()) for path in paths]
-    if source.kind == "delta":
-        if len(paths) != 1:
-            raise DataError("source.path", f"kind: delta takes one table, got {len(paths)}")
-        return ray.data.read_delta(paths[0], **source.options), 0
-    if source.kind == "csv":
-        # As text, for `conform` to parse: Arrow guesses dtypes from the first rows and fails on later ones.
-        text = csv.ConvertOptions(
-            column_types={column.name: pa.string() for column in project.columns},
-            null_values=[""],
-            strings_can_be_null=True,
-        )
-        return ray.data.read_csv(paths, **{"convert_options": text, **source.options}), 0
-    readers = {"parquet": ray.data.read_parquet, "json": ray.data.read_json}
-    return readers[source.kind](paths, **source.options), 0
-
-
-def _from_function(source: Source) -> tuple[ray.data.Dataset, int]:
-    module, _, name = (source.function or "").replace(":", ".").rpartition(".")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as exc:
-        raise DataError("source.function", f"{source.function} cannot be imported: {exc}") from exc
-    if not callable(function):
-        raise DataError("source.function", f"{source.function} is not callable")
-    try:
-        rows = function(**source.options)
-    except Exception as exc:
-        raise DataError("source.function", f"{source.function} raised {type(exc).__name__}: {exc}") from exc
-    if isinstance(rows, pd.DataFrame):
-        # Without the zone (UTC is what `conform` takes then): pyarrow trips over a deprecation in pandas 3.1 otherwise.
-        zoned = rows.select_dtypes("datetimetz")
-        naive = rows.assign(**{str(name): zoned[name].dt.tz_convert(None) for name in zoned})
-        rows = pa.Table.from_pandas(naive, preserve_index=False)
-    if isinstance(rows, pa.Table):
-        starts = range(0, max(rows.num_rows, 1), ROWS_PER_BLOCK)
-        return ray.data.from_arrow([rows.slice(i, ROWS_PER_BLOCK) for i in starts]), rows.num_rows
-    if isinstance(rows, ray.data.Dataset):
-        return rows, 0
-    kinds = "a ray.data.Dataset, a pyarrow.Table or a pandas.DataFrame"
-    raise DataError("source.function", f"{source.function} must return {kinds}, not {type(rows).__name__}")
-
-
-def _as_data_error(exc: Exception, source: Source) -> DataError:
-    """The reader's complaint in our words: the first line of what was wrong, wherever in the cluster it was."""
-    cause = exc.cause if isinstance(exc, ray.exceptions.RayTaskError) else exc
-    first = (str(cause).splitlines() or [""])[0]
-    where = source.function or source.path
-    return DataError(f"source {where}", f"cannot be read as {source.kind}: {type(cause).__name__}: {first}")
-
-
-# One block ------------------------------------------------------------------------------------------------------------
-
-
-def _work(batch: pa.Table, project: Project, run: str) -> pa.Table:
-    """Rules, files and hashes of one block, on a worker. A table of one row: the pickled `_Part`, or a DataError."""
-    part: _Part | DataError
-    try:
-        checked = check(project, batch)
-        part = _written(project, run, checked.good, checked.bad, checked.report)
-    except DataError as exc:
-        part = exc  # as a value: raised here, it would reach the driver inside pages of Ray's own stack
-    return pa.table({"part": pa.array([pickle.dumps(part)], pa.binary())})
-
-
-def _written(project: Project, run: str, good: pa.Table, bad: pa.Table, report: Report) -> _Part:
+def _commit_work(batches: Iterator[pa.Table], project: Project, run: str) -> _Part:
+    """Rules, files and hashes of one shard, on a worker; it holds one batch at a time."""
     name = f"{run}/part-{uuid.uuid4().hex}.parquet"
-    unique = project.validation.unique
-    return _Part(
-        report,
-        lake.write_file(_table_uri(project), name, good) if good.num_rows else None,
-        lake.row_hash(good),
-        (lake.write_file(_quarantine_uri(project), name, bad),) if bad.num_rows else (),
-        _bad_hash(bad),
-        lake.row_hashes(good.select(list(unique)))[0] if unique else np.zeros(0, dtype=np.uint64),
-    )
+    good, bad = (lake.FileWriter(uri, name) for uri in (_table_uri(project), _quarantine_uri(project)))
+    report, good_hash, bad_hash = Report(), NO_ROWS, NO_ROWS
+    records = []
+    for batch in batches:
+        checked = check(project, batch)
+        report += checked.report
+        lanes = lake.row_hashes(checked.good)
+        if project.validation.unique:
+            records.append(_records(project, checked.good, lanes[0], good.n_rows))
+        good.write(checked.good)
+        bad.write(checked.bad)
+        good_hash += RowHash.of(lanes)
+        bad_hash += _bad_hash(checked.bad)
+    keys = keyed.write(_table_uri(project), f"{name}.keys", records) if records else None
+    bad_file = bad.close()
+    return _Part(report, good.close(), good_hash, (bad_file,) if bad_file else (), bad_hash, keys)
+
+
+def _examine_work(batches: Iterator[pa.Table], project: Project, run: str) -> _Part:
+    """Rules and statistics of one shard, on a worker; it holds one batch at a time."""
+    report, statistics = Report(), None
+    records = []
+    for batch in batches:
+        checked = check(project, batch)
+        if project.validation.unique:
+            content = np.zeros(checked.good.num_rows, dtype=np.uint64)
+            records.append(_records(project, checked.good, content, report.n_kept))
+        report += checked.report
+        partial = features.fold(project.features, checked.good)
+        statistics = partial if statistics is None else statistics + partial
+    keys = keyed.write(_table_uri(project), f"{run}/{uuid.uuid4().hex}.keys", records) if records else None
+    return _Part(report, keys=keys, statistics=statistics)
+
+
+def _records(project: Project, good: pa.Table, content: keyed.Lanes, first_row: int) -> keyed.Records:
+    lanes = lake.row_hashes(good.select(list(project.validation.unique)))
+    return keyed.records(lanes, content, first_row)
 
 
 def _bad_hash(bad: pa.Table) -> RowHash:
@@ -280,35 +250,31 @@ def _bad_hash(bad: pa.Table) -> RowHash:
 # Repeated keys --------------------------------------------------------------------------------------------------------
 
 
-def _without_repeats(project: Project, run: str, parts: Sequence[_Part]) -> list[_Part]:
-    """`parts` with rows of repeated keys gone to quarantine, all but one per key; only files with such rows change."""
-    keys = np.concatenate([part.keys for part in parts]) if parts else np.zeros(0, dtype=np.uint64)
-    values, counts = np.unique(keys, return_counts=True)
-    twice = values[counts > 1]
-    if not twice.size:
-        return list(parts)
-    where = {i: np.flatnonzero(np.isin(part.keys, twice)) for i, part in enumerate(parts)}
-    where = {i: rows for i, rows in where.items() if rows.size}
-    hashes = ray.get([_hash_rows.remote(project, parts[i].good, rows) for i, rows in where.items()])
-    # Key (both lanes), then content, then place: the first of each key stays.
-    lines = np.concatenate(hashes)
-    owners = np.repeat(list(where), [rows.size for rows in where.values()])
-    rows_of = np.concatenate(list(where.values()))
-    order = np.lexsort((rows_of, owners, lines[:, 3], lines[:, 2], lines[:, 1], lines[:, 0]))
-    repeated = (np.diff(lines[order, :2], axis=0, prepend=~lines[order[:1], :2]) == 0).all(axis=1)
-    goes = order[repeated]
-    dropped = {i: np.sort(rows_of[goes[owners[goes] == i]]) for i in where}
-    dropped = {i: rows for i, rows in dropped.items() if rows.size}
-    changed = ray.get([_drop_rows.remote(project, run, parts[i], rows) for i, rows in dropped.items()])
-    return [dict(zip(dropped, changed, strict=True)).get(i, part) for i, part in enumerate(parts)]
+def _repeats(project: Project, parts: Sequence[_Part]) -> dict[int, npt.NDArray[np.int64]]:
+    """Rows of each part that repeat a key, all but one per key: that with the smallest content hash, then the first."""
+    files = [part.keys for part in parts if part.keys is not None]
+    owners = [i for i, part in enumerate(parts) if part.keys is not None]
+    tasks = [_repeats_in.remote(files, first, end) for first, end in keyed.ranges(files)] if files else []
+    goes: dict[int, list[npt.NDArray[np.int64]]] = {}
+    for found in ray.get(tasks):
+        for number, rows in found.items():
+            goes.setdefault(owners[number], []).append(rows)
+    return {i: np.sort(np.concatenate(rows)) for i, rows in goes.items()}
 
 
 @ray.remote
-def _hash_rows(project: Project, file: DataFile | None, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-    """Shape (rows, 4): both lanes of the key's hash, both of the whole row's."""
-    assert file is not None
-    table = lake.read_file(_table_uri(project), file.path).take(rows)
-    return np.stack([*lake.row_hashes(table.select(list(project.validation.unique))), *lake.row_hashes(table)], axis=1)
+def _repeats_in(files: Sequence[KeyFile], first: int, end: int) -> dict[int, npt.NDArray[np.int64]]:
+    """Rows to go, by number of the file, among those whose keys lie in the buckets [first, end)."""
+    found, owner = keyed.read(files, first, end)
+    goes = ~keyed.starts_group(found)
+    return {int(number): found["row"][goes & (owner == number)].astype(np.int64) for number in np.unique(owner[goes])}
+
+
+def _without_repeats(project: Project, run: str, parts: Sequence[_Part]) -> list[_Part]:
+    """`parts` with rows of repeated keys gone to quarantine; only files with such rows are written again."""
+    repeats = _repeats(project, parts)
+    changed = ray.get([_drop_rows.remote(project, run, parts[i], rows) for i, rows in repeats.items()])
+    return [dict(zip(repeats, changed, strict=True)).get(i, part) for i, part in enumerate(parts)]
 
 
 @ray.remote
@@ -318,12 +284,18 @@ def _drop_rows(project: Project, run: str, part: _Part, rows: npt.NDArray[np.int
     table = lake.read_file(_table_uri(project), part.good.path)
     keep = np.ones(table.num_rows, dtype=bool)
     keep[rows] = False
-    gone = table.take(rows)
+    gone, rest = table.take(rows), table.filter(pa.array(keep))
+    name = f"{run}/part-{uuid.uuid4().hex}.parquet"
     bad = quarantined(project, gone, [[UNIQUE]] * len(rows))
     shown = examples(project, gone, project.validation.unique[0])
-    moved = Report(0, -len(rows), len(rows), {UNIQUE: len(rows)}, {UNIQUE: shown})
-    new = _written(project, run, table.filter(pa.array(keep)), bad, part.report + moved)
-    return replace(new, bad=part.bad + new.bad, bad_hash=part.bad_hash + new.bad_hash)
+    return replace(
+        part,
+        report=part.report + Report(0, -len(rows), len(rows), {UNIQUE: len(rows)}, {UNIQUE: shown}),
+        good=lake.write_file(_table_uri(project), name, rest) if rest.num_rows else None,
+        good_hash=lake.row_hash(rest),
+        bad=(*part.bad, lake.write_file(_quarantine_uri(project), name, bad)),
+        bad_hash=part.bad_hash + _bad_hash(bad),
+    )
 
 
 # Committing -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,149 @@
+"""Fit and transform 2 million rows x 12 columns (impute, standardise, one-hot) from Parquet files.
+
+    python benchmarks/features.py
+
+Beside ours: Ray Data's own chain of preprocessors on the same cluster, and polars in one process. All end in the sum of
+each transformed column, so that nobody pays for a place to put the result. The start of Ray stands apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+N_FILES = 8
+NUMERIC = tuple(f"x{i}" for i in range(10))
+CATEGORICAL = ("colour", "size")
+COLOURS = ("blue", "green", "red", "white", "yellow")
+SIZES = tuple(f"size-{i:02d}" for i in range(40))
+
+
+def generate(folder: Path, n_rows: int) -> None:
+    """Writes the rows; a finished set stays."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir(parents=True, exist_ok=True)
+    n = n_rows // N_FILES
+    for number in range(N_FILES):
+        path = folder / f"part-{number}.parquet"
+        if path.exists():
+            continue
+        rng = np.random.default_rng([3, number])
+        rows = {name: pa.array(rng.normal(5, 2, n), mask=rng.random(n) < 0.02) for name in NUMERIC}
+        rows |= {"colour": pa.array(rng.choice(COLOURS, n)), "size": pa.array(rng.choice(SIZES, n))}
+        pq.write_table(pa.table(rows), path)
+
+
+def ray_chain(folder: Path) -> dict[str, float]:
+    """Ray Data's SimpleImputer, StandardScaler and OneHotEncoder, one after the other, as its documentation does."""
+    import numpy as np
+    import ray.data
+    from ray.data.preprocessors import Chain, OneHotEncoder, SimpleImputer, StandardScaler
+
+    dataset = ray.data.read_parquet(str(folder))
+    chain = Chain(
+        SimpleImputer(columns=list(NUMERIC), strategy="mean"),
+        StandardScaler(columns=list(NUMERIC)),
+        OneHotEncoder(columns=list(CATEGORICAL)),
+    )
+
+    def sums(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: np.asarray([np.stack(values).sum(axis=0).sum()]) for name, values in batch.items()}
+
+    totals: dict[str, float] = {}
+    for row in chain.fit_transform(dataset).map_batches(sums, batch_size=None).iter_rows():
+        for name, value in row.items():
+            totals[name] = totals.get(name, 0.0) + float(value)
+    return totals
+
+
+def in_polars(folder: Path) -> dict[str, float]:
+    """One process, lazy scan; means and deviations first, then the transformed columns."""
+    import polars as pl
+
+    rows = pl.scan_parquet(folder / "*.parquet").collect()
+    means = rows.select(pl.col(name).mean() for name in NUMERIC).row(0, named=True)
+    filled = rows.with_columns(pl.col(name).fill_null(mean) for name, mean in means.items())
+    scales = filled.select(pl.col(name).std(ddof=0) for name in NUMERIC).row(0, named=True)
+    scaled = filled.with_columns((pl.col(name) - means[name]) / scales[name] for name in NUMERIC)
+    sums = scaled.to_dummies(list(CATEGORICAL)).select(pl.all().sum()).row(0, named=True)
+    return {name: float(value) for name, value in sums.items()}
+
+
+def main() -> None:
+    """Runs all in turns, checks that they agree, prints medians and ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=2_000_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=Path(".bench/features"))
+    args = parser.parse_args()
+    import ray
+
+    from benchmarks.measure import show
+    from mlops_ray.config import Features, Source
+    from mlops_ray.data import on_features
+
+    folder = args.folder.absolute()
+    generate(folder, args.rows)
+    features = Features.model_validate({"numeric": {"columns": NUMERIC}, "categorical": {"columns": CATEGORICAL}})
+    source = Source.model_validate({"kind": "parquet", "path": str(folder)})
+    start = time.perf_counter()
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[1])}},
+    )
+    started = time.perf_counter() - start
+    fit_s: list[float] = []
+    transform_s: list[float] = []
+
+    def ours(_: Path) -> dict[str, float]:
+        begin = time.perf_counter()
+        fitted = on_features.fit(features, source)
+        middle = time.perf_counter()
+        sums = on_features.column_sums(features, fitted, source)
+        fit_s.append(middle - begin)
+        transform_s.append(time.perf_counter() - middle)
+        return sums
+
+    contenders = {"mlops_ray": ours, "polars, one process": in_polars, "Ray Data's preprocessors": ray_chain}
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(args.rounds):
+        results = {}
+        for name, run in contenders.items():
+            begin = time.perf_counter()
+            results[name] = run(folder)
+            times[name].append(time.perf_counter() - begin)
+        mine, theirs = results["mlops_ray"], results["polars, one process"]
+        for category in (*(f"colour_{c}" for c in COLOURS), *(f"size_{s}" for s in SIZES)):
+            assert mine[category] == theirs[category], (category, mine[category], theirs[category])
+    ray.shutdown()
+    median = {name: statistics.median(took) for name, took in times.items()}
+    show(
+        f"fit and transform {args.rows:,} rows x 12 columns; {args.rounds} rounds in turns; start of Ray {started:.1f} s",
+        ("who", "first round", "median", "of it fit", "of it transform", "ratio to ours"),
+        [
+            (
+                name,
+                f"{times[name][0]:.2f} s",
+                f"{median[name]:.2f} s",
+                f"{statistics.median(fit_s):.2f} s" if name == "mlops_ray" else "",
+                f"{statistics.median(transform_s):.2f} s" if name == "mlops_ray" else "",
+                f"{median[name] / median['mlops_ray']:.2f}",
+            )
+            for name in contenders
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
