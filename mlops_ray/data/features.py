@@ -1,7 +1,7 @@
 """The fitted scikit-learn transformer that merged statistics make, and the bins of profiles.
 
-What it holds equals scikit-learn's own fit on the same rows (`to_frame(features, to_columns(features, table))`): counts,
-categories, lowest and highest values, and target encodings exactly; means and variances to 1e-9; what comes from
+What it holds equals scikit-learn's own fit on the same rows (`to_frame(features, to_columns(features, table))`):
+counts, categories, lowest and highest values and target encodings exactly; means and variances to 1e-9; what comes from
 quantiles, and the power scale, exactly where a feature has at most `MAX_VALUES` distinct values, else within
 `ValueCounts.rank_error`. Steps are scikit-learn's own classes, so that any MLflow user can load a version; what has no
 such class is derived before it (`derive.py`).
@@ -13,7 +13,7 @@ import functools
 import importlib
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from mlops_ray.config import Features
 from mlops_ray.config.features import Categorical, Custom, Numeric, Quantiles
+from mlops_ray.data.matrix import transformed
 from mlops_ray.data.profile import Bins, Columns, Moments
 from mlops_ray.data.statistics import (
     FOLDS,
@@ -104,8 +105,8 @@ def transformer(features: Features, partial: Partial) -> ColumnTransformer:
             settle[label] = functools.partial(_set_target, block=one, known=found, stats=stats)
     for i, custom in enumerate(features.custom_blocks):
         parts.append((f"custom_{i + 1}", FunctionTransformer(feature_names_out="one-to-one"), list(custom.columns)))
-    # A few rows let scikit-learn set up its bookkeeping (names, positions); what it learnt from them is then replaced by
-    # the statistics of all rows. Target encoding wants each label once per fold.
+    # A few rows let scikit-learn set up its bookkeeping (names, positions); what it learnt from them is then replaced
+    # by the statistics of all rows. Target encoding wants each label once per fold.
     labels = np.tile([0, 1], FOLDS)
     rows: dict[str, Any] = {name: np.zeros(len(labels), dtype=np.float32) for name in features.numbers}
     rows |= {name: np.full(len(labels), known.get(name, ("",))[0], dtype=object) for name in features.texts}
@@ -175,7 +176,7 @@ class _Facts:
     def at(self, place: npt.NDArray[np.int64]) -> Floats:
         """The values of these ranks, counted from 0."""
         ends = np.cumsum(self.counts)
-        return self.values[np.searchsorted(ends, np.clip(place, 0, ends[-1] - 1), "right")]
+        return np.asarray(self.values[np.searchsorted(ends, np.clip(place, 0, ends[-1] - 1), "right")])
 
     def quantiles(self, shares: Sequence[float] | Floats) -> Floats:
         """Linear interpolation between ranks, NumPy's default (Hyndman and Fan 1996, type 7), and its rounding."""
@@ -183,7 +184,7 @@ class _Facts:
         before = np.floor(place)
         share = place - before
         low, high = self.at(before.astype(np.int64)), self.at(before.astype(np.int64) + 1)
-        return np.where(share >= 0.5, high - (high - low) * (1 - share), low + (high - low) * share)
+        return np.asarray(np.where(share >= 0.5, high - (high - low) * (1 - share), low + (high - low) * share))
 
     def stepped(self, shares: Floats) -> Floats:
         """NumPy's `averaged_inverted_cdf` (type 2), which KBinsDiscretizer takes."""
@@ -503,7 +504,7 @@ def _encodings(
         means = sums / rows
         spread = rows * means * (1 - means)  # of labels 0 and 1
         trust = mean * (1 - mean) * rows / (mean * (1 - mean) * rows + spread / rows)
-        return np.where(np.isnan(trust), mean, trust * means + (1 - trust) * mean)
+        return np.asarray(np.where(np.isnan(trust), mean, trust * means + (1 - trust) * mean))
 
 
 def training_matrix(
@@ -521,7 +522,7 @@ def training_matrix(
     Source: Pargent et al. 2022.
     """
     frame = to_frame(features, columns)
-    matrix: Floats = np.asarray(fitted.transform(frame), dtype=np.float64)
+    matrix = transformed(fitted, frame)
     for i, block in enumerate(_categorical_blocks(features)):
         if block.encode != "target" or fold_of is None:
             continue
@@ -556,7 +557,7 @@ def _custom(block: Custom, blocks: Sequence[npt.NDArray[Any]]) -> tuple[Any, Any
     rows = rows[np.lexsort(rows.T[::-1])]
     try:
         fitted = clone(made).fit(pd.DataFrame(rows, columns=list(block.columns)))
-    except Exception as exc:  # noqa: BLE001 - somebody else's code: whatever it raises is said in a sentence
+    except Exception as exc:
         raise DataError(where, f"cannot be fitted: {type(exc).__name__}: {exc}") from exc
     return made, fitted
 

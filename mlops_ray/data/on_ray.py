@@ -231,7 +231,7 @@ def _examine_work(batches: Iterator[pa.Table], project: Project, run: str) -> _P
             content = np.zeros(checked.good.num_rows, dtype=np.uint64)
             records.append(_records(project, checked.good, content, report.n_kept))
         report += checked.report
-        partial = features.fold(project.features, checked.good)
+        partial = features.fold(project.features, checked.good, target=project.target, key=project.key)
         statistics = partial if statistics is None else statistics + partial
     keys = keyed.write(_table_uri(project), f"{run}/{uuid.uuid4().hex}.keys", records) if records else None
     return _Part(report, keys=keys, statistics=statistics)

@@ -1,7 +1,7 @@
 """ONNX operators for steps of the transformer that skl2onnx cannot convert, or not in float64.
 
-Each is a pair of functions: the shape of what comes out, and the operators. They are handed to one conversion and change
-nothing of skl2onnx itself.
+Each is a pair of functions: the shape of what comes out, and the operators. They are handed to one conversion and
+change nothing of skl2onnx itself.
 """
 
 from __future__ import annotations

@@ -62,8 +62,7 @@ def project(blocks: dict[str, Any], root: Path) -> Project:
 @pytest.fixture(scope="module")
 def table() -> pa.Table:
     rows = flights().slice(0, 40_000)
-    rows = rows.filter(rows["late"].is_valid()).take(pa.array(np.arange(0, 30_000, 12)))
-    return rows
+    return rows.filter(rows["late"].is_valid()).take(pa.array(np.arange(0, 30_000, 12)))
 
 
 def trained(features: Features, table: pa.Table, estimator: Any) -> tuple[Pipeline, dict[str, Any]]:
@@ -141,11 +140,11 @@ def test_one_row_scores_alike_from_statistics_to_the_log(tmp_path: Path, table: 
 class Doubled(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """A transformer that is not scikit-learn's."""
 
-    def fit(self, X: Any, y: Any = None) -> Doubled:
+    def fit(self, X: Any, y: Any = None) -> Doubled:  # noqa: N803
         self.mean_ = np.nanmean(np.asarray(X), axis=0)
         return self
 
-    def transform(self, X: Any) -> Any:
+    def transform(self, X: Any) -> Any:  # noqa: N803
         return 2 * np.nan_to_num(np.asarray(X)) - self.mean_
 
     def get_feature_names_out(self, names: Any = None) -> Any:

@@ -170,5 +170,5 @@ def test_a_custom_transformer_that_fails_is_said_in_a_sentence() -> None:
     with pytest.raises(DataError, match=r"features.custom sklearn.decomposition:PCA: cannot be fitted: ValueError"):
         transformer(features, fold(features, rows()))
     odd = of(custom={**custom, "params": {"parts": 1}})
-    with pytest.raises(DataError, match="cannot be made: .* fix the path or its params"):
+    with pytest.raises(DataError, match=r"cannot be made: .* fix the path or its params"):
         transformer(odd, fold(odd, rows()))
