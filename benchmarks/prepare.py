@@ -67,11 +67,11 @@ def peer(project: Any, rows: Any, scratch: Path) -> int:
     good[names].to_parquet(scratch / "good.parquet", compression="zstd")
     ColumnTransformer(
         [
-            ("numeric", make_pipeline(SimpleImputer(), StandardScaler()), list(project.features.numeric.columns)),
+            ("numeric", make_pipeline(SimpleImputer(), StandardScaler()), list(project.features.numbers)),
             (
                 "categorical",
                 OneHotEncoder(handle_unknown="ignore", min_frequency=0.001),
-                list(project.features.categorical.columns),
+                list(project.features.texts),
             ),
         ]
     ).fit(good)

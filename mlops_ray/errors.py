@@ -51,7 +51,8 @@ class DataRefused(DataError):
         self.reasons, self.report, self.page = reasons, report, page
 
     def __str__(self) -> str:
-        return f"{self.subject}: {self.detail}\n  {self.report}\n  bad rows are in quarantine; the report is at {self.page}"
+        lines = (f"{self.subject}: {self.detail}", self.report, f"bad rows are in quarantine; the report: {self.page}")
+        return "\n  ".join(lines)
 
 
 class GateRejected(MlopsRayError):

@@ -86,7 +86,8 @@ class Numeric(Config):
     """For `impute: constant`, in the column's own unit."""
     indicator: bool = False
     """Adds a column per feature that is 1 where its value is missing."""
-    scale: Literal["standard", "robust", "min_max", "quantile", "power", "none"] = "standard"
+    scale: Literal["standard", "robust", "min_max", "quantile", "power", "none"] | None = None
+    """`standard` unless there are bins."""
     output: Literal["uniform", "normal"] = "uniform"
     """What `scale: quantile` maps to."""
     bins: Binning | None = None
@@ -103,7 +104,7 @@ class Numeric(Config):
             wrong.append("log: true takes values of at least 0; change fill_value")
         if self.bins is not None and self.impute == "none":
             wrong.append("bins: have no place for a missing value; impute it")
-        if self.bins is not None and "scale" in self.model_fields_set and self.scale != "none":
+        if self.bins is not None and self.scale not in (None, "none"):
             wrong.append("bins: stand instead of a scale; remove one")
         if wrong:
             raise ValueError("; ".join(wrong))
@@ -112,7 +113,7 @@ class Numeric(Config):
     @property
     def scaling(self) -> str:
         """What happens last: a scale, or "none" where there are bins."""
-        return "none" if self.bins is not None else self.scale
+        return "none" if self.bins is not None else self.scale or "standard"
 
 
 class Categorical(Config):
@@ -134,7 +135,7 @@ class Categorical(Config):
 
 
 class Datetime(Config):
-    """Numbers out of times. Each becomes a column `<column>_<part>`, and cyclic ones `<column>_<part>_sin` and `_cos`."""
+    """Numbers out of times: columns `<column>_<part>`, for cyclic ones `<column>_<part>_sin` and `_cos`."""
 
     columns: tuple[str, ...] = ()
     parts: tuple[Part, ...] = ()
@@ -261,13 +262,9 @@ class Features(Config):
 
     @property
     def _hashed(self) -> list[str]:
-        blocks: list[Categorical | Text] = [b for b in self.categorical_blocks if b.encode == "hash"]
-        return [
-            name
-            for block in [*blocks, *self.text_blocks]
-            for column in block.columns
-            for name in hashed_names(column, block.n_buckets)
-        ]
+        hashed = [block for block in self.categorical_blocks if block.encode == "hash"]
+        blocks: list[Categorical | Text] = [*hashed, *self.text_blocks]
+        return [name for block in blocks for column in block.columns for name in hashed_names(column, block.n_buckets)]
 
     @cached_property
     def numeric_parts(self) -> tuple[tuple[str, Numeric], ...]:
@@ -317,7 +314,7 @@ class Features(Config):
         Raises: ValueError for an expression that is none."""
         derived = set(self.derived)
         numbers = [name for name in self.numbers if name not in derived]
-        strings = [name for block in (*self.categorical_blocks, *self.text_blocks) for name in block.columns]
+        strings = [name for name, dtype in self._known.items() if dtype == "string"]
         strings += [name for name in self.texts if name not in strings]
         times = [name for block in self.datetime_blocks for name in block.columns]
         times += [b.elapsed_since for b in self.datetime_blocks if b.elapsed_since is not None and b.since_s is None]
@@ -344,12 +341,15 @@ class Features(Config):
         """Each expression, and the dtype that it takes each of its columns for.
 
         Raises: ValueError for an expression that is none."""
-        known: dict[str, str] = {}
-        for block in (*self.categorical_blocks, *self.text_blocks):
-            known |= dict.fromkeys(block.columns, "string")
-        for times in self.datetime_blocks:
-            known |= dict.fromkeys(times.columns, "timestamp")
-        return {name: _typed(text, known) for name, text in self.expressions.items()}
+        return {name: _typed(text, self._known) for name, text in self.expressions.items()}
+
+    @property
+    def _known(self) -> dict[str, str]:
+        """Dtypes that the blocks give away."""
+        strings = [name for block in self.categorical_blocks for name in block.columns]
+        strings += [name for block in self.text_blocks for name in block.columns]
+        times = [name for block in self.datetime_blocks for name in block.columns]
+        return dict.fromkeys(strings, "string") | dict.fromkeys(times, "timestamp")
 
 
 def hashed_names(column: str, n_buckets: int) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from mlops_ray.config.base import DAY_S, DTYPES, Config, Name
 from mlops_ray.config.expectations import expectation_checks
 from mlops_ray.config.expressions import KINDS, parse
-from mlops_ray.config.features import Datetime, Features, hashed_names
+from mlops_ray.config.features import Categorical, Datetime, Features, Text, hashed_names
 from mlops_ray.config.operation import Capture, Cluster, Monitoring, Retraining, RolloutPlan, Serving, Storage
 from mlops_ray.config.sources import Source
 from mlops_ray.config.training import Gates, Search, Split
@@ -217,9 +217,10 @@ def _inputs(raw: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _derived(features: Features) -> list[str]:
     """Names of derived columns, as often as the blocks make them."""
-    names = [n for block in features.datetime_blocks for column in block.columns for n in block.names(column)]
+    names = [n for times in features.datetime_blocks for column in times.columns for n in times.names(column)]
     hashed = [block for block in features.categorical_blocks if block.encode == "hash"]
-    for block in (*hashed, *features.text_blocks):
+    blocks: list[Categorical | Text] = [*hashed, *features.text_blocks]
+    for block in blocks:
         names += [n for column in block.columns for n in hashed_names(column, block.n_buckets)]
     return [*names, *features.expressions]
 

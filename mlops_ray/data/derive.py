@@ -43,8 +43,8 @@ def derive(features: Features, columns: Columns) -> Columns:
     for block in features.categorical_blocks:
         if block.encode == "hash":
             for column in block.columns:
-                pieces = ([value] if value else [] for value in columns[column])
-                out |= _hashed(column, pieces, len(columns[column]), block.n_buckets, block.signed)
+                whole = ([value] if value else [] for value in columns[column])
+                out |= _hashed(column, whole, len(columns[column]), block.n_buckets, block.signed)
     for text in features.text_blocks:
         for column in text.columns:
             pieces = (_pieces(text, value) for value in columns[column])
@@ -156,7 +156,7 @@ def _hashed(
         hashes = murmur3(list(known)).astype(np.int64)[at]
         # The one hash without an absolute value goes where scikit-learn puts it.
         bucket = np.where(hashes == -(2**31), 2**31 - 1 - (n_buckets - 1), np.abs(hashes)) % n_buckets
-        np.add.at(counts, (bucket, owner), np.where(hashes < 0, -1.0, 1.0) if signed else 1.0)
+        np.add.at(counts, (bucket, np.array(owner)), np.where(hashes < 0, -1.0, 1.0) if signed else 1.0)
     return dict(zip(hashed_names(column, n_buckets), counts, strict=True))
 
 

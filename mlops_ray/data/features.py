@@ -1,7 +1,7 @@
 """The fitted scikit-learn transformer that merged statistics make, and the bins of profiles.
 
-What it holds equals scikit-learn's own fit on the same rows (`to_frame(features, to_columns(features, table))`): counts,
-categories, lowest and highest values, and target encodings exactly; means and variances to 1e-9; what comes from
+What it holds equals scikit-learn's own fit on the same rows (`to_frame(features, to_columns(features, table))`):
+counts, categories, lowest and highest values and target encodings exactly; means and variances to 1e-9; what comes from
 quantiles, and the power scale, exactly where a feature has at most `MAX_VALUES` distinct values, else within
 `ValueCounts.rank_error`. Steps are scikit-learn's own classes, so that any MLflow user can load a version; what has no
 such class is derived before it (`derive.py`).
@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from mlops_ray.config import Features
 from mlops_ray.config.features import Categorical, Custom, Numeric, Quantiles
+from mlops_ray.data.matrix import transformed
 from mlops_ray.data.profile import Bins, Columns, Moments
 from mlops_ray.data.statistics import (
     FOLDS,
@@ -104,8 +105,8 @@ def transformer(features: Features, partial: Partial) -> ColumnTransformer:
             settle[label] = functools.partial(_set_target, block=one, known=found, stats=stats)
     for i, custom in enumerate(features.custom_blocks):
         parts.append((f"custom_{i + 1}", FunctionTransformer(feature_names_out="one-to-one"), list(custom.columns)))
-    # A few rows let scikit-learn set up its bookkeeping (names, positions); what it learnt from them is then replaced by
-    # the statistics of all rows. Target encoding wants each label once per fold.
+    # A few rows let scikit-learn set up its bookkeeping (names, positions); what it learnt from them is then replaced
+    # by the statistics of all rows. Target encoding wants each label once per fold.
     labels = np.tile([0, 1], FOLDS)
     rows: dict[str, Any] = {name: np.zeros(len(labels), dtype=np.float32) for name in features.numbers}
     rows |= {name: np.full(len(labels), known.get(name, ("",))[0], dtype=object) for name in features.texts}
@@ -175,7 +176,7 @@ class _Facts:
     def at(self, place: npt.NDArray[np.int64]) -> Floats:
         """The values of these ranks, counted from 0."""
         ends = np.cumsum(self.counts)
-        return self.values[np.searchsorted(ends, np.clip(place, 0, ends[-1] - 1), "right")]
+        return np.asarray(self.values[np.searchsorted(ends, np.clip(place, 0, ends[-1] - 1), "right")])
 
     def quantiles(self, shares: Sequence[float] | Floats) -> Floats:
         """Linear interpolation between ranks, NumPy's default (Hyndman and Fan 1996, type 7), and its rounding."""
@@ -183,7 +184,7 @@ class _Facts:
         before = np.floor(place)
         share = place - before
         low, high = self.at(before.astype(np.int64)), self.at(before.astype(np.int64) + 1)
-        return np.where(share >= 0.5, high - (high - low) * (1 - share), low + (high - low) * share)
+        return np.asarray(np.where(share >= 0.5, high - (high - low) * (1 - share), low + (high - low) * share))
 
     def stepped(self, shares: Floats) -> Floats:
         """NumPy's `averaged_inverted_cdf` (type 2), which KBinsDiscretizer takes."""
@@ -217,7 +218,7 @@ def _facts(block: Numeric, name: str, partial: Partial) -> _Facts:
         moments = stats.moments
     fill = _fill(block, name, values, counts, moments, stats)
     if fill is None and not values.size and block.scaling != "none":
-        raise DataError(name, f"has no value to fit `scale: {block.scale}` to; impute it, or take it out")
+        raise DataError(name, f"has no value to fit `scale: {block.scaling}` to; impute it, or take it out")
     if fill is not None and stats.missing:
         place = int(np.searchsorted(values, fill))
         values, counts = np.insert(values, place, fill), np.insert(counts, place, stats.missing)
@@ -302,7 +303,7 @@ def _numeric(block: Numeric, facts: Sequence[_Facts]) -> tuple[Any, Any]:
                 _set_quantile,
             ),
             "power": (sk.PowerTransformer(), _set_power),
-        }.get(block.scale)
+        }.get(block.scaling)
         if scaler is not None:
             steps.append(("scale", scaler[0]))
             settle.append(("scale", scaler[1]))
@@ -503,7 +504,7 @@ def _encodings(
         means = sums / rows
         spread = rows * means * (1 - means)  # of labels 0 and 1
         trust = mean * (1 - mean) * rows / (mean * (1 - mean) * rows + spread / rows)
-        return np.where(np.isnan(trust), mean, trust * means + (1 - trust) * mean)
+        return np.asarray(np.where(np.isnan(trust), mean, trust * means + (1 - trust) * mean))
 
 
 def training_matrix(
@@ -520,8 +521,7 @@ def training_matrix(
     of each row (see `folds`), needed when there is a target encoding; -1 for rows that are not in `partial`.
     Source: Pargent et al. 2022.
     """
-    frame = to_frame(features, columns)
-    matrix: Floats = np.asarray(fitted.transform(frame), dtype=np.float64)
+    matrix = transformed(features, fitted, columns)
     for i, block in enumerate(_categorical_blocks(features)):
         if block.encode != "target" or fold_of is None:
             continue

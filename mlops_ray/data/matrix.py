@@ -25,30 +25,36 @@ if TYPE_CHECKING:
 Matrix = npt.NDArray[np.float64]
 
 
-def transformed(features: Features, fitted: ColumnTransformer, table: pa.Table, out: Matrix | None = None) -> Matrix:
-    """What `fitted.transform` makes of the rows of `table`, shape (n, outputs), to the bit.
+def transformed(
+    features: Features, fitted: ColumnTransformer, rows: pa.Table | Columns, out: Matrix | None = None
+) -> Matrix:
+    """What `fitted.transform` makes of `rows`, shape (n, outputs), to the bit.
 
-    Args: table: with the declared columns (see `schema.conform`). out: an earlier result of no fewer rows, whose memory
-    is used again: fresh memory of this size costs as much as the work.
-    Raises: DataError when `table` lacks an input.
+    Args: rows: a table with the declared columns (see `schema.conform`), or the inputs as `to_columns` makes them. out:
+    an earlier result of no fewer rows, whose memory is used again: fresh memory of this size costs as much as the work.
+    Raises: DataError when an input is missing.
     """
     steps = [
         (step, list(columns), fitted.output_indices_[name], _widths(step))
         for name, step, columns in fitted.transformers_
         if name != "remainder"
     ]
-    whole = {name for _, columns, _, widths in steps if widths is None for name in columns}
-    read = whole | texts_read(features)
-    wanted = [name for name, kind in features.kinds.items() if kind != "string" or name in read]
-    columns = derive(features, to_columns(features, table, wanted))
-    n = table.num_rows
+    if isinstance(rows, pa.Table):
+        n = rows.num_rows
+        whole = {name for _, columns, _, widths in steps if widths is None for name in columns}
+        read = whole | texts_read(features)
+        wanted = [name for name, kind in features.kinds.items() if kind != "string" or name in read]
+        columns = derive(features, to_columns(features, rows, wanted))
+    else:
+        n = len(rows[features.inputs[0]])
+        columns = derive(features, rows)
     made = np.empty((n, sum(place.stop - place.start for _, _, place, _ in steps))) if out is None else out[:n]
     for step, names, place, widths in steps:
         if widths is None:
             if n:
                 made[:, place] = step.transform(_frame(features, columns, names))
         else:
-            _encode(step, [(name, *_codes(table[name])) for name in names], widths, made[:, place])
+            _encode(step, [(name, *_codes(rows[name])) for name in names], widths, made[:, place])
     return made
 
 
@@ -95,9 +101,12 @@ def _encode(
         start += width
 
 
-def _codes(cells: pa.ChunkedArray) -> tuple[npt.NDArray[np.object_], npt.NDArray[np.int64]]:
+def _codes(cells: pa.ChunkedArray | npt.NDArray[Any]) -> tuple[npt.NDArray[np.object_], npt.NDArray[np.int64]]:
     """Distinct categories, "" (missing) last, and per row which of them."""
-    coded = cells.cast(pa.string()).dictionary_encode().unify_dictionaries().combine_chunks()
+    if isinstance(cells, np.ndarray):
+        coded = pa.array(cells, pa.string()).dictionary_encode()
+    else:
+        coded = cells.cast(pa.string()).dictionary_encode().unify_dictionaries().combine_chunks()
     known = coded.dictionary.to_pylist()
     places = pc.fill_null(coded.indices, len(known)).to_numpy(zero_copy_only=False)
     return np.array([*known, ""], dtype=object), places

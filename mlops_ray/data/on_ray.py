@@ -212,7 +212,7 @@ def _fold_file(project: Project, uri: str, path: str, cut: Cut, parts: Sequence[
 
 
 def refusals(project: Project, validated: Validated) -> tuple[str, ...]:
-    """Why these rows make no dataset version: too many are bad, too few good, or an expectation that stops is broken."""
+    """Why these rows make no dataset version: too many bad, too few good, or a broken expectation that stops."""
     rules, report = project.validation, validated.report
     reasons = []
     if report.bad_share > rules.max_bad_share:

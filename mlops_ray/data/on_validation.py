@@ -1,4 +1,4 @@
-"""The one pass over the shards: rules, files, hashes and facts; then the rules that compare rows of different shards."""
+"""The one pass over the shards (rules, files, hashes, facts), and the rules that compare rows of different shards."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mlops_ray.config import Project
 from mlops_ray.config.expectations import Columns
 from mlops_ray.data import facts as facts_of
 from mlops_ray.data import features, keys, lake, splits
-from mlops_ray.data.expectations import EXAMPLES, Report, check, examples, quarantined
+from mlops_ray.data.expectations import Report, check, examples, quarantined
 from mlops_ray.data.facts import Facts
 from mlops_ray.data.features import Partial
 from mlops_ray.data.key_rules import NO_LABEL, KeyRule, breaks, key_rules, keyed
@@ -36,8 +36,6 @@ class Part:
 
     report: Report
     facts: Facts
-    schema: pa.Schema
-    """Of the shard's rows as the source had them."""
     good: DataFile | None = None
     good_hash: RowHash = NO_ROWS
     bad: tuple[DataFile, ...] = ()
@@ -84,11 +82,10 @@ def passed(source: Opened, project: Project, run: str, on_progress: Progress, *,
 def _write(batches: Iterator[pa.Table], project: Project, run: str) -> Part:
     name = f"{run}/part-{uuid.uuid4().hex}.parquet"
     good, bad = (lake.FileWriter(uri, name) for uri in (table_uri(project), quarantine_uri(project)))
-    report, facts, schema = Report(), Facts(), pa.schema([])
+    report, facts = Report(), Facts()
     good_hash, bad_hash = NO_ROWS, NO_ROWS
     records = _Records(project)
     for batch in batches:
-        schema = schema if len(schema) else batch.schema
         checked = check(project, batch)
         content = lake.row_hashes(checked.good)
         records.add(checked.good, content[0])
@@ -100,16 +97,15 @@ def _write(batches: Iterator[pa.Table], project: Project, run: str) -> Part:
         facts += checked.facts
     bad_file = bad.close()
     written = records.write(table_uri(project), name)
-    return Part(report, facts, schema, good.close(), good_hash, (bad_file,) if bad_file else (), bad_hash, written)
+    return Part(report, facts, good.close(), good_hash, (bad_file,) if bad_file else (), bad_hash, written)
 
 
 def _examine(batches: Iterator[pa.Table], project: Project, run: str) -> Part:
     name = f"{run}/part-{uuid.uuid4().hex}"
-    report, facts, schema = Report(), Facts(), pa.schema([])
+    report, facts = Report(), Facts()
     statistics: Partial | None = None
     records = _Records(project)
     for batch in batches:
-        schema = schema if len(schema) else batch.schema
         checked = check(project, batch)
         # Which one of repeated rows would stay is of no interest here, so their content needs no hash.
         records.add(checked.good, np.zeros(checked.good.num_rows, dtype=np.uint64))
@@ -117,7 +113,7 @@ def _examine(batches: Iterator[pa.Table], project: Project, run: str) -> Part:
         facts += checked.facts
         partial = features.fold(project.features, checked.good, target=project.target, key=project.key)
         statistics = partial if statistics is None else statistics + partial
-    return Part(report, facts, schema, keys=records.write(table_uri(project), name), statistics=statistics)
+    return Part(report, facts, keys=records.write(table_uri(project), name), statistics=statistics)
 
 
 class _Records:
@@ -161,7 +157,7 @@ def hash_of_bad(bad: pa.Table) -> RowHash:
 
 @dataclass(frozen=True)
 class Compared:
-    """Rows that break the rules over keys: rule -> part -> rows of its good file; and how many rows each rule judged."""
+    """Rows that break the rules over keys: rule -> part -> rows of its good file; and the rows that a rule judged."""
 
     broken: dict[str, dict[int, Rows]]
     judged: dict[str, int]
@@ -255,7 +251,7 @@ def _shown(project: Project, parts: Sequence[Part], rule: str, by_part: Mapping[
         return ()
     columns = _columns_of(project, rule)
     table = lake.read_file(table_uri(project), file.path, list(dict.fromkeys([project.key, *columns])))
-    return examples(project, table.take(by_part[i][:EXAMPLES]), columns)
+    return examples(project, table.take(by_part[i]), columns)
 
 
 def _columns_of(project: Project, rule: str) -> tuple[str, ...]:
@@ -282,15 +278,12 @@ def _drop(project: Project, run: str, part: Part, rules: Mapping[str, Rows]) -> 
         -len(rows),
         len(rows),
         {rule: found.size for rule, found in rules.items()},
-        {
-            rule: examples(project, table.take(found[:EXAMPLES]), _columns_of(project, rule))
-            for rule, found in rules.items()
-        },
+        {rule: examples(project, table.take(found), _columns_of(project, rule)) for rule, found in rules.items()},
     )
     return replace(
         part,
         report=part.report + moved,
-        facts=facts_of.fold(project, part.schema, rest),
+        facts=replace(facts_of.fold(project, rest.schema, rest), dtypes=part.facts.dtypes, partly=part.facts.partly),
         good=lake.write_file(table_uri(project), name, rest) if rest.num_rows else None,
         good_hash=lake.row_hash(rest),
         bad=(*part.bad, lake.write_file(quarantine_uri(project), name, bad)),

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from mlops_ray.config import Features
 from mlops_ray.config.features import Numeric, Quantiles
-from mlops_ray.data.derive import derive, murmur3
+from mlops_ray.data.derive import derive, murmur3, texts_read
 from mlops_ray.data.profile import Columns, Moments
 from mlops_ray.errors import DataError
 
@@ -94,7 +94,9 @@ class ValueCounts:
         if not self.level:
             return low
         last = (self.keys << np.uint32(self.level)) | np.uint32((1 << self.level) - 1)
-        return (low + np.nan_to_num(_values(last), posinf=np.finfo(np.float32).max).astype(np.float64)) / 2
+        # The last value of the outermost bucket may be beyond all numbers.
+        top = np.minimum(_values(last).astype(np.float64), float(np.finfo(np.float32).max))
+        return np.asarray((low + np.where(np.isnan(top), low, top)) / 2, dtype=np.float64)
 
 
 def _fitted(keys: npt.NDArray[np.uint32], counts: npt.NDArray[np.int64] | None, level: int, limit: int) -> ValueCounts:
@@ -112,10 +114,7 @@ def _fitted(keys: npt.NDArray[np.uint32], counts: npt.NDArray[np.int64] | None, 
             else:
                 dropped = middle + 1
     starts = np.concatenate([[0], np.flatnonzero(apart >> np.uint32(dropped)) + 1])
-    if counts is None:
-        summed = np.diff(starts, append=keys.size).astype(np.int64)
-    else:
-        summed = np.add.reduceat(counts, starts)
+    summed = np.diff(starts, append=keys.size).astype(np.int64) if counts is None else np.add.reduceat(counts, starts)
     return ValueCounts(keys[starts] >> np.uint32(dropped), summed, level + dropped, limit)
 
 
@@ -147,7 +146,8 @@ class NumericStats:
 class TargetStats:
     """What target encoding needs of one categorical feature: per category and fold the rows and their targets' sum.
 
-    `categories` objects of str, shape (c,), sorted, "" (missing) among them; `n` and `positives` int64, shape (c, folds).
+    `categories` objects of str, shape (c,), sorted, "" (missing) among them; `n` and `positives` int64 of shape
+    (c, folds).
     """
 
     categories: npt.NDArray[np.object_]
@@ -260,14 +260,11 @@ def fold(features: Features, table: pa.Table, *, target: str | None = None, key:
     Raises: DataError when `table` lacks a column, a target is neither 0 nor 1, or there is too much to count.
     """
     _has(table, features.inputs)
-    counted = [name for name in dict.fromkeys((*features.raw_numbers, *features.numbers))]
+    counted = list(dict.fromkeys((*features.raw_numbers, *features.numbers)))
     custom = [name for block in features.custom_blocks if block.kind == "categorical" for name in block.columns]
     columns: Columns = {name: _numbers(table[name]) for name in features.raw_numbers}
     if features.derived:
-        read = {name for _, types in features.parsed.values() for name in types}
-        hashed = {name for b in features.categorical_blocks if b.encode == "hash" for name in b.columns}
-        read |= hashed | {name for block in features.text_blocks for name in block.columns}
-        rest = [name for name, kind in features.kinds.items() if kind == "time" or (kind == "string" and name in read)]
+        rest = [name for name, kind in features.kinds.items() if kind == "time" or name in texts_read(features)]
         columns = derive(features, {**columns, **to_columns(features, table, rest)})
     whole = {name for _, block in features.numeric_parts if is_whole(block) for name in block.columns}
     numeric = {}

@@ -1,7 +1,7 @@
 """ONNX operators for steps of the transformer that skl2onnx cannot convert, or not in float64.
 
-Each is a pair of functions: the shape of what comes out, and the operators. They are handed to one conversion and change
-nothing of skl2onnx itself.
+Each is a pair of functions: the shape of what comes out, and the operators. They are handed to one conversion and
+change nothing of skl2onnx itself.
 """
 
 from __future__ import annotations
@@ -22,9 +22,14 @@ def shapes() -> dict[type, Callable[[Any], None]]:
 def converters() -> dict[type, Converter]:
     """Converter per scikit-learn class."""
     from sklearn.impute import MissingIndicator
-    from sklearn.preprocessing import FunctionTransformer, PowerTransformer
+    from sklearn.preprocessing import FunctionTransformer, PowerTransformer, QuantileTransformer
 
-    return {MissingIndicator: _missing_indicator, FunctionTransformer: _function, PowerTransformer: _power}
+    return {
+        MissingIndicator: _missing_indicator,
+        FunctionTransformer: _function,
+        PowerTransformer: _power,
+        QuantileTransformer: _quantile,
+    }
 
 
 def _same_width(operator: Any) -> None:
@@ -120,3 +125,9 @@ def _power(scope: Any, operator: Any, container: Any) -> None:
         found = graph.add("Sub", found, graph.constant(scaler.mean_))
         found = graph.add("Div", found, graph.constant(scaler.scale_))
     graph.end(found)
+
+
+def _quantile(scope: Any, operator: Any, container: Any) -> None:
+    """Raises: NotImplementedError. skl2onnx has a form of it, but takes forty seconds per column to write it down
+    (measured), and a graph that compares each value with a thousand quantiles needs 4 kB per cell."""
+    raise NotImplementedError("scale: quantile is served by scikit-learn")

@@ -483,6 +483,7 @@ def to_onnx(pipeline: Pipeline, features: Features) -> bytes:
     )
     _spell_out_imputers(before.graph, transformer)
     graph = before.graph
+    _widen(graph)
     inner = graph.output[0].name
     if k:
         graph.node.insert(0, helper.make_node("Cast", ["numeric"], ["raw"], to=TensorProto.DOUBLE))
@@ -519,6 +520,23 @@ def _by_position(transformer: Any, features: Features) -> Any:
         if name != "remainder"
     ]
     return moved
+
+
+def _widen(graph: Any) -> None:
+    """Every part of the transformer gives float64 to the operator that puts them side by side: encoders of categories
+    answer in other types, and ONNX has no such operator over several."""
+    from onnx import TensorProto, helper
+
+    made = {out: node for node in graph.node for out in node.output}
+    last = made.get(graph.output[0].name)
+    while last is not None and last.op_type in ("Identity", "Cast"):
+        last = made.get(last.input[0])
+    if last is None or last.op_type != "Concat":
+        return
+    at = list(graph.node).index(last)
+    for i, name in enumerate(list(last.input)):
+        last.input[i] = f"wide_{i}"
+        graph.node.insert(at, helper.make_node("Cast", [name], [f"wide_{i}"], to=TensorProto.DOUBLE))
 
 
 def _spell_out_imputers(graph: Any, transformer: Any) -> None:

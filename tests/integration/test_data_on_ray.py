@@ -294,7 +294,7 @@ def test_rules_over_keys_look_at_all_shards_and_say_which_rows_broke_them(tmp_pa
 
 def test_an_expectation_that_stops_leaves_a_report_and_no_version(tmp_path):
     given = project(tmp_path, parquet(tmp_path, [rows(50)]), expectations=[{"expect": "row_count", "min": 1000}])
-    with pytest.raises(DataRefused, match="row_count: broken: wanted .*; observed 50") as refused:
+    with pytest.raises(DataRefused, match=r"row_count: broken: wanted .*; observed 50") as refused:
         prepare(given, now=NOW)
     assert "row_count" in Path(refused.value.page).read_text(encoding="utf-8")
     assert lake.latest(given.storage.path("data", given.project)) is None

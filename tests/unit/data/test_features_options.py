@@ -295,7 +295,7 @@ def test_says_what_cannot_be_fitted() -> None:
         transformer(features, fold(features, table))
 
     many = pa.table({"x": np.random.default_rng(0).normal(5, 1, 6000)})
-    with pytest.raises(DataError, match="x: has more than 4096 distinct values; .* impute the median"):
+    with pytest.raises(DataError, match=r"x: has more than 4096 distinct values; .* impute the median"):
         fit({"columns": ["x"], "impute": "most_frequent"}, many)
     with pytest.raises(DataError, match="z: log: true takes values of at least 0, the lowest is -"):
         fit({"columns": ["z"], "log": True}, generated())

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import example, given
 
+from mlops_ray.config import Project
 from mlops_ray.data.expectations import check
 from mlops_ray.errors import BadRequest
 from mlops_ray.serving import protocol
@@ -39,6 +40,26 @@ def without(body: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 # --- good requests ---
+
+
+def test_times_that_are_features_are_inputs_of_any_date() -> None:
+    """The event time as it was given, or the clock's; other times may lie in the future, and be missing."""
+    body = PROJECT.model_dump(mode="json")
+    body["columns"].append({"name": "due", "dtype": "timestamp", "nullable": True})
+    body["features"]["datetime"] = {"columns": [PROJECT.event_time, "due"], "parts": ["hour"]}
+    timed = Project.model_validate(body)
+
+    def times(**cells: Any) -> list[float]:
+        sent = without(row("a"), PROJECT.event_time) | cells
+        batch = parse_predict({"rows": [sent]}, timed, now=NOW)
+        return [batch.columns[name][0] for name in (PROJECT.event_time, "due")]
+
+    assert times(due="2100-01-01T00:00:00.5+01:00", at="2013-03-01T12:30:00Z") == [1362141000.0, 4102441200.5]
+    assert times(due=1e9) == [NOW, 1e9]
+    assert math.isnan(times(due=None)[1])
+    for wrong in ("soon", True, [], 1e300, "2013-13-01"):
+        with pytest.raises(BadRequest, match="row 0, column 'due': expected ISO 8601 or seconds"):
+            times(due=wrong)
 
 
 def test_rows_become_columns_in_the_models_order() -> None:
