@@ -332,7 +332,8 @@ def _commit(
 def _lineage(project: Project) -> dict[str, Any]:
     """Where the rows came from: source, the blocks of the project file that shape them, the source function's code."""
     shaping = {"project", "target", "key", "event_time", "source", "columns", "validation"}
-    text = json.dumps(project.model_dump(mode="json", include=shaping), sort_keys=True)
+    described = project.model_dump(mode="json", include=shaping) | {"source": project.source.public()}
+    text = json.dumps(described, sort_keys=True)
     lineage: dict[str, Any] = {
         "source": project.source.public(),
         "config_sha256": hashlib.sha256(text.encode()).hexdigest(),

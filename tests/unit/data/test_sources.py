@@ -629,6 +629,7 @@ def test_a_source_says_where_it_is_without_its_secrets() -> None:
     said = "me:hush-1 hush-2 password=hush-2 Bearer hush-4 ?token=hush-5 hush-7 k:hush-6"
     scrubbed = source.scrub(said.replace("hush-2 ", "").replace("  ", " "))
     assert "hush" not in scrubbed
+    assert sql("postgresql://me:h%40sh@h/d", "SELECT 1").scrub("no h@sh, no h%40sh") == "no ***, no ***"
     assert Source.model_validate(source.model_dump(mode="json")) == source
 
 
