@@ -23,7 +23,8 @@ from mlops_ray.errors import ConfigError
 def load_project(paths: Sequence[str | Path] | str | Path, *, env: Mapping[str, str]) -> Project:
     """The project that `paths` describe: the first is the base, each further one an overlay that wins.
 
-    Mappings merge key by key, lists and scalars are replaced. `${NAME}` inside a string is taken from `env`.
+    Mappings merge key by key; lists and scalars are replaced, and so is a block whose `kind:` an overlay changes.
+    `${NAME}` inside a string is taken from `env`.
     Raises: ConfigError with every mistake found, each with file, line, field, value and remedy.
     """
     files = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
@@ -299,7 +300,14 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+        if (
+            isinstance(old, dict)
+            and isinstance(value, Mapping)
+            and value.get("kind", old.get("kind")) == old.get("kind")
+        ):
+            value = _merge(old, value)
+        # A block of another kind has other fields: what stood there for the old one would only be in the way.
+        merged[key] = value
     return merged
 
 

@@ -6,7 +6,7 @@ import difflib
 import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -192,8 +192,8 @@ class Source(Config):
         found = {*self.headers.values(), *(word for value in self.headers.values() for word in value.split())}
         found |= _hidden_in(self.options) | _hidden_in(self.params)
         for address in (*self.paths, *([self.url] if self.url else [])):
-            password = _password(address)
-            found |= {address, password} if password else set()
+            within = _secrets_of(address)
+            found |= {address, *within} if within else set()
         found |= {secret for source in self.sources for secret in source.secrets}
         return frozenset(text for text in found if len(text) > 3)
 
@@ -212,8 +212,15 @@ def without_secrets(address: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def _password(address: str) -> str:
-    return (urlsplit(address).password or "") if "://" in address else ""
+def _secrets_of(address: str) -> set[str]:
+    """Password and secret parameters of an address, as written and as servers repeat them."""
+    if "://" not in address:
+        return set()
+    parts = urlsplit(address)
+    found = {value for name, value in parse_qsl(parts.query) if _SECRET_NAME.search(name)}
+    if parts.password:
+        found |= {parts.password, unquote(parts.password)}
+    return found
 
 
 def _hide(value: Any, name: str = "") -> Any:
@@ -231,5 +238,5 @@ def _hidden_in(value: Any, name: str = "") -> set[str]:
         return {text for k, v in value.items() for text in _hidden_in(v, str(k))}
     if isinstance(value, list | tuple):
         return {text for v in value for text in _hidden_in(v, name)}
-    found = {_password(value)} - {""} if isinstance(value, str) else set()
+    found = _secrets_of(value) if isinstance(value, str) else set()
     return found | {str(value)} if name and _SECRET_NAME.search(name) and value is not None else found

@@ -47,7 +47,7 @@ def lineage(
     Returns: with `config_sha256`, of the blocks of the project file that shape the rows, with secrets hidden; hence a
         rotated password does not look like another configuration.
     """
-    shaping = hidden(project.model_dump(mode="json", include=_SHAPING))
+    shaping = hidden(project.model_dump(mode="json", include=_SHAPING) | {"source": project.source.public()})
     text = json.dumps(shaping, sort_keys=True)
     found: dict[str, Any] = {
         "made_by": dict(made_by),

@@ -86,8 +86,8 @@ def configure_data() -> None:
 def open_source(source: Source, columns: Sequence[Column] | None) -> Opened:
     """Finds the rows of `source`; reads none of them where it can be helped. Ray must be running.
 
-    Args: `columns` are those that are wanted, None for all with the dtypes that the source has (CSV and JSON, which
-    have none, are read once more for that).
+    Args: `columns` are those that are wanted, None for all with the dtypes that the source has (CSV, JSON and APIs,
+    which have none, are read once more for that).
     Raises: DataError naming what cannot be found or read, without secrets.
     """
     configure_data()
@@ -196,9 +196,12 @@ def _as_data_error(exc: Exception, source: Source, kind: str, where: str) -> Dat
 # Opening --------------------------------------------------------------------------------------------------------------
 
 
-def _open(source: Source, columns: tuple[Column, ...] | None) -> Opened:
+def _open(source: Source, columns: tuple[Column, ...] | None, also: tuple[str, ...] = ()) -> Opened:
+    """`also` are columns that are read with those that are wanted: keys of joins and times of ranges around."""
+    if source.time_range is not None:
+        also = (*also, source.time_range.column)
     if source.kind == "concat":
-        opened = [_open(part, columns) for part in source.sources]
+        opened = [_open(part, columns, also) for part in source.sources]
         counts = [part.n_rows for part in opened]
         found = Opened(
             source,
@@ -207,19 +210,17 @@ def _open(source: Source, columns: tuple[Column, ...] | None) -> Opened:
             tuple(p for part in opened for p in part.parts),
         )
     elif source.kind == "join":
-        found = _joined(source, columns)
+        found = _joined(source, columns, also)
     else:
-        found = _one(source, columns)
+        found = _one(source, columns, also)
     if source.time_range is None:
         return found
     inside = functools.partial(sources.within, time_range=source.time_range)
     return replace(found, n_rows=0, parts=tuple(replace(p, steps=(*p.steps, inside)) for p in found.parts))
 
 
-def _one(source: Source, columns: tuple[Column, ...] | None) -> Opened:
-    names = None if columns is None else tuple(column.name for column in columns)
-    if names is not None and source.time_range is not None:
-        names = tuple(dict.fromkeys([*names, source.time_range.column]))
+def _one(source: Source, columns: tuple[Column, ...] | None, also: tuple[str, ...]) -> Opened:
+    names = None if columns is None else tuple(dict.fromkeys([*(column.name for column in columns), *also]))
     paths = [sources.absolute(path) for path in source.paths] if source.kind in FILE_READERS else list(source.paths)
     uris = tuple(map(without_secrets, paths)) or (source.where,)
     part = Part(source.where, source.kind, names)
@@ -376,15 +377,9 @@ class _Lookup:
         return joins.join(table, ray.get(self.right), self.source.keys, self.source.how, self.declared)
 
 
-def _joined(source: Source, columns: tuple[Column, ...] | None) -> Opened:
+def _joined(source: Source, columns: tuple[Column, ...] | None, also: tuple[str, ...]) -> Opened:
     """The first source's parts with a step per further source, which is gathered whole."""
-    wanted = columns
-    if columns is not None:
-        extra = [*source.keys, *([source.time_range.column] if source.time_range is not None else [])]
-        there = {column.name for column in columns}
-        # Only their names count: they are read, and keys that are not declared are compared as they are.
-        wanted = (*columns, *(Column(name=name, dtype="string") for name in dict.fromkeys(extra) if name not in there))
-    left, *others = (_open(part, wanted) for part in source.sources)
+    left, *others = (_open(part, columns, (*also, *source.keys)) for part in source.sources)
     steps: list[Step] = []
     for right in others:
         table = _gathered(source, right)

@@ -303,6 +303,9 @@ def delta_shards(uri: str, options: Mapping[str, Any], time_range: TimeRange | N
     """
     try:
         table = DeltaTable(uri, version=options.get("version"), storage_options=options.get("storage_options"))
+        if table.metadata().configuration.get("delta.columnMapping.mode", "none") != "none":
+            # Reader version 2 has it as a property only, and its files carry other names than the table.
+            raise DeltaProtocolError("The table uses column mapping.")
         dataset = table.to_pyarrow_dataset()
     except TableNotFoundError as exc:
         raise DataError(uri, "is no Delta table: it has no _delta_log; check the path") from exc

@@ -93,7 +93,7 @@ def test_python_blocks_run(page: Path, checkout: Path) -> None:
 def test_yaml_blocks_fit_a_project_file(block: Block, checkout: Path) -> None:
     overlay = checkout / "overlay.yaml"
     overlay.write_text(block.text, encoding="utf-8")
-    load_project([QUICKSTART, overlay], env={})
+    load_project([QUICKSTART, overlay], env=dict.fromkeys(re.findall(r"\$\{(\w+)\}", block.text), "stand-in"))
 
 
 @pytest.mark.parametrize("block", [b for p in PAGES for b in blocks(p, "json")], ids=str)

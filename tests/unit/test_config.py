@@ -14,7 +14,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlops_ray.config import Project, load_project, load_source, portable
+from mlops_ray.config import Project, load_project, load_source, parse_portable, portable
 from mlops_ray.errors import ConfigError
 
 GOOD = """\
@@ -373,6 +373,54 @@ def test_the_error_survives_pickling(tmp_path: Path) -> None:
     again = copy.copy(caught.value)
     assert str(again) == str(caught.value)
     assert str(again).splitlines()[0].endswith("p.yaml: 1 problem")
+
+
+def test_portable_places_sources_in_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    several = """{kind: concat, sources: [{kind: csv, path: a.csv}, {kind: delta, path: "s3://b/t"},
+      {kind: join, keys: [id], sources: [{kind: json, path: [b.json, "${ROOT}/c"]},
+      {kind: sql, url: "${DB}", query: x}]}]}"""
+    base = write(tmp_path, edited("{kind: parquet, path: data/rows.parquet}", several))
+    env = {"ROOT": "/r", "DB": "postgresql://u:hush@h/d"}
+    text = portable([base])
+    assert "hush" not in text
+    outer = parse_portable(text, env=env).source.sources
+    assert [part.path for part in outer] == [f"{tmp_path}/a.csv", "s3://b/t", None]
+    assert outer[2].sources[0].path == (f"{tmp_path}/b.json", "/r/c")
+
+
+def test_an_overlay_of_another_kind_starts_afresh(tmp_path: Path) -> None:
+    base = write(tmp_path, GOOD)
+    over = write(tmp_path, "source: {kind: python, function: builtins:dict}\n", "over.yaml")
+    assert load_project([base, over], env={}).source.path is None
+    more = write(tmp_path, "source: {options: {a: 1}}\n", "more.yaml")
+    merged = load_project([base, over, more], env={}).source
+    assert (merged.function, merged.options) == ("builtins:dict", {"a": 1})
+
+
+SOURCES = [
+    ("{kind: csv, path: a, url: x}", "source: kind: csv takes no url; remove it"),
+    ("{kind: sql, url: x}", "source: kind: sql needs `query:`"),
+    ("{kind: iceberg}", "source: kind: iceberg needs `options:`"),
+    ("{kind: http, url: ftp://x}", "source: kind: http needs a url that starts with http://"),
+    ("{kind: http, url: http://x, paging: {kind: cursor, param: p}}", "source.paging: kind: cursor needs `field:`"),
+    ("{kind: http, url: http://x, paging: {kind: page}}", "source.paging: kind: page needs `param:`"),
+    ("{kind: join, keys: [a], sources: [{kind: csv, path: a}]}", "source: kind: join needs at least two sources"),
+    ("{kind: concat, sources: [{kind: cvs, path: a}]}", "source.sources.0.kind: unknown kind; did you mean csv"),
+    ("{kind: concat, sources: [{kind: python, function: no_such:x}]}", "source.sources.0.function: package 'no_such'"),
+    ("{kind: join, on: [a]}", "True is no field's name; YAML reads on, off, yes and no as truth values (a join takes"),
+    ("{kind: csv, path: a, time_range: {column: at}}", "source.time_range: give start, end or both"),
+    (
+        "{kind: csv, path: a, time_range: {column: at, start: '2024-01-02', end: 2024-01-01}}",
+        "source.time_range: start 2024-01-02T00:00:00+00:00 must be before end 2024-01-01T00:00:00+00:00",
+    ),
+]
+
+
+@pytest.mark.parametrize(("source", "says"), SOURCES, ids=[s[1][:50] for s in SOURCES])
+def test_a_source_that_cannot_be_is_explained(tmp_path: Path, source: str, says: str) -> None:
+    found = problems(tmp_path, edited("{kind: parquet, path: data/rows.parquet}", source))
+    assert any(says in line for line in found), found
 
 
 def test_portable_means_the_same_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

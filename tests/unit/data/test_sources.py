@@ -158,6 +158,29 @@ def test_what_is_no_delta_table_is_named(tmp_path: Path) -> None:
         sources.delta_shards(str(tmp_path), {})
 
 
+@pytest.mark.parametrize("feature", ["deletionVectors", "columnMapping", "columnMapping by property"])
+def test_a_delta_table_that_needs_another_reader_is_refused(tmp_path: Path, feature: str) -> None:
+    write_deltalake(tmp_path, rows(3))
+    first = (tmp_path / "_delta_log" / f"{0:020}.json").read_text(encoding="utf-8").splitlines()
+    if feature.endswith("property"):
+        actions = [json.loads(line) for line in first if "metaData" in line]
+        actions[0]["metaData"]["configuration"] = {"delta.columnMapping.mode": "name"}
+        schema = json.loads(actions[0]["metaData"]["schemaString"])
+        for i, field in enumerate(schema["fields"]):
+            field["metadata"] = {"delta.columnMapping.id": i, "delta.columnMapping.physicalName": f"col-{i}"}
+        actions[0]["metaData"]["schemaString"] = json.dumps(schema)
+        actions.append({"protocol": {"minReaderVersion": 2, "minWriterVersion": 5}})
+    else:
+        features = {"readerFeatures": [feature], "writerFeatures": [feature]}
+        actions = [{"protocol": {"minReaderVersion": 3, "minWriterVersion": 7} | features}]
+    log = tmp_path / "_delta_log" / f"{1:020}.json"
+    log.write_text("\n".join(map(json.dumps, actions)), encoding="utf-8")
+    with pytest.raises(
+        DataError, match=r"cannot be read: .*(deletionVectors|column ?[mM]apping).*; write a plain copy"
+    ):
+        sources.delta_shards(str(tmp_path), {})
+
+
 # --- a range of time ---
 
 
@@ -606,6 +629,7 @@ def test_a_source_says_where_it_is_without_its_secrets() -> None:
     said = "me:hush-1 hush-2 password=hush-2 Bearer hush-4 ?token=hush-5 hush-7 k:hush-6"
     scrubbed = source.scrub(said.replace("hush-2 ", "").replace("  ", " "))
     assert "hush" not in scrubbed
+    assert sql("postgresql://me:h%40sh@h/d", "SELECT 1").scrub("no h@sh, no h%40sh") == "no ***, no ***"
     assert Source.model_validate(source.model_dump(mode="json")) == source
 
 
