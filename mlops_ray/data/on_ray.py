@@ -100,7 +100,7 @@ def _prepare(project: Project, run: str, on_progress: Callable[[int, int], None]
     good_files = [part.good for part in parts if part.good is not None]
     good_hash = sum((part.good_hash for part in parts), NO_ROWS)
     schema = arrow_schema(project.columns)
-    beside = {"report.json": json.dumps(report.to_dict()).encode()}
+    beside = {"validation.json": json.dumps(report.to_dict()).encode()}
     version = _commit(_table_uri(project), run, good_files, schema, good_hash, origin, beside=beside)
     return Prepared(version, report)
 

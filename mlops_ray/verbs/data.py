@@ -33,7 +33,7 @@ def show(paths: Paths, env: Env, version: int) -> dict[str, Any]:
     """
     project = load(paths, env).project
     found = lake.dataset(_uri(project), version)
-    report = lake.read_sidecar(found.uri, found.content_hash, "report.json")
+    report = lake.read_sidecar(found.uri, found.content_hash, "validation.json")
     return {
         **_version(found),
         "uri": found.uri,

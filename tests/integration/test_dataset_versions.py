@@ -214,7 +214,7 @@ def test_a_killed_prepare_leaves_a_version_or_none_and_the_next_one_is_undisturb
     again = prepare(project).dataset
     assert (again.content_hash, again.n_rows) == (undisturbed.content_hash, undisturbed.n_rows)
     assert found in ([], [again])
-    assert lake.read_sidecar(uri, again.content_hash, "report.json") is not None
+    assert lake.read_sidecar(uri, again.content_hash, "validation.json") is not None
     ended = time.monotonic() + 20
     while on_disk(uri) != named(uri) or on_disk(litter) != named(litter):
         assert time.monotonic() < ended, on_disk(uri) ^ named(uri)
@@ -264,7 +264,7 @@ def test_versions_are_listed_shown_compared_and_removed(tmp_path: Path):
     where = ("-c", file)
     assert call("list", *where)["versions"] == []
     first = put(project, whole)
-    lake.write_sidecar(first.uri, first.content_hash, "report.json", b'{"n_read": 100}')
+    lake.write_sidecar(first.uri, first.content_hash, "validation.json", b'{"n_read": 100}')
     second = put(project, whole.slice(10).set_column(3, "x", pa.array([9.0, *whole["x"].to_pylist()[11:]])))
     third = put(project, whole.slice(50), verb="retrain", decision="tiny-1")
 
@@ -278,7 +278,7 @@ def test_versions_are_listed_shown_compared_and_removed(tmp_path: Path):
     shown = call("show", first.version, *where)
     assert shown["columns"]["id"] == {"dtype": "string", "nulls": 0, "min": "k000000", "max": "k000099"}
     assert shown["columns"]["at"]["min"] == "1970-01-01T00:00:00+00:00"
-    assert (shown["report"], shown["beside"]) == ({"n_read": 100}, {"report.json": 15})
+    assert (shown["report"], shown["beside"]) == ({"n_read": 100}, {"validation.json": 15})
     assert "n_read 100" in CliRunner().invoke(app, ["data", "show", "1", "-c", str(file)]).output
 
     changed = call("diff", first.version, second.version, *where)
