@@ -7,7 +7,7 @@ values as rows, and times, are described and not compared: a name or an instant 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -25,9 +25,6 @@ Mode = Literal["exact", "profile"]
 
 MAX_CATEGORIES = 50
 """Categories that get a bin of their own in a profile: those of the project's bins."""
-FINE_BINS = 50
-"""Bins of a profile that is made to be compared: five in each of those that PSI is read over. What lies within a bin,
-and so the error of a CDF, is 2 % of the rows."""
 MANY = 1000
 """Text with more distinct values than this, and more than half as many as rows, is names and not categories."""
 SHOWN = 10
@@ -60,7 +57,7 @@ def describe(table: pa.Table) -> list[dict[str, Any]]:
     Raises: DataError when there are no rows.
     """
     columns = _columns(table, "the data")
-    profile, _ = _profile(columns, columns, table, distance.N_BINS)
+    profile, _ = _profile(columns, columns, table, Sample.edges)
     return [_description(column, profile) for column in columns]
 
 
@@ -86,8 +83,8 @@ def compare(reference: pa.Table, current: pa.Table, mode: Mode = "exact") -> dic
             features = [_exact(a, b) for a, b in pairs]
         else:
             shared = [a for a, _ in pairs]
-            one, bins = _profile(shared, ours, reference, FINE_BINS)
-            two, _ = _profile(shared, theirs, current, FINE_BINS)
+            one, bins = _profile(shared, ours, reference, Sample.fine_edges)
+            two, _ = _profile(shared, theirs, current, Sample.fine_edges)
             features = [_by_profile(a, b, bins, one, two) for a, b in pairs]
     features.sort(key=lambda f: -f["statistics"]["psi"])
     return {"mode": mode, "features": features, "notes": notes}
@@ -139,9 +136,11 @@ def _tally(cells: pa.ChunkedArray) -> dict[str, int]:
     return {value: n for value, n in pairs if value}
 
 
-def _profile(columns: Sequence[_Column], mine: Sequence[_Column], table: pa.Table, n_bins: int) -> tuple[Profile, Bins]:
+def _profile(
+    columns: Sequence[_Column], mine: Sequence[_Column], table: pa.Table, edges: Callable[[Sample], tuple[float, ...]]
+) -> tuple[Profile, Bins]:
     """Profile of `table`, whose columns are `mine`, over bins of `columns`."""
-    numeric = {c.name: c.sample.edges(n_bins) for c in columns if c.sample is not None}
+    numeric = {c.name: edges(c.sample) for c in columns if c.sample is not None}
     categorical = {c.name: _top(c.tally or {}, MAX_CATEGORIES) for c in columns if c.kind == "categorical"}
     bins = Bins(numeric, categorical)
     kinds = {c.name: c.kind for c in mine}

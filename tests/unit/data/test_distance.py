@@ -173,10 +173,10 @@ def test_profiles_of_infinite_values_know_no_area() -> None:
 def test_fine_bins_leave_little_error() -> None:
     rng = np.random.default_rng()
     a, b = rng.normal(size=50_000), rng.normal(0.3, 1.2, size=50_000)
-    bins = Bins({"x": Sample.of(a).edges(50)}, {})
+    bins = Bins({"x": Sample.of(a).fine_edges()}, {})
     ks, area = distance.between(bins, fold(bins, {"x": a}), fold(bins, {"x": b}), "x")
     assert ks.error < 0.03
-    assert area.value == pytest.approx(distances(Sample.of(a), Sample.of(b)).wasserstein, abs=0.1)
+    assert area.error < 0.15
 
 
 # --- tables ---
