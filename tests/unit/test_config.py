@@ -118,24 +118,54 @@ MISTAKES = [
     *(
         ("numeric: {columns: [distance]}", new, line)
         for new, line in (
-            ("numeric: [{columns: [distance]}, {columns: [nothing]}]", "features.numeric.1.columns.0: 'nothing' is not on"),
-            ("numeric: [{columns: [distance], scal: none}]", "features.numeric.0.scal: unknown field 'scal'; did you mean"),
+            (
+                "numeric: [{columns: [distance]}, {columns: [nothing]}]",
+                "features.numeric.1.columns.0: 'nothing' is not on",
+            ),
+            (
+                "numeric: [{columns: [distance], scal: none}]",
+                "features.numeric.0.scal: unknown field 'scal'; did you mean",
+            ),
             ("numeric: {columns: [distance], clip: [2, 1]}", "features.numeric: clip: [2.0, 1.0] must rise; swap them"),
             ("numeric: {columns: [distance], clip: {quantiles: [1, 0]}}", "features.numeric.clip: quantiles must rise"),
             ("numeric: {columns: [distance], clip: 3}", "features.numeric.clip: should be a block of fields; got 3"),
-            ("numeric: {columns: [distance], bins: {n: 3}, scale: power}", "bins: stand instead of a scale; remove one"),
+            (
+                "numeric: {columns: [distance], bins: {n: 3}, scale: power}",
+                "bins: stand instead of a scale; remove one",
+            ),
             ("numeric: {columns: [distance], log: true, clip: [-1, 1]}", "log: true takes values of at least 0; clip"),
-            ("expressions: {r: distanc * 2}", "features.expressions.r: distanc at position 1 is not one of the columns"),
+            (
+                "expressions: {r: distanc * 2}",
+                "features.expressions.r: distanc at position 1 is not one of the columns",
+            ),
             ("expressions: {r: carrier}", "features.expressions.r: gives a string; a feature is a number"),
-            ("expressions: {r: late + 1}", "features.expressions.r: reads the target, which no request has; take it out"),
-            ("expressions: {r: id == at_home}", "features.expressions.r: at_home at position 7 is not one of the columns"),
+            (
+                "expressions: {r: late + 1}",
+                "features.expressions.r: reads the target, which no request has; take it out",
+            ),
+            (
+                "expressions: {r: id == at_home}",
+                "features.expressions.r: at_home at position 7 is not one of the columns",
+            ),
             ("expressions: {distance: distance * 2}", "derived column 'distance' has the name of a column; rename"),
             ("datetime: {columns: [carrier]}", "column 'carrier' is string; this place takes timestamp"),
             ("datetime: {columns: [when], zone: Mars}", "features.datetime.zone: is no time zone; write one like"),
-            ("datetime: {columns: [when], elapsed_since: soon}", "features.datetime.elapsed_since: 'soon' is not one of"),
-            ("datetime: [{columns: [when], parts: [day]}, {columns: [when], parts: [day]}]", "'when_day' is made twice; give"),
-            ("custom: {transformer: nowhere.At, columns: [distance]}", "features.custom.transformer: package 'nowhere'"),
-            ("custom: {transformer: json.At, columns: [carrier]}", "column 'carrier' is string; this place takes float"),
+            (
+                "datetime: {columns: [when], elapsed_since: soon}",
+                "features.datetime.elapsed_since: 'soon' is not one of",
+            ),
+            (
+                "datetime: [{columns: [when], parts: [day]}, {columns: [when], parts: [day]}]",
+                "'when_day' is made twice; give",
+            ),
+            (
+                "custom: {transformer: nowhere.At, columns: [distance]}",
+                "features.custom.transformer: package 'nowhere'",
+            ),
+            (
+                "custom: {transformer: json.At, columns: [carrier]}",
+                "column 'carrier' is string; this place takes float",
+            ),
         )
     ),
     ("json.decoder.JSONDecoder", "sklearnn.svm.SVC", "p.yaml:18: search.candidates.0.estimator: package 'sklearnn' is"),
