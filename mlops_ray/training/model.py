@@ -180,7 +180,8 @@ def save(
     """Write the artifact of `pipeline` (fitted: `features` step, `model` step) into the new directory `folder`.
 
     Args: holdout: rows (n >= 1) that choose the engine: ONNX where it agrees with scikit-learn, else scikit-learn.
-        n_golden: how many of them become golden requests, besides one of missing values and unknown categories.
+        n_golden: how many of them become golden requests, besides one of missing values and unknown categories, where
+            the model answers to that.
     Returns: SHA-256 of the manifest, the hash to register and to hand to `load`.
     Raises: ArtifactRefused when the pipeline holds a type that `load` would refuse.
     """
@@ -343,6 +344,15 @@ def _refuse_foreign(packed: bytes, artifact: str, features: Features) -> list[st
     return sorted(types)
 
 
+def _answers(score: _Scorer, columns: Columns) -> bool:
+    """Whether the model has an answer to these rows: one whose features are not all imputed has none where a value is
+    missing that never was, and no request may leave it out."""
+    try:
+        return bool(np.isfinite(score(columns)).all())
+    except ValueError:
+        return False
+
+
 def _golden(score: _Scorer, features: Features, holdout: Columns, n_golden: int) -> dict[str, Any]:
     n = len(holdout[features.inputs[0]])
     rows = np.unique(np.linspace(0, n - 1, min(n, n_golden)).astype(np.int64))
@@ -356,6 +366,8 @@ def _golden(score: _Scorer, features: Features, holdout: Columns, n_golden: int)
         else:
             dtype = np.float32 if kind == "number" else np.float64
             columns[name] = np.append(holdout[name][rows].astype(dtype), dtype("nan"))
+    if not _answers(score, {name: values[-1:] for name, values in columns.items()}):
+        columns = {name: values[:-1] for name, values in columns.items()}
     told: dict[str, dict[str, list[Any]]] = {"numeric": {}, "categorical": {}, "times": {}}
     for name, kind in features.kinds.items():
         if kind == "string":

@@ -137,6 +137,16 @@ def test_one_row_scores_alike_from_statistics_to_the_log(tmp_path: Path, table: 
     )
 
 
+def test_a_model_without_an_answer_to_missing_values_has_no_such_golden_request(
+    tmp_path: Path, table: pa.Table
+) -> None:
+    features = Features.model_validate({"numeric": {"columns": ["distance"], "impute": "none"}})
+    pipeline, given = trained(features, table, LogisticRegression())
+    loaded = model.load(tmp_path / "a", model.save(tmp_path / "a", pipeline, features=features, target="late", **given))
+    assert len(loaded.golden.scores) == 16
+    assert loaded.replay() <= 1e-7
+
+
 class Doubled(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """A transformer that is not scikit-learn's."""
 
