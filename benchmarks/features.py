@@ -137,7 +137,7 @@ def main() -> None:
     ray.shutdown()
     median = {name: statistics.median(took) for name, took in times.items()}
     show(
-        f"fit and transform {args.rows:,} rows x 12 columns; {args.rounds} rounds in turns; Ray's start {started:.1f} s",
+        f"fit and transform {args.rows:,} rows x 12 columns, {args.rounds} rounds; Ray's start {started:.1f} s",
         ("who", "first round", "median", "of it fit", "of it transform", "ratio to ours"),
         [
             (

@@ -51,7 +51,7 @@ def test_times_that_are_features_are_inputs_of_any_date() -> None:
 
     def times(**cells: Any) -> list[float]:
         sent = without(row("a"), PROJECT.event_time) | cells
-        batch = parse_predict({"rows": [sent]}, timed, now=NOW)
+        batch = parse_predict({"rows": [sent]}, protocol.Form.of(timed), now=NOW)
         return [batch.columns[name][0] for name in (PROJECT.event_time, "due")]
 
     assert times(due="2100-01-01T00:00:00.5+01:00", at="2013-03-01T12:30:00Z") == [1362141000.0, 4102441200.5]
