@@ -258,7 +258,7 @@ def test_feature_statistics_of_a_split_by_hash_are_those_of_its_rows(tmp_path):
 
 
 def labelled(key: str, x: float, y: int, at: int) -> dict[str, Any]:
-    return {**rows(1)[0], "id": key, "x": x, "y": y, "at": START + at}
+    return {**rows(1)[0], "id": key, "x": x, "y": y, "at": pd.Timestamp(START + at, unit="s", tz="UTC").as_unit("us")}
 
 
 def test_rules_over_keys_look_at_all_shards_and_say_which_rows_broke_them(tmp_path):

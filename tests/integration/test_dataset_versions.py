@@ -166,7 +166,7 @@ commit, keep = lake.commit, lake.write_sidecar
 lake.commit = lambda *args, **named: say("commit") or commit(*args, **named)
 lake.write_sidecar = lambda *args: say("beside") or keep(*args)
 say("start")
-print(on_ray.prepare(project, on_progress=lambda done, total: say("rows")).dataset.content_hash, flush=True)
+print(on_ray.prepare(project, now=0.0, on_progress=lambda done, total: say("rows")).dataset.content_hash, flush=True)
 """
 
 POINTS = [("rows", 0.3), ("commit", 0.03), ("beside", 0.02), ("start", 1.0)]
@@ -200,7 +200,7 @@ def test_a_killed_prepare_leaves_a_version_or_none_and_the_next_one_is_undisturb
         pq.write_table(whole.slice(part * 10_000, 10_000), tmp_path / f"part-{part}.parquet", row_group_size=5_000)
     file = project_file(tmp_path, [str(tmp_path / "part-*.parquet")])
     project = load(file)
-    undisturbed = prepare(load(file, tmp_path / "other")).dataset
+    undisturbed = prepare(load(file, tmp_path / "other"), now=0.0).dataset
     assert undisturbed.n_rows == 59_900
     uri, litter = project.storage.path("data", "tiny"), project.storage.path("quarantine", "tiny")
     address = ray.get_runtime_context().gcs_address
@@ -211,7 +211,7 @@ def test_a_killed_prepare_leaves_a_version_or_none_and_the_next_one_is_undisturb
     found = list(lake.versions(uri))
     assert len(found) <= 1
     assert all(row_hash(lake.read(v)).hex() == undisturbed.content_hash for v in found)
-    again = prepare(project).dataset
+    again = prepare(project, now=0.0).dataset
     assert (again.content_hash, again.n_rows) == (undisturbed.content_hash, undisturbed.n_rows)
     assert found in ([], [again])
     assert lake.read_sidecar(uri, again.content_hash, "validation.json") is not None
