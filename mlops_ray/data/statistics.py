@@ -317,7 +317,9 @@ def _moments(values: npt.NDArray[np.float64]) -> Moments:
     mean = float(values.mean())
     values -= mean
     rest = float(values.sum())
-    return Moments(int(values.size), mean, max(0.0, float(values @ values) - rest**2 / values.size))
+    # Not by a dot product: BLAS would wake its threads, which on a busy machine wait for each other.
+    squares = float(np.square(values, out=values).sum())
+    return Moments(int(values.size), mean, max(0.0, squares - rest**2 / values.size))
 
 
 def _coded(name: str, cells: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int64]]:
