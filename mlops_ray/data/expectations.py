@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlops_ray.config import Project
+from mlops_ray.config import Column, Project
 from mlops_ray.config.expectations import (
     Between,
     ColumnPair,
@@ -39,7 +39,18 @@ from mlops_ray.data.key_rules import UNIQUE
 from mlops_ray.data.row_expressions import evaluate, matching
 from mlops_ray.data.schema import Mask, conform
 
-__all__ = ["EXAMPLES", "QUARANTINE", "UNIQUE", "Checked", "Report", "broken", "check", "examples", "quarantined"]
+__all__ = [
+    "EXAMPLES",
+    "QUARANTINE",
+    "UNIQUE",
+    "Checked",
+    "Report",
+    "about",
+    "broken",
+    "check",
+    "examples",
+    "quarantined",
+]
 
 EXAMPLES = 3
 """Examples per rule in a report: enough to see the pattern, few enough to read."""
@@ -448,6 +459,21 @@ def _columns_of_rules(project: Project) -> dict[str, tuple[str, ...]]:
 def _examples_where(project: Project, raw: pa.Table, mask: Mask, names: Sequence[str]) -> tuple[str, ...]:
     few = raw.select(list(dict.fromkeys([project.key, *names])))
     return examples(project, few.take(np.flatnonzero(mask)), names)
+
+
+def about(project: Project, columns: Sequence[Column]) -> Project:
+    """`project` with these of its columns only, and the expectations that rows of these columns can be held to."""
+    names = {column.name for column in columns}
+    dtypes = {column.name: column.dtype for column in project.columns}
+    shown = _columns_of_rules(project)
+    kept = []
+    for expectation in project.validation.expectations:
+        if isinstance(expectation, RowLevel):
+            when = parse(expectation.when, dtypes).names if expectation.when is not None else ()
+            if names.issuperset((*shown[expectation.name], *when)):
+                kept.append(expectation)
+    validation = project.validation.model_copy(update={"expectations": tuple(kept)})
+    return project.model_copy(update={"columns": tuple(columns), "validation": validation})
 
 
 def examples(project: Project, rows: pa.Table, columns: str | Sequence[str]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from mlops_ray import ledger
 from mlops_ray.config import Project
 from mlops_ray.data import lake
-from mlops_ray.data.expectations import check
+from mlops_ray.data.expectations import about, check
 from mlops_ray.data.lineage import is_prepared, lineage
 from mlops_ray.data.on_ray import snapshot, working_code
 from mlops_ray.data.schema import conform
@@ -238,7 +238,8 @@ def training_set(project: Project, decided_at: float, decision: str) -> lake.Dat
     time_us = pl.col(project.event_time).dt.epoch("us")
     table = table.filter((time_us >= round(since * 1e6)) & (time_us < round(until * 1e6)))
     # The rules of ingestion hold here too; live rows come last, and of rows that repeat the newest stays.
-    checked = check(project.model_copy(update={"columns": tuple(specs)}), table.to_arrow())
+    # Those about rows, that is: expectations about the data as a whole are the source's.
+    checked = check(about(project, specs), table.to_arrow())
     share = checked.report.n_quarantined / max(1, checked.report.n_read)
     if share > project.validation.max_bad_share:
         limit = project.validation.max_bad_share

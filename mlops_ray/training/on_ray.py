@@ -31,7 +31,7 @@ from mlops_ray.config import Candidate, Project, Search
 from mlops_ray.data import lake, profile, splits
 from mlops_ray.data.features import Partial, bins, folds, to_columns, to_frame, training_matrix, transformer
 from mlops_ray.data.lake import DatasetVersion
-from mlops_ray.data.on_ray import fit_features
+from mlops_ray.data.on_ray import REPORT_HTML, REPORT_JSON, fit_features
 from mlops_ray.data.profile import Bins, Columns
 from mlops_ray.data.splits import HOLDOUT, TRAIN, VALIDATION, Cut, Sides
 from mlops_ray.errors import DataError
@@ -209,6 +209,8 @@ def _train(
         body = json.dumps(result.to_dict(), indent=1)
         page = report.html(f"Gates of {project.project}", result, calibration, facts)
         tracker.files(run_id, "gates", {"gates.json": body, "gates.html": page})
+        if said := _validation_of(dataset):
+            tracker.files(run_id, "data", said)
     version = None
     if result.verdict is Verdict.PASS:
         with clock.stage("register"):
@@ -231,6 +233,12 @@ def _bins(project: Project, seen: Partial, rival: Model | None) -> Bins:
     if rival is not None and rival.reference.bins.widths.keys() == found.widths.keys():
         return rival.reference.bins
     return found
+
+
+def _validation_of(dataset: DatasetVersion) -> dict[str, str]:
+    """What validation said when the version was prepared; nothing of a retrain's set, which is made of checked rows."""
+    found = {name: lake.read_sidecar(dataset.uri, dataset.content_hash, name) for name in (REPORT_JSON, REPORT_HTML)}
+    return {name: kept.decode() for name, kept in found.items() if kept is not None}
 
 
 def _label(dataset: DatasetVersion) -> str:

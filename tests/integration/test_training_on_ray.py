@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlops_ray.config import Project, Split
-from mlops_ray.data import splits
+from mlops_ray.data import lake, splits
 from mlops_ray.data.features import to_columns, to_frame
 from mlops_ray.data.lake import DatasetVersion, read
 from mlops_ray.data.on_ray import snapshot
@@ -92,6 +92,7 @@ class World:
         self.root = root
         self.project = project(root)
         self.dataset: DatasetVersion = snapshot(self.project, rows(), {"made by": "test"})
+        lake.write_sidecar(self.dataset.uri, self.dataset.content_hash, "validation.html", b"<p>2,000 good rows</p>")
         self.store = Store.open(self.project.storage.state)
         self.client = MlflowClient(self.project.storage.tracking)
 
@@ -127,6 +128,7 @@ def test_a_good_model_is_judged_packaged_and_registered(world: World, first: Tra
     loaded = model.load(version.artifact, version.sha256)
     assert loaded.engine == "onnx"
     assert [p.name for p in Path(version.artifact).parent.iterdir()] == [first.run_id]
+    assert [f.path for f in world.client.list_artifacts(first.run_id, "data")] == ["data/validation.html"]
     registered = world.client.get_model_version("small", str(version.version))
     assert registered.tags["sha256"] == first.sha256
     assert registered.run_id == first.run_id

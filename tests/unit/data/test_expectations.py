@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 
 from mlops_ray.config import Project
-from mlops_ray.data.expectations import EXAMPLES, QUARANTINE, Report, broken, check
+from mlops_ray.data.expectations import EXAMPLES, QUARANTINE, Report, about, broken, check
 from mlops_ray.data.schema import conform
 from mlops_ray.errors import DataError
 
@@ -127,3 +127,18 @@ def test_rules_see_all_of_several_chunks():
     chunked = pa.concat_tables([table({}), table({"id": "bad"}), table({"x": 11.0}).slice(0, 1)])
     assert check(PROJECT, chunked).report.broken == {"id.pattern": 1, "x.range": 1}
     assert np.array_equal(broken(PROJECT, conform(chunked, PROJECT.columns)[0])["id.pattern"], [False, True, False])
+
+
+def test_rows_that_lack_columns_are_held_to_the_expectations_about_the_rest():
+    expectations = [
+        {"expect": "between", "column": "x", "max": 5},
+        {"expect": "row", "row": "x < low"},
+        {"expect": "not_null", "column": "x", "when": "c == 'a'"},
+        {"expect": "row_count", "min": 1_000_000},
+    ]
+    body = PROJECT.model_dump(mode="json") | {"validation": {"expectations": expectations}}
+    whole = Project.model_validate(body)
+    rows = table({"x": 2.0}, {"x": 6.0}, {"x": None})
+    assert check(whole, rows).report.broken == {"x.between": 1, "x.not_null": 1, "row: x < low": 1}
+    some = about(whole, [column for column in whole.columns if column.name not in ("low", "c")])
+    assert check(some, rows.drop_columns(["low", "c"])).report.broken == {"x.between": 1}
