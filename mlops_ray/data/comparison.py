@@ -333,7 +333,7 @@ def _feature(
 def _pictures(a: _Column, b: _Column) -> dict[str, Any]:
     """Histograms of both: numbers in equally wide bins, or the reference's most frequent categories and all others."""
     if a.sample is not None and b.sample is not None:
-        edges = a.sample.scale(PICTURE_BINS)
+        edges = a.sample.scale(PICTURE_BINS, b.sample)
         one, two = (s.histogram(edges).tolist() for s in (a.sample, b.sample))
         return {"edges": list(edges), "reference": one, "current": two}
     before, now = a.tally or {}, b.tally or {}

@@ -174,12 +174,16 @@ class Sample:
         ends = [float(finite[int(share * finite.size)]) for share in _TAILS] if finite.size else []
         return tuple(sorted({*self.edges(FINE_BINS), *ends}))
 
-    def scale(self, n_bins: int) -> tuple[float, ...]:
-        """Inner edges of equally wide bins from the 1 % to the 99 % quantile, for the eye; the outer ones are open."""
-        finite = self.finite
-        if not finite.size:
+    def scale(self, n_bins: int, *others: Sample) -> tuple[float, ...]:
+        """Inner edges of equally wide bins for the eye, over the middle 98 % of this sample and of the `others`."""
+        if not self.finite.size:
             return ()
-        low, high = (float(finite[int(share * (finite.size - 1))]) for share in (0.01, 0.99))
+        ends = [
+            [float(s.finite[int(share * (s.finite.size - 1))]) for share in (0.01, 0.99)]
+            for s in (self, *others)
+            if s.finite.size
+        ]
+        low, high = min(end[0] for end in ends), max(end[1] for end in ends)
         wide = low < high and math.isfinite(2 * (high - low))
         return tuple(np.linspace(low, high, n_bins - 1).tolist()) if wide else self.edges()
 
