@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -18,6 +18,10 @@ Config = Annotated[
     typer.Option(
         "--config", "-c", help="Project file; give it again for overlays, the last one wins.", show_default=False
     ),
+]
+Kind = Annotated[
+    Literal["parquet", "csv", "json", "delta"] | None,
+    typer.Option(help="What the files are, where their names do not say it."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 

@@ -8,20 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mlops_ray.cli.output import AsJson, say, table_console
+from mlops_ray.cli.output import AsJson, Kind, say, table_console
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-FileKind = Literal["parquet", "csv", "json", "delta"]
 Mode = Literal["exact", "profile"]
 
 Project = Annotated[
     list[Path] | None,
     typer.Option("--config", "-c", help="Project file (then overlays): its dtypes, and `version:3`, `source` as data."),
 ]
-Kind = Annotated[FileKind | None, typer.Option(help="What the files are, where their names do not say it.")]
 Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page that needs nothing else.")]
 
 

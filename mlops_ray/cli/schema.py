@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlops_ray.cli.output import AsJson, progress, say, table_console
+from mlops_ray.cli.output import AsJson, Kind, progress, say, table_console
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -17,15 +17,6 @@ if TYPE_CHECKING:
 schema_app = typer.Typer(
     no_args_is_help=True, help="Write down the columns that data has, and see what differs between two datasets."
 )
-
-
-class FileKind(StrEnum):
-    """What files are, where their names do not say it."""
-
-    parquet = "parquet"
-    csv = "csv"
-    json = "json"
-    delta = "delta"
 
 
 class Ranges(StrEnum):
@@ -40,7 +31,6 @@ ProjectFile = Annotated[
     list[Path] | None,
     typer.Option("--config", "-c", help="Project file; give it again for overlays.", show_default=False),
 ]
-Kind = Annotated[FileKind | None, typer.Option(help="What the files are, where their names do not say it.")]
 
 
 @schema_app.command("infer")
@@ -75,7 +65,7 @@ def infer(
     if output is not None and output.exists():
         raise typer.BadParameter(f"{output} exists; choose another name, or remove it")
     with progress(as_json) as on_progress:
-        result = verbs.infer(config or (), os.environ, data, kind.value if kind else None, ranges.value, on_progress)
+        result = verbs.infer(config or (), os.environ, data, kind, ranges.value, on_progress)
     if output is not None:
         output.write_text(result["yaml"], encoding="utf-8")
     if as_json:
@@ -117,7 +107,7 @@ def diff(
         raise typer.BadParameter("give either data or -c FILE")
     data = (before, after) if before is not None and after is not None else None
     with progress(as_json) as on_progress:
-        result = verbs.diff(config or (), os.environ, data, (first, last), kind.value if kind else None, on_progress)
+        result = verbs.diff(config or (), os.environ, data, (first, last), kind, on_progress)
     if as_json:
         say(result, True, str)
     else:

@@ -27,7 +27,7 @@ from ray.data.expressions import col, lit
 from mlops_ray.config import Column, Source
 from mlops_ray.config.sources import FILE_READERS, without_secrets
 from mlops_ray.data import joins, sources, text_files
-from mlops_ray.data.sources import HttpShard, Shard, SqlShard, TableShard, TextShard
+from mlops_ray.data.sources import HttpShard, Shard, SqlShard, TableShard
 from mlops_ray.errors import DataError
 
 T = TypeVar("T")
@@ -230,21 +230,14 @@ def _one(source: Source, columns: tuple[Column, ...] | None, also: tuple[str, ..
         dataset, tables = _from_function(source)
         n_rows = sum(shard.n_rows for shard in tables)
         return Opened(source, (f"python:{source.function}",), n_rows, (replace(part, shards=tables, dataset=dataset),))
-    if source.kind == "parquet" and not options:
-        shards = sources.parquet_shards(sources.find_files(paths, "parquet"), names, source.time_range)
-    elif source.kind == "delta" and options.keys() <= sources.DELTA_OPTIONS:
-        if len(paths) != 1:
-            raise DataError("source.path", f"kind: delta takes one table, got {len(paths)}; use kind: concat")
-        shards = sources.delta_shards(paths[0], options, source.time_range)
-    elif source.kind == "sql" and not options:
+    if source.kind == "sql" and not options:
         from mlops_ray.data import on_sql
 
         shards = [on_sql.shard(source, names)]
     elif source.kind == "http":
         shards = [HttpShard(source)]
-    elif (source.kind == "csv" and options.keys() <= text_files.CSV_OPTIONS) or (source.kind == "json" and not options):
-        files = sources.find_files(paths, source.kind)
-        shards = [TextShard(source.kind, file, options) for file in files]
+    else:
+        shards = sources.file_shards(source, names)
     if shards is None:
         return Opened(source, uris, 0, (replace(part, dataset=_dataset(source, paths, names)),))
     part = replace(part, shards=tuple(shards))

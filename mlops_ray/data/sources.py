@@ -43,6 +43,8 @@ EXTENSIONS = {
     "json": tuple(e + c for e in (".json", ".jsonl", ".ndjson") for c in _COMPRESSED),
 }
 """What counts as a file of that kind in a directory; a file or pattern that is named counts whatever its name."""
+FILE_KINDS = (*EXTENSIONS, "delta")
+"""What this module reads."""
 DELTA_OPTIONS = frozenset({"version", "storage_options"})
 """`options:` of a Delta source that are read here; with any other, Ray Data's reader gets them all."""
 
@@ -142,6 +144,28 @@ def _address(path: str, name: str) -> Any:
 def _hive(path: str, base: str) -> tuple[tuple[str, str], ...]:
     inside = PurePosixPath(path[len(base) :].lstrip("/")).parts[:-1]
     return tuple((k, v) for part in inside if "=" in part for k, _, v in [part.partition("=")])
+
+
+def described(data: str, kind: str | None = None) -> Source:
+    """`data` as a source: a file, a pattern, a directory of files, or a Delta table.
+
+    Args: kind: what it is, where the names do not say it. Raises: DataError when they do not.
+    """
+    if kind is not None:
+        return Source(kind=kind, path=data)
+    filesystem, name = filesystem_of(_base(data) if _is_pattern(data) else data)
+    names = [data]
+    if not _is_pattern(data) and filesystem.get_file_info(name).type == fs.FileType.Directory:
+        if filesystem.get_file_info(f"{name}/_delta_log").type == fs.FileType.Directory:
+            return Source(kind="delta", path=data)
+        names = [info.path for info in _below(filesystem, name)]
+        if not names:
+            raise DataError(data, "the directory holds no file; check the path")
+    for found in names:
+        for known, endings in EXTENSIONS.items():
+            if found.lower().endswith(endings):
+                return Source(kind=known, path=data)
+    raise DataError(data, f"its name does not say what it is; add --kind, one of {', '.join(FILE_KINDS)}")
 
 
 # Shards ---------------------------------------------------------------------------------------------------------------
@@ -262,6 +286,24 @@ def parquet_shards(
         if groups or len(shards) == found:
             shards.append(ParquetShard(file, tuple(groups), rows))
     return shards
+
+
+def file_shards(source: Source, names: Sequence[str] | None) -> Sequence[FileShard] | None:
+    """Shards of a source of files, None when it is of another kind or its options are only known to Ray Data's reader.
+
+    Args: names: columns that will be read, None for all; they tell how much a row group weighs.
+    Raises: DataError naming what is not there or cannot be read.
+    """
+    paths, options = [absolute(path) for path in source.paths], source.options
+    if source.kind == "parquet" and not options:
+        return parquet_shards(find_files(paths, "parquet"), names, source.time_range)
+    if source.kind == "delta" and options.keys() <= DELTA_OPTIONS:
+        if len(paths) != 1:
+            raise DataError("source.path", f"kind: delta takes one table, got {len(paths)}; use kind: concat")
+        return delta_shards(paths[0], options, source.time_range)
+    if (source.kind == "csv" and options.keys() <= text_files.CSV_OPTIONS) or (source.kind == "json" and not options):
+        return [TextShard(source.kind, file, options) for file in find_files(paths, source.kind)]
+    return None
 
 
 def _top(meta: pq.FileMetaData, column: int) -> str:

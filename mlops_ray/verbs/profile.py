@@ -12,10 +12,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from mlops_ray.data.comparison import Mode
-    from mlops_ray.data.whole import FileKind
 
 
-def profile(data: str, paths: Paths, env: Env, kind: FileKind | None = None) -> dict[str, Any]:
+def profile(data: str, paths: Paths, env: Env, kind: str | None = None) -> dict[str, Any]:
     """What `data` holds, column by column (`comparison.describe`). Raises: DataError, ConfigError."""
     from mlops_ray.data import comparison
 
@@ -24,7 +23,7 @@ def profile(data: str, paths: Paths, env: Env, kind: FileKind | None = None) -> 
 
 
 def drift(
-    reference: str, current: str, paths: Paths, env: Env, mode: Mode = "exact", kind: FileKind | None = None
+    reference: str, current: str, paths: Paths, env: Env, mode: Mode = "exact", kind: str | None = None
 ) -> dict[str, Any]:
     """How far `current` lies from `reference`, feature by feature (`comparison.compare`).
 
@@ -38,25 +37,25 @@ def drift(
     return {"reference": reference, "current": current, "rows": [ours.num_rows, theirs.num_rows], **found}
 
 
-def rows(data: str, project: Project | None, kind: FileKind | None) -> pa.Table:
+def rows(data: str, project: Project | None, kind: str | None) -> pa.Table:
     """The rows that `data` names: a path, or with a project `source`, `version:3` or `version:latest`.
 
     With a project, columns that it declares have its dtypes, and others are left out. Ray starts only for a `source`
     whose kind this process cannot read by itself.
     Raises: DataError when there is no such data, or it cannot be read.
     """
-    from mlops_ray.data import whole
+    from mlops_ray.data import sources, whole
 
     if project is None:
         if data == "source" or data.startswith("version:"):
             raise DataError(data, "is a name within a project; add `-c FILE`")
-        return whole.read(data, kind)
+        return whole.read(sources.described(data, kind))
     declared = [column.name for column in project.columns]
     if data.startswith("version:"):
         return _version(project, data.removeprefix("version:"))
     if data == "source":
         return _typed(_source(project, declared), project)
-    return _typed(whole.read(data, kind, text=declared), project)
+    return _typed(whole.read(sources.described(data, kind), text=declared), project)
 
 
 def _version(project: Project, which: str) -> pa.Table:
@@ -75,12 +74,11 @@ def _version(project: Project, which: str) -> pa.Table:
 
 
 def _source(project: Project, declared: list[str]) -> pa.Table:
-    from mlops_ray.data import whole
+    from mlops_ray.data import sources, whole
 
     source = project.source
-    path = source.path if isinstance(source.path, str) else None
-    if source.kind in whole.kinds() and path is not None and not source.options:
-        return whole.read(path, source.kind, text=declared)  # type: ignore[arg-type]  # one of `kinds`
+    if source.kind in sources.FILE_KINDS and not source.options and source.time_range is None:
+        return whole.read(source, text=declared)
     from mlops_ray.cluster.on_ray import connected
     from mlops_ray.data.on_sources import each, open_source
 

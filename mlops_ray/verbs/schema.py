@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 from mlops_ray.config import Project, Source, load_source
 from mlops_ray.errors import ConfigError, DataError
@@ -15,23 +14,12 @@ if TYPE_CHECKING:
     from mlops_ray.data.evidence import Evidence
     from mlops_ray.data.inference import Ranges
 
-FileKind = Literal["parquet", "csv", "json", "delta"]
-_ENDINGS: dict[str, FileKind] = {
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".csv": "csv",
-    ".csv.gz": "csv",
-    ".json": "json",
-    ".jsonl": "json",
-    ".ndjson": "json",
-}
-
 
 def infer(
     paths: Paths,
     env: Env,
     data: str | None = None,
-    kind: FileKind | None = None,
+    kind: str | None = None,
     ranges: Ranges = "none",
     on_progress: Progress = _silent,
 ) -> dict[str, Any]:
@@ -40,8 +28,9 @@ def infer(
     Of the project file, only `source:` must be there. Raises: ConfigError, DataError.
     """
     from mlops_ray.data.inference import infer, to_yaml
+    from mlops_ray.data.sources import described
 
-    source = source_of(data, kind) if data is not None else load_source(paths, env=env)
+    source = described(data, kind) if data is not None else load_source(paths, env=env)
     where = str(data or source.function or source.path)
     (found,) = _observed([source], _project(paths, env), on_progress)
     inferred = infer(found, ranges)
@@ -66,7 +55,7 @@ def diff(
     env: Env,
     data: tuple[str, str] | None = None,
     versions: tuple[int | None, int | None] = (None, None),
-    kind: FileKind | None = None,
+    kind: str | None = None,
     on_progress: Progress = _silent,
 ) -> dict[str, Any]:
     """What differs between the schemas of two files or tables, or of two dataset versions of a project.
@@ -75,10 +64,11 @@ def diff(
     Raises: ConfigError, DataError when there are no such versions or rows.
     """
     from mlops_ray.data.inference import diff as differences
+    from mlops_ray.data.sources import described
 
     project = _project(paths, env)
     if data is not None:
-        sources = source_of(data[0], kind), source_of(data[1], kind)
+        sources = described(data[0], kind), described(data[1], kind)
         names = data
     else:
         sources, names = _versions(load(paths, env).project, *versions)
@@ -91,22 +81,6 @@ def diff(
         "changed": bool(changes),
         "changes": [vars(change) for change in changes],
     }
-
-
-def source_of(data: str, kind: FileKind | None) -> Source:
-    """`data` as a source: a file, a pattern, a directory of files, or a Delta table. Raises: DataError."""
-    if kind is not None:
-        return Source(kind=kind, path=data)
-    names = [data]
-    if "://" not in data and Path(data).is_dir():
-        if Path(data, "_delta_log").is_dir():
-            return Source(kind="delta", path=data)
-        names = sorted(str(path) for path in Path(data).iterdir() if not path.name.startswith((".", "_")))
-    for name in names:
-        for ending, found in _ENDINGS.items():
-            if name.lower().endswith(ending):
-                return Source(kind=found, path=data)
-    raise DataError(data, f"its name does not say what it is; give --kind {', '.join(get_args(FileKind))}")
 
 
 def _versions(project: Project, before: int | None, after: int | None) -> tuple[tuple[Source, Source], tuple[str, str]]:

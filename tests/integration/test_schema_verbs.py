@@ -106,7 +106,7 @@ def test_any_file_by_its_name_and_csv_as_it_is_written(tmp_path: Path) -> None:
     same = [verbs.infer((), {}, data=str(tmp_path / name)) for name in ("c.parquet", "table", "d.jsonl")]
     for other in same:
         assert {c["name"]: c["column"] for c in other["columns"]}["zip"] == columns["zip"]
-    with pytest.raises(DataError, match=r"give --kind parquet, csv, json, delta"):
+    with pytest.raises(DataError, match=r"add --kind, one of parquet, csv, json, delta"):
         verbs.infer((), {}, data="rows.dat")
     with pytest.raises(DataError, match="nowhere"):
         verbs.infer((), {}, data=str(tmp_path / "nowhere.parquet"))
