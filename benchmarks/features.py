@@ -93,7 +93,7 @@ def main() -> None:
 
     from benchmarks.measure import show
     from mlops_ray.config import Column, Features, Source
-    from mlops_ray.data import on_features
+    from mlops_ray.data.features import on_ray as on_features
 
     folder = args.folder.absolute()
     generate(folder, args.rows)

@@ -87,7 +87,7 @@ def main() -> None:
 
     from benchmarks.measure import show
     from mlops_ray.data import lake
-    from mlops_ray.data.features import transformer
+    from mlops_ray.data.features.transformer import transformer
     from mlops_ray.data.on_ray import fit_features, prepare
     from mlops_ray.data.splits import TRAIN, TimeCut
     from mlops_ray.demo import flights

@@ -32,7 +32,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
 
 from mlops_ray.config import DAY_S
-from mlops_ray.data.sources import filesystem_of
+from mlops_ray.data.sources.shards import filesystem_of
 from mlops_ray.errors import DataError
 
 Lanes = npt.NDArray[np.uint64]

@@ -9,7 +9,7 @@ import pyarrow.csv as csv
 
 from mlops_ray.config import Source
 from mlops_ray.data.evidence import Evidence, gather
-from mlops_ray.data.on_sources import each, open_source
+from mlops_ray.data.sources.on_ray import each, open_source
 from mlops_ray.errors import DataError
 
 

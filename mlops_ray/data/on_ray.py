@@ -17,17 +17,18 @@ import pyarrow as pa
 import ray
 
 from mlops_ray.config import Column, Project
-from mlops_ray.data import features, lake, splits
-from mlops_ray.data.expectations import QUARANTINE, Report
-from mlops_ray.data.facts import Facts
-from mlops_ray.data.features import Partial
-from mlops_ray.data.findings import Finding, conclude
+from mlops_ray.data import lake, splits
+from mlops_ray.data.features import statistics
+from mlops_ray.data.features.statistics import Partial
 from mlops_ray.data.lake import NO_ROWS, DataFile, DatasetVersion, RowHash
 from mlops_ray.data.lineage import Code, is_prepared, lineage
-from mlops_ray.data.on_validation import Part, Progress, compare, opened, passed, quarantine_uri, settle, table_uri
+from mlops_ray.data.rules.expectations import QUARANTINE, Report
+from mlops_ray.data.rules.facts import Facts
+from mlops_ray.data.rules.findings import Finding, conclude
+from mlops_ray.data.rules.on_ray import Part, Progress, compare, opened, passed, quarantine_uri, settle, table_uri
+from mlops_ray.data.rules.report import render
 from mlops_ray.data.schema import arrow_schema, conform
 from mlops_ray.data.splits import Cut
-from mlops_ray.data.validation_report import render
 from mlops_ray.errors import DataError, DataRefused
 
 REPORT_JSON, REPORT_HTML, FACTS = "validation.json", "validation.html", "facts.json"
@@ -205,7 +206,7 @@ def _fold_file(project: Project, uri: str, path: str, cut: Cut, parts: Sequence[
     table = lake.read_file(uri, path, list(dict.fromkeys(needed)))
     sides = splits.assign(cut, table)
     ends = {"target": project.target, "key": project.key}
-    return tuple(features.fold(project.features, table.filter(pa.array(sides == part)), **ends) for part in parts)
+    return tuple(statistics.fold(project.features, table.filter(pa.array(sides == part)), **ends) for part in parts)
 
 
 # Committing -----------------------------------------------------------------------------------------------------------

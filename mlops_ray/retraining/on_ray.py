@@ -17,9 +17,9 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from mlops_ray import ledger
 from mlops_ray.config import Project
 from mlops_ray.data import lake
-from mlops_ray.data.expectations import about, check
 from mlops_ray.data.lineage import is_prepared, lineage
 from mlops_ray.data.on_ray import snapshot, working_code
+from mlops_ray.data.rules.expectations import about, check
 from mlops_ray.data.schema import conform
 from mlops_ray.errors import BackendUnavailable, DataError, IllegalMove, MlopsRayError
 from mlops_ray.monitoring.labels import joined

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from mlops_ray.config import Project
+from mlops_ray.data.features.statistics import seconds
 from mlops_ray.data.profile import Bins, Profile, fold
-from mlops_ray.data.statistics import seconds
 
 _TIME = pa.timestamp("us", tz="UTC")
 

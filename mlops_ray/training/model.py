@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlops_ray.config import Features
-from mlops_ray.data.derive import derive
+from mlops_ray.data.features.derive import derive
 from mlops_ray.data.profile import Bins, Columns, Profile, empty
 from mlops_ray.errors import ArtifactRefused, DataError
 from mlops_ray.training import converters
@@ -385,7 +385,7 @@ def _golden(score: _Scorer, features: Features, holdout: Columns, n_golden: int)
 
 
 def _sklearn_scorer(pipeline: Pipeline, features: Features) -> _Scorer:
-    from mlops_ray.data.features import to_frame
+    from mlops_ray.data.features.statistics import to_frame
 
     def score(columns: Columns) -> NDArray[np.float64]:
         _matrix(columns, features.raw_numbers)

@@ -29,7 +29,8 @@ from ray.tune.search.optuna import OptunaSearch
 
 from mlops_ray.config import Candidate, Project, Search
 from mlops_ray.data import lake, profile, splits
-from mlops_ray.data.features import Partial, bins, folds, to_columns, to_frame, training_matrix, transformer
+from mlops_ray.data.features.statistics import Partial, folds, to_columns, to_frame
+from mlops_ray.data.features.transformer import bins, training_matrix, transformer
 from mlops_ray.data.lake import DatasetVersion
 from mlops_ray.data.on_ray import REPORT_HTML, REPORT_JSON, fit_features
 from mlops_ray.data.profile import Bins, Columns

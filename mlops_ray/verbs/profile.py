@@ -44,7 +44,8 @@ def rows(data: str, project: Project | None, kind: str | None) -> pa.Table:
     whose kind this process cannot read by itself.
     Raises: DataError when there is no such data, or it cannot be read.
     """
-    from mlops_ray.data import sources, whole
+    from mlops_ray.data.sources import shards as sources
+    from mlops_ray.data.sources import whole
 
     if project is None:
         if data == "source" or data.startswith("version:"):
@@ -74,13 +75,14 @@ def _version(project: Project, which: str) -> pa.Table:
 
 
 def _source(project: Project, declared: list[str]) -> pa.Table:
-    from mlops_ray.data import sources, whole
+    from mlops_ray.data.sources import shards as sources
+    from mlops_ray.data.sources import whole
 
     source = project.source
     if source.kind in sources.FILE_KINDS and not source.options and source.time_range is None:
         return whole.read(source, text=declared)
     from mlops_ray.cluster.on_ray import connected
-    from mlops_ray.data.on_sources import each, open_source
+    from mlops_ray.data.sources.on_ray import each, open_source
 
     with connected(project, start_local=True):
         return whole.batched(each(open_source(source, project.columns), whole.batched))

@@ -28,7 +28,7 @@ def infer(
     Of the project file, only `source:` must be there. Raises: ConfigError, DataError.
     """
     from mlops_ray.data.inference import infer, to_yaml
-    from mlops_ray.data.sources import described
+    from mlops_ray.data.sources.shards import described
 
     source = described(data, kind) if data is not None else load_source(paths, env=env)
     where = str(data or source.function or source.path)
@@ -64,7 +64,7 @@ def diff(
     Raises: ConfigError, DataError when there are no such versions or rows.
     """
     from mlops_ray.data.inference import diff as differences
-    from mlops_ray.data.sources import described
+    from mlops_ray.data.sources.shards import described
 
     project = _project(paths, env)
     if data is not None:

@@ -17,7 +17,9 @@ import ray.data
 from deltalake import DeltaTable
 
 from mlops_ray.config import Project, Split, load_project
-from mlops_ray.data import features, lake, splits
+from mlops_ray.data import lake, splits
+from mlops_ray.data.features import statistics
+from mlops_ray.data.features.transformer import bins
 from mlops_ray.data.on_ray import examine, fit_features, prepare, snapshot
 from mlops_ray.data.splits import TRAIN, VALIDATION, TimeCut
 from mlops_ray.errors import DataError, DataRefused
@@ -234,9 +236,9 @@ def test_feature_statistics_on_shards_equal_those_of_the_rows(tmp_path):
     dataset = prepare(given, now=NOW).dataset
     cut = TimeCut("at", round((START + 60 * 10) * 1e6), round((START + 60 * 150) * 1e6))
     found, first = fit_features(given, dataset, cut, (VALIDATION, TRAIN))
-    expected = features.fold(given.features, table(listed[10:150]))
+    expected = statistics.fold(given.features, table(listed[10:150]))
     assert (first.n, found.n, expected.n) == (10, 140, 140)
-    assert features.bins(given.features, found) == features.bins(given.features, expected)
+    assert bins(given.features, found) == bins(given.features, expected)
     assert found.categorical == expected.categorical
     assert found.numeric["x"].moments.mean == pytest.approx(expected.numeric["x"].moments.mean, rel=1e-9)
     with pytest.raises(DataError, match="no row for train"):
@@ -252,7 +254,7 @@ def test_feature_statistics_of_a_split_by_hash_are_those_of_its_rows(tmp_path):
     whole = lake.read(dataset)
     sides = splits.assign(cut, whole)
     for part, found in zip((TRAIN, VALIDATION), fit_features(given, dataset, cut, (TRAIN, VALIDATION)), strict=True):
-        expected = features.fold(given.features, whole.filter(pa.array(sides == part)))
+        expected = statistics.fold(given.features, whole.filter(pa.array(sides == part)))
         assert found.n == expected.n > 0
         assert found.categorical == expected.categorical
 

@@ -7,8 +7,9 @@ import pyarrow.compute as pc
 import pytest
 
 from mlops_ray.config import load_project
-from mlops_ray.data.expectations import check
-from mlops_ray.data.features import bins, fold, transformer
+from mlops_ray.data.features.statistics import fold
+from mlops_ray.data.features.transformer import bins, transformer
+from mlops_ray.data.rules.expectations import check
 from mlops_ray.demo.flights import flights, history
 from mlops_ray.demo.quickstart import samples
 from mlops_ray.errors import DataError

@@ -23,10 +23,10 @@ from typer.testing import CliRunner
 from mlops_ray.cli import app
 from mlops_ray.config import Source, load_project
 from mlops_ray.data.evidence import gather
-from mlops_ray.data.expectations import check
 from mlops_ray.data.inference import diff, infer, to_yaml
 from mlops_ray.data.on_evidence import observe
 from mlops_ray.data.on_ray import snapshot
+from mlops_ray.data.rules.expectations import check
 from mlops_ray.demo.flights import history
 from mlops_ray.errors import ConfigError, DataError
 from mlops_ray.verbs import schema as verbs

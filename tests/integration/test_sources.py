@@ -20,9 +20,9 @@ from deltalake import DeltaTable, write_deltalake
 
 from mlops_ray.config import Column, Source
 from mlops_ray.config.sources import FILE_READERS, SERVICE_READERS
-from mlops_ray.data import sources
-from mlops_ray.data.on_sources import each, open_source
 from mlops_ray.data.schema import conform
+from mlops_ray.data.sources import shards as sources
+from mlops_ray.data.sources.on_ray import each, open_source
 from mlops_ray.errors import DataError
 from tests.postgres import Postgres, postgres
 from tests.unit.data.test_sources import api

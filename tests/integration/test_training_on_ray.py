@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 
 from mlops_ray.config import Project, Split
 from mlops_ray.data import lake, splits
-from mlops_ray.data.features import to_columns, to_frame
+from mlops_ray.data.features.statistics import to_columns, to_frame
 from mlops_ray.data.lake import DatasetVersion, read
 from mlops_ray.data.on_ray import snapshot
 from mlops_ray.errors import ArtifactRefused, ConfigError, DataError

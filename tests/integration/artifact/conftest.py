@@ -12,8 +12,9 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.pipeline import Pipeline
 
 from mlops_ray.config import Features
-from mlops_ray.data import features as feature_room
 from mlops_ray.data import profile
+from mlops_ray.data.features import statistics as statistics_of
+from mlops_ray.data.features import transformer as feature_room
 from mlops_ray.data.profile import Columns
 from mlops_ray.training.model import Reference
 
@@ -29,14 +30,14 @@ class Rows:
     columns: Columns
     y: np.ndarray
     times: np.ndarray
-    statistics: feature_room.Partial
+    statistics: statistics_of.Partial
 
     def fit(self, estimator: Any = None) -> Pipeline:
         chosen = estimator
         if chosen is None:
             chosen = HistGradientBoostingClassifier(max_iter=30, early_stopping=False, random_state=0)
         fitted = feature_room.transformer(FEATURES, self.statistics)
-        matrix = fitted.transform(feature_room.to_frame(FEATURES, self.columns))
+        matrix = fitted.transform(statistics_of.to_frame(FEATURES, self.columns))
         return Pipeline([("features", fitted), ("model", chosen.fit(matrix, self.y))])
 
     @property
@@ -66,8 +67,8 @@ def make_rows(n: int = 3000, seed: int = 0) -> Rows:
             "origin": rng.choice(["EWR", "JFK"], n),
         }
     )
-    columns = feature_room.to_columns(FEATURES, table)
-    return Rows(table, columns, y, times, feature_room.fold(FEATURES, table))
+    columns = statistics_of.to_columns(FEATURES, table)
+    return Rows(table, columns, y, times, statistics_of.fold(FEATURES, table))
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,8 @@ from sklearn.pipeline import Pipeline
 
 from mlops_ray.config import Features, Project
 from mlops_ray.data import profile
-from mlops_ray.data.features import bins, fold, folds, to_columns, to_frame, training_matrix, transformer
+from mlops_ray.data.features.statistics import fold, folds, to_columns, to_frame
+from mlops_ray.data.features.transformer import bins, training_matrix, transformer
 from mlops_ray.data.schema import conform
 from mlops_ray.demo.flights import flights
 from mlops_ray.errors import ArtifactRefused

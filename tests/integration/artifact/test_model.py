@@ -25,7 +25,8 @@ from sklearn.pipeline import Pipeline
 from sklearn.tree import DecisionTreeClassifier
 
 from mlops_ray.config import Features
-from mlops_ray.data import features as feature_room
+from mlops_ray.data.features import statistics as statistics_of
+from mlops_ray.data.features import transformer as feature_room
 from mlops_ray.errors import ArtifactRefused, DataError
 from mlops_ray.training import model
 
@@ -67,7 +68,7 @@ def rewritten(folder: Path, **changes: Any) -> str:
 
 def in_both_engines(pipeline: Any, rows: Any) -> tuple[np.ndarray, np.ndarray]:
     graph = model.to_onnx(pipeline, FEATURES)
-    frame = feature_room.to_frame(FEATURES, rows.columns)
+    frame = statistics_of.to_frame(FEATURES, rows.columns)
     return model._onnx_scorer(graph, FEATURES)(rows.columns), pipeline.predict_proba(frame)[:, 1]
 
 
@@ -92,9 +93,9 @@ def test_the_graph_agrees_with_scikit_learn_on_every_row(rows: Any, estimator: A
 @pytest.mark.parametrize("kept", [("numeric",), ("categorical",)])
 def test_features_of_one_kind_suffice(tmp_path: Path, rows: Any, kept: tuple[str, ...]) -> None:
     features = Features.model_validate({k: v for k, v in FEATURES.model_dump().items() if k in kept})
-    statistics = feature_room.fold(features, rows.table)
+    statistics = statistics_of.fold(features, rows.table)
     fitted = feature_room.transformer(features, statistics)
-    matrix = fitted.transform(feature_room.to_frame(features, rows.columns))
+    matrix = fitted.transform(statistics_of.to_frame(features, rows.columns))
     pipeline = Pipeline([("features", fitted), ("model", LogisticRegression().fit(matrix, rows.y))])
     found = model.save(
         tmp_path / "a", pipeline, features=features, target="y", reference=rows.reference, holdout=rows.columns
@@ -103,7 +104,7 @@ def test_features_of_one_kind_suffice(tmp_path: Path, rows: Any, kept: tuple[str
     assert loaded.engine == "onnx"
     np.testing.assert_allclose(
         loaded.score(rows.columns),
-        pipeline.predict_proba(feature_room.to_frame(features, rows.columns))[:, 1],
+        pipeline.predict_proba(statistics_of.to_frame(features, rows.columns))[:, 1],
         atol=1e-6,
     )
 
@@ -117,7 +118,7 @@ def test_saved_and_loaded_it_scores_as_before(artifact: tuple[Path, str], rows: 
     scores = loaded.score(rows.columns)
     assert scores.dtype == np.float64
     assert scores.shape == rows.y.shape
-    frame = feature_room.to_frame(FEATURES, rows.columns)
+    frame = statistics_of.to_frame(FEATURES, rows.columns)
     np.testing.assert_allclose(scores, loaded.pipeline().predict_proba(frame)[:, 1], atol=1e-6)
     assert loaded.replay() <= 1e-7
 
@@ -135,7 +136,7 @@ def test_unseen_and_missing_categories_are_scored(artifact: tuple[Path, str], ro
     columns = {name: values[:2].copy() for name, values in rows.columns.items()}
     columns["carrier"][:] = ["Zeppelin", ""]
     loaded = model.load(*artifact)
-    expected = loaded.pipeline().predict_proba(feature_room.to_frame(FEATURES, columns))[:, 1]
+    expected = loaded.pipeline().predict_proba(statistics_of.to_frame(FEATURES, columns))[:, 1]
     np.testing.assert_allclose(loaded.score(columns), expected, atol=1e-6)
 
 
@@ -160,7 +161,7 @@ def test_where_the_graph_does_not_agree_scikit_learn_serves(
     assert loaded.engine == "sklearn"
     assert "99.9% are needed" in loaded.manifest["reason"]
     assert not (tmp_path / "a" / "model.onnx").exists()
-    frame = feature_room.to_frame(FEATURES, rows.columns)
+    frame = statistics_of.to_frame(FEATURES, rows.columns)
     np.testing.assert_array_equal(loaded.score(rows.columns), pipeline.predict_proba(frame)[:, 1])
     assert loaded.replay() == 0.0
 
@@ -175,7 +176,7 @@ def test_what_cannot_be_converted_is_served_by_scikit_learn(tmp_path: Path, rows
             assert "not a type that we load" in str(exc)  # noqa: PT017
             continue
         loaded = model.load(tmp_path / str(i), found)
-        expected = pipeline.predict_proba(feature_room.to_frame(FEATURES, rows.columns))[:, 1]
+        expected = pipeline.predict_proba(statistics_of.to_frame(FEATURES, rows.columns))[:, 1]
         assert np.mean(np.abs(loaded.score(rows.columns) - expected) <= model.PARITY_TOLERANCE) >= model.PARITY_SHARE
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 
 from mlops_ray.config import Project
-from mlops_ray.data.expectations import EXAMPLES, QUARANTINE, Report, about, broken, check
+from mlops_ray.data.rules.expectations import EXAMPLES, QUARANTINE, Report, about, broken, check
 from mlops_ray.data.schema import conform
 from mlops_ray.errors import DataError
 

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 
 from mlops_ray.config import Project
-from mlops_ray.data.expectations import Report, check
-from mlops_ray.data.facts import KEPT_VALUES, Facts, Histogram, Values, histogram
-from mlops_ray.data.findings import conclude, distance
-from mlops_ray.data.key_rules import breaks, in_holdout, key_rules, keyed
+from mlops_ray.data.rules.expectations import Report, check
+from mlops_ray.data.rules.facts import KEPT_VALUES, Facts, Histogram, Values, histogram
+from mlops_ray.data.rules.findings import conclude, distance
+from mlops_ray.data.rules.key_rules import breaks, in_holdout, key_rules, keyed
 from mlops_ray.errors import DataError
 
 EXPECTATIONS: list[dict[str, Any]] = [

@@ -14,11 +14,11 @@ import yaml
 
 from mlops_ray.config import Project
 from mlops_ray.config.expectations import AnyExpectation
-from mlops_ray.data.expectations import Report, check
-from mlops_ray.data.facts import Facts
-from mlops_ray.data.findings import Finding, conclude
-from mlops_ray.data.key_rules import breaks, in_holdout, key_rules, keyed
 from mlops_ray.data.lake import row_hashes
+from mlops_ray.data.rules.expectations import Report, check
+from mlops_ray.data.rules.facts import Facts
+from mlops_ray.data.rules.findings import Finding, conclude
+from mlops_ray.data.rules.key_rules import breaks, in_holdout, key_rules, keyed
 from mlops_ray.demo.flights import flights
 
 ROOT = Path(__file__).parents[3]

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 
 from mlops_ray.config import Project
-from mlops_ray.data.expectations import Report, check
-from mlops_ray.data.facts import Facts
-from mlops_ray.data.findings import conclude
-from mlops_ray.data.validation_report import render
+from mlops_ray.data.rules.expectations import Report, check
+from mlops_ray.data.rules.facts import Facts
+from mlops_ray.data.rules.findings import conclude
+from mlops_ray.data.rules.report import render
 
 EVIL = '<script>alert("1")</script><img src=x onerror=alert(1)>'
 NAME = 'a<b>"&'

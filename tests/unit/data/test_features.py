@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from sklearn.base import clone
 
 from mlops_ray.config import Features
-from mlops_ray.data.features import MAX_VALUES, Partial, ValueCounts, bins, fold, to_columns, to_frame, transformer
+from mlops_ray.data.features.statistics import MAX_VALUES, Partial, ValueCounts, fold, to_columns, to_frame
+from mlops_ray.data.features.transformer import bins, transformer
 from mlops_ray.data.profile import fold as fold_profile
 from mlops_ray.errors import DataError
 

@@ -17,8 +17,9 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.utils import murmurhash3_32
 
 from mlops_ray.config import Features
-from mlops_ray.data.derive import derive, murmur3
-from mlops_ray.data.features import bins, fold, to_columns, to_frame, transformer
+from mlops_ray.data.features.derive import derive, murmur3
+from mlops_ray.data.features.statistics import fold, to_columns, to_frame
+from mlops_ray.data.features.transformer import bins, transformer
 from mlops_ray.errors import DataError
 
 PARTS = ["year", "month", "day", "weekday", "hour", "minute", "dayofyear", "is_weekend"]

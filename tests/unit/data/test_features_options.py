@@ -15,17 +15,8 @@ from sklearn.compose import ColumnTransformer
 from sklearn.preprocessing import PowerTransformer, TargetEncoder
 
 from mlops_ray.config import Features
-from mlops_ray.data.features import (
-    FOLDS,
-    Partial,
-    fold,
-    folds,
-    to_columns,
-    to_frame,
-    training_matrix,
-    transformer,
-)
-from mlops_ray.data.statistics import TargetStats
+from mlops_ray.data.features.statistics import FOLDS, Partial, TargetStats, fold, folds, to_columns, to_frame
+from mlops_ray.data.features.transformer import training_matrix, transformer
 from mlops_ray.demo.flights import flights
 from mlops_ray.errors import DataError
 

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 
 from mlops_ray.config import Column, Project
 from mlops_ray.data.evidence import fold, gather
-from mlops_ray.data.expectations import check
 from mlops_ray.data.inference import Inferred, Ranges, diff, infer, padded, to_yaml
+from mlops_ray.data.rules.expectations import check
 from mlops_ray.demo.quickstart import samples
 from mlops_ray.errors import DataError
 from tests import fakes

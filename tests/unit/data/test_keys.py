@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlops_ray.data import keys
-from mlops_ray.data.keys import KeyFile, Records
+from mlops_ray.data.rules import keys
+from mlops_ray.data.rules.keys import KeyFile, Records
 
 MASK = np.uint64(2**64 - 1)
 

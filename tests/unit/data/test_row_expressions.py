@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 from mlops_ray.config.expressions import FUNCTIONS, LONGEST, parse
-from mlops_ray.data.row_expressions import ARROW, evaluate
+from mlops_ray.data.rules.row_expressions import ARROW, evaluate
 
 DTYPES = {"x": "float", "y": "float", "i": "int", "s": "string", "b": "bool", "t": "timestamp", "u": "timestamp"}
 TIMES = [

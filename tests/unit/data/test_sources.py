@@ -23,7 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlops_ray.config import Column, Paging, Source, TimeRange
-from mlops_ray.data import joins, on_http, on_sql, pages, sources, text_files
+from mlops_ray.data.sources import joins, on_http, on_sql, pages, text_files
+from mlops_ray.data.sources import shards as sources
 from mlops_ray.errors import DataError
 from tests.postgres import Postgres
 

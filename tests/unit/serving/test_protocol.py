@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 
 from mlops_ray.config import Project
-from mlops_ray.data.expectations import check
+from mlops_ray.data.rules.expectations import check
 from mlops_ray.errors import BadRequest
 from mlops_ray.serving import protocol
 from mlops_ray.serving.log import day_of

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from mlops_ray.config import Source
-from mlops_ray.data import sources, text_files
+from mlops_ray.data.sources import shards as sources
+from mlops_ray.data.sources import text_files
 from mlops_ray.errors import DataError
 
 

@@ -25,8 +25,8 @@ from deltalake.exceptions import DeltaError, DeltaProtocolError, TableNotFoundEr
 
 from mlops_ray.config import Column, Source, TimeRange
 from mlops_ray.config.sources import without_secrets
-from mlops_ray.data import text_files
 from mlops_ray.data.schema import conform
+from mlops_ray.data.sources import text_files
 from mlops_ray.errors import DataError
 
 ROWS_PER_BATCH = 131_072

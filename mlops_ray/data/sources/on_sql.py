@@ -16,7 +16,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 
 from mlops_ray.config import Source, TimeRange
 from mlops_ray.config.sources import without_secrets
-from mlops_ray.data.sources import SqlShard
+from mlops_ray.data.sources.shards import SqlShard
 from mlops_ray.errors import DataError
 
 ROWS_PER_FETCH = 50_000

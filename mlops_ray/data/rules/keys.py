@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from mlops_ray.data.sources import filesystem_of
+from mlops_ray.data.sources.shards import filesystem_of
 
 RECORD = np.dtype([("key", "<u8"), ("more", "<u4"), ("row", "<u4"), ("payload", "<u8")])
 """96 bits of the key's hash, the row's place in its shard's file, and 64 bits that the rule wants to know. Among 50

@@ -17,8 +17,8 @@ from urllib3.util import Retry, Timeout
 
 from mlops_ray.config import Source
 from mlops_ray.config.sources import without_secrets
-from mlops_ray.data import pages, text_files
-from mlops_ray.data.pages import Page
+from mlops_ray.data.sources import pages, text_files
+from mlops_ray.data.sources.pages import Page
 from mlops_ray.errors import DataError
 
 AGAIN = (408, 425, 429, 500, 502, 503, 504)

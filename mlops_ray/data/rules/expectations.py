@@ -34,9 +34,9 @@ from mlops_ray.config.expectations import (
     instant,
 )
 from mlops_ray.config.expressions import Expression, parse
-from mlops_ray.data.facts import Facts, fold, wanted_cells
-from mlops_ray.data.key_rules import UNIQUE
-from mlops_ray.data.row_expressions import evaluate, matching
+from mlops_ray.data.rules.facts import Facts, fold, wanted_cells
+from mlops_ray.data.rules.key_rules import UNIQUE
+from mlops_ray.data.rules.row_expressions import evaluate, matching
 from mlops_ray.data.schema import Mask, conform
 
 __all__ = [

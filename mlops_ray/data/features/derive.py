@@ -199,7 +199,7 @@ def _expressions(features: Features, columns: Columns) -> dict[str, npt.NDArray[
     # Imported here: a replica whose version has no expressions needs no Arrow.
     import pyarrow as pa
 
-    from mlops_ray.data.row_expressions import evaluate
+    from mlops_ray.data.rules.row_expressions import evaluate
 
     dtypes = {name: dtype for _, types in features.parsed.values() for name, dtype in types.items()}
     n = len(columns[features.inputs[0]])

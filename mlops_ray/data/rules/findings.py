@@ -46,8 +46,8 @@ from mlops_ray.config.expectations import (
     Statistic,
     Unique,
 )
-from mlops_ray.data.expectations import Report
-from mlops_ray.data.facts import ColumnFacts, Facts
+from mlops_ray.data.rules.expectations import Report
+from mlops_ray.data.rules.facts import ColumnFacts, Facts
 
 Floats = npt.NDArray[np.float64]
 

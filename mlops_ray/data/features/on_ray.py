@@ -10,10 +10,11 @@ import pyarrow as pa
 import ray
 
 from mlops_ray.config import Column, Features, Source
-from mlops_ray.data.features import Partial, fold, transformer
-from mlops_ray.data.matrix import Matrix, transformed
-from mlops_ray.data.on_sources import each, open_source
+from mlops_ray.data.features.matrix import Matrix, transformed
+from mlops_ray.data.features.statistics import Partial, fold
+from mlops_ray.data.features.transformer import transformer
 from mlops_ray.data.schema import conform
+from mlops_ray.data.sources.on_ray import each, open_source
 from mlops_ray.errors import DataError
 
 if TYPE_CHECKING:

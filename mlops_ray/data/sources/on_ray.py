@@ -26,8 +26,9 @@ from ray.data.expressions import col, lit
 
 from mlops_ray.config import Column, Source
 from mlops_ray.config.sources import FILE_READERS, without_secrets
-from mlops_ray.data import joins, sources, text_files
-from mlops_ray.data.sources import HttpShard, Shard, SqlShard, TableShard
+from mlops_ray.data.sources import joins, text_files
+from mlops_ray.data.sources import shards as sources
+from mlops_ray.data.sources.shards import HttpShard, Shard, SqlShard, TableShard
 from mlops_ray.errors import DataError
 
 T = TypeVar("T")
@@ -149,11 +150,11 @@ def _task(shared: tuple[Work[Any], tuple[str, ...] | None, tuple[Step, ...]], sh
 def _read(shard: Shard, names: tuple[str, ...] | None) -> Iterator[pa.Table]:
     # SQLAlchemy and urllib3 are loaded by those workers only that need them.
     if isinstance(shard, SqlShard):
-        from mlops_ray.data import on_sql
+        from mlops_ray.data.sources import on_sql
 
         return on_sql.tables(shard)
     if isinstance(shard, HttpShard):
-        from mlops_ray.data import on_http
+        from mlops_ray.data.sources import on_http
 
         return on_http.tables(shard.source, names)
     return sources.read(shard, names)
@@ -231,7 +232,7 @@ def _one(source: Source, columns: tuple[Column, ...] | None, also: tuple[str, ..
         n_rows = sum(shard.n_rows for shard in tables)
         return Opened(source, (f"python:{source.function}",), n_rows, (replace(part, shards=tables, dataset=dataset),))
     if source.kind == "sql" and not options:
-        from mlops_ray.data import on_sql
+        from mlops_ray.data.sources import on_sql
 
         shards = [on_sql.shard(source, names)]
     elif source.kind == "http":
@@ -270,7 +271,7 @@ def _dataset(source: Source, paths: Sequence[str], names: tuple[str, ...] | None
     """What `ray.data.read_<kind>` makes of the source's options, told what it need not read where it understands."""
     reader = getattr(ray.data, f"read_{source.kind}")
     if source.kind == "sql":
-        from mlops_ray.data import on_sql
+        from mlops_ray.data.sources import on_sql
 
         narrowed = on_sql.shard(source, names).query
         return _called(source, reader, narrowed, on_sql.connector(source), **source.options)

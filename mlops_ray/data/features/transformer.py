@@ -22,43 +22,24 @@ import numpy.typing as npt
 
 from mlops_ray.config import Features
 from mlops_ray.config.features import Categorical, Custom, Numeric, Quantiles
-from mlops_ray.data.matrix import transformed
-from mlops_ray.data.profile import Bins, Columns, Moments
-from mlops_ray.data.statistics import (
+from mlops_ray.data.features.matrix import transformed
+from mlops_ray.data.features.statistics import (
     FOLDS,
-    MAX_VALUES,
     NumericStats,
     Partial,
     TargetStats,
     ValueCounts,
     changed,
-    fold,
-    folds,
     is_changed,
     limits_of,
-    to_columns,
     to_frame,
     view,
 )
+from mlops_ray.data.profile import Bins, Columns, Moments
 from mlops_ray.errors import DataError
 
 if TYPE_CHECKING:
     from sklearn.compose import ColumnTransformer
-
-__all__ = [
-    "FOLDS",
-    "MAX_VALUES",
-    "Partial",
-    "ValueCounts",
-    "bins",
-    "categories",
-    "fold",
-    "folds",
-    "to_columns",
-    "to_frame",
-    "training_matrix",
-    "transformer",
-]
 
 N_BINS = 10
 """Bins of a profile, about equally full. Fewer hide a shift, more make small windows noisy."""

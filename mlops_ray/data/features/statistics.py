@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from mlops_ray.config import Features
 from mlops_ray.config.features import Numeric, Quantiles
-from mlops_ray.data.derive import derive, murmur3, texts_read
+from mlops_ray.data.features.derive import derive, murmur3, texts_read
 from mlops_ray.data.profile import Columns, Moments
 from mlops_ray.errors import DataError
 

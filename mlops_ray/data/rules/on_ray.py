@@ -15,15 +15,16 @@ import ray
 
 from mlops_ray.config import Project
 from mlops_ray.config.expectations import Columns
-from mlops_ray.data import facts as facts_of
-from mlops_ray.data import features, keys, lake, splits
-from mlops_ray.data.expectations import Report, check, examples, quarantined
-from mlops_ray.data.facts import Facts
-from mlops_ray.data.features import Partial
-from mlops_ray.data.key_rules import NO_LABEL, KeyRule, breaks, key_rules, keyed
-from mlops_ray.data.keys import KeyFile
+from mlops_ray.data import lake, splits
+from mlops_ray.data.features.statistics import Partial, fold
 from mlops_ray.data.lake import NO_ROWS, DataFile, RowHash
-from mlops_ray.data.on_sources import Opened, each, open_source
+from mlops_ray.data.rules import facts as facts_of
+from mlops_ray.data.rules import keys
+from mlops_ray.data.rules.expectations import Report, check, examples, quarantined
+from mlops_ray.data.rules.facts import Facts
+from mlops_ray.data.rules.key_rules import NO_LABEL, KeyRule, breaks, key_rules, keyed
+from mlops_ray.data.rules.keys import KeyFile
+from mlops_ray.data.sources.on_ray import Opened, each, open_source
 from mlops_ray.errors import DataError
 
 Rows = npt.NDArray[np.int64]
@@ -111,7 +112,7 @@ def _examine(batches: Iterator[pa.Table], project: Project, run: str) -> Part:
         records.add(checked.good, np.zeros(checked.good.num_rows, dtype=np.uint64))
         report += checked.report
         facts += checked.facts
-        partial = features.fold(project.features, checked.good, target=project.target, key=project.key)
+        partial = fold(project.features, checked.good, target=project.target, key=project.key)
         statistics = partial if statistics is None else statistics + partial
     return Part(report, facts, keys=records.write(table_uri(project), name), statistics=statistics)
 

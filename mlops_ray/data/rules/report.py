@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mlops_ray.config import Project
-from mlops_ray.data.expectations import Report
-from mlops_ray.data.facts import ColumnFacts, Facts
-from mlops_ray.data.findings import Finding
+from mlops_ray.data.rules.expectations import Report
+from mlops_ray.data.rules.facts import ColumnFacts, Facts
+from mlops_ray.data.rules.findings import Finding
 
 BARS = 40
 """Bars of a histogram: as many as can be told apart at 20 rem."""

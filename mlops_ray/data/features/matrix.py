@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlops_ray.config import Features
-from mlops_ray.data.derive import derive, texts_read
+from mlops_ray.data.features.derive import derive, texts_read
+from mlops_ray.data.features.statistics import to_columns
 from mlops_ray.data.profile import Columns
-from mlops_ray.data.statistics import to_columns
 
 if TYPE_CHECKING:
     from sklearn.compose import ColumnTransformer
