@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mlops_ray.data import lake
+from mlops_ray.data.content import row_hashes
 from mlops_ray.data.lake import DatasetVersion
 from mlops_ray.errors import DataError
 
@@ -118,7 +119,7 @@ def _spill(version: DatasetVersion, columns: Sequence[str], key: Sequence[str], 
         for batch in lake.opened(version, path).iter_batches(_BATCH, columns=list(columns)):
             table = pa.table(batch)
             records = np.empty(table.num_rows, dtype=_RECORD)
-            records["key"], records["row"] = lake.row_hashes(table.select(list(key)))[0], lake.row_hashes(table)[0]
+            records["key"], records["row"] = row_hashes(table.select(list(key)))[0], row_hashes(table)[0]
             records["file"], records["at"] = number, np.arange(at, at + len(records))
             at += len(records)
             buckets = (records["key"] >> np.uint64(32)) * np.uint64(n_buckets) >> np.uint64(32)

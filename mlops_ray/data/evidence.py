@@ -20,7 +20,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlops_ray.data import lake
+from mlops_ray.data.content import row_hashes
 from mlops_ray.data.schema import MISSING_WORDS, from_text
 from mlops_ray.errors import DataError
 
@@ -452,11 +452,11 @@ def _distinct(family: str, cells: pa.Array) -> tuple[pa.Array, Any, npt.NDArray[
 
 def _hashes(shown: pa.Array, distinct: Any) -> npt.NDArray[np.uint64]:
     """64 bits per value; a whole number has the same ones as an integer and as a float."""
-    hashes = lake.row_hashes(pa.table({"value": shown}))[0]
+    hashes = row_hashes(pa.table({"value": shown}))[0]
     if pa.types.is_floating(shown.type):
         whole = (distinct == np.floor(distinct)) & (np.abs(distinct) < 2.0**63)
         integers = pa.array(distinct[whole].astype(np.int64))
-        hashes[whole] = lake.row_hashes(pa.table({"value": integers}))[0]
+        hashes[whole] = row_hashes(pa.table({"value": integers}))[0]
     return hashes
 
 

@@ -18,9 +18,10 @@ import ray
 
 from mlops_ray.config import Column, Project
 from mlops_ray.data import lake, splits
+from mlops_ray.data.content import NO_ROWS, RowHash, row_hash
 from mlops_ray.data.features import statistics
 from mlops_ray.data.features.statistics import Partial
-from mlops_ray.data.lake import NO_ROWS, DataFile, DatasetVersion, RowHash
+from mlops_ray.data.lake import DataFile, DatasetVersion
 from mlops_ray.data.lineage import Code, is_prepared, lineage
 from mlops_ray.data.rules.expectations import QUARANTINE, Report
 from mlops_ray.data.rules.facts import Facts
@@ -173,7 +174,7 @@ def snapshot(
     rows, uncast = conform(table, columns or project.columns)
     if uncast:
         raise DataError(project.project, f"cells do not fit their columns' dtypes: {sorted(uncast)}")
-    uri, content, run = table_uri(project), lake.row_hash(rows), f"files-{uuid.uuid4().hex[:16]}"
+    uri, content, run = table_uri(project), row_hash(rows), f"files-{uuid.uuid4().hex[:16]}"
     if (known := lake.find(uri, content.hex())) is not None:
         return known
     try:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from mlops_ray.config import Split
-from mlops_ray.data.lake import row_hashes
+from mlops_ray.data.content import row_hashes
 from mlops_ray.errors import DataError
 
 TRAIN, VALIDATION, HOLDOUT = 0, 1, 2

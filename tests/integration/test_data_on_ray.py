@@ -18,6 +18,7 @@ from deltalake import DeltaTable
 
 from mlops_ray.config import Project, Split, load_project
 from mlops_ray.data import lake, splits
+from mlops_ray.data.content import row_hash
 from mlops_ray.data.features import statistics
 from mlops_ray.data.features.transformer import bins
 from mlops_ray.data.on_ray import examine, fit_features, prepare, snapshot
@@ -128,7 +129,7 @@ def test_the_same_rows_make_one_version_whatever_their_order_files_and_reader(tm
         assert again.report.n_kept == 300
         assert on_disk(tmp_path) == before, source
     read = lake.read(first.dataset)
-    assert lake.row_hash(read).hex() == first.dataset.content_hash
+    assert row_hash(read).hex() == first.dataset.content_hash
     assert sorted(read["id"].to_pylist()) == [f"k{i:05d}" for i in range(300)]
 
 
@@ -162,7 +163,7 @@ def test_of_rows_that_repeat_a_key_the_same_one_stays_in_any_order(tmp_path, cut
         assert sorted(row["key"] for row in quarantine(given)) == ["k00005", "k00006", "k00006"]
         read = lake.read(found.dataset)
         assert len(set(read["id"].to_pylist())) == 250
-        assert lake.row_hash(read).hex() == found.dataset.content_hash
+        assert row_hash(read).hex() == found.dataset.content_hash
         kept.append(found.dataset.content_hash)
     assert kept[0] == kept[1]
 

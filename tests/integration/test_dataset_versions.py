@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from mlops_ray.cli import app
 from mlops_ray.config import Project
 from mlops_ray.data import lake
-from mlops_ray.data.lake import row_hash
+from mlops_ray.data.content import row_hash
 from mlops_ray.state import Store, VersionRow
 
 HOUR_US = 3_600_000_000
@@ -94,12 +94,12 @@ def check():
     whole = list(lake.versions(uri))
     for version in whole[:4]:
         rows = lake.read(version)
-        assert lake.row_hash(rows).hex() == version.content_hash, version
+        assert row_hash(rows).hex() == version.content_hash, version
         assert lake.read_sidecar(uri, version.content_hash, "n") == str(rows.num_rows).encode(), version
         assert lake.find(uri, version.content_hash) == version
     assert [v.version for v in whole] == sorted((v.version for v in whole), reverse=True)
     if whole:
-        assert lake.row_hash(DeltaTable(uri).to_pyarrow_table()).hex() == whole[0].content_hash
+        assert row_hash(DeltaTable(uri).to_pyarrow_table()).hex() == whole[0].content_hash
     with open(uri + ".litter", "a") as file:
         file.write("".join(lake.garbage(uri, now=time.time() + 1, older_than_s=0).files))
 
@@ -107,7 +107,7 @@ def work(run):
     # Versions of two files each; every third time also a collection that keeps two versions.
     for i in range(10_000):
         tables = [pa.table({"x": [run, i, part]}) for part in (0, 1)]
-        content = sum((lake.row_hash(t) for t in tables), lake.NO_ROWS).hex()
+        content = sum((row_hash(t) for t in tables), NO_ROWS).hex()
         files = [lake.write_file(uri, f"run-{run}-{i}/{part}.parquet", t) for part, t in enumerate(tables)]
         lake.write_sidecar(uri, content, "n", b"6")
         lake.commit(uri, files, tables[0].schema, content, {"run": run})

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from mlops_ray.config import Project
 from mlops_ray.config.expectations import Covers, Monotonic, instant
-from mlops_ray.data.lake import row_hashes
+from mlops_ray.data.content import row_hashes
 from mlops_ray.data.profile import Moments
 from mlops_ray.errors import DataError
 

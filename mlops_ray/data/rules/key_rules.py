@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from mlops_ray.config import Project
 from mlops_ray.config.expectations import ConflictingLabels, DuplicateRows, Leakage, Unique
-from mlops_ray.data.lake import row_hashes
+from mlops_ray.data.content import row_hashes
 from mlops_ray.data.schema import Mask
 
 UNIQUE = "unique"
@@ -72,7 +72,7 @@ def key_rules(project: Project) -> tuple[KeyRule, ...]:
 def keyed(rule: KeyRule, good: pa.Table, content: Lanes | None = None) -> tuple[tuple[Lanes, Lanes], Lanes]:
     """Both lanes of each row's key hash, and what the rule wants to know of the row; shape (n,) each.
 
-    Args: content: first lane of the rows' content hashes (`lake.row_hashes(good)[0]`), where it is known already.
+    Args: content: first lane of the rows' content hashes (`row_hashes(good)[0]`), where it is known already.
     Of `unique` the payload is the content hash, of conflicts the label (`NO_LABEL` for none), of leakage the event time
     in microseconds since the epoch (as the bits of an int64).
     """

@@ -16,8 +16,9 @@ import ray
 from mlops_ray.config import Project
 from mlops_ray.config.expectations import Columns
 from mlops_ray.data import lake, splits
+from mlops_ray.data.content import NO_ROWS, RowHash, row_hash, row_hashes
 from mlops_ray.data.features.statistics import Partial, fold
-from mlops_ray.data.lake import NO_ROWS, DataFile, RowHash
+from mlops_ray.data.lake import DataFile
 from mlops_ray.data.rules import facts as facts_of
 from mlops_ray.data.rules import keys
 from mlops_ray.data.rules.expectations import Report, check, examples, quarantined
@@ -88,7 +89,7 @@ def _write(batches: Iterator[pa.Table], project: Project, run: str) -> Part:
     records = _Records(project)
     for batch in batches:
         checked = check(project, batch)
-        content = lake.row_hashes(checked.good)
+        content = row_hashes(checked.good)
         records.add(checked.good, content[0])
         good.write(checked.good)
         bad.write(checked.bad)
@@ -150,7 +151,7 @@ def _cut(project: Project, times: npt.ArrayLike) -> splits.Cut:
 def hash_of_bad(bad: pa.Table) -> RowHash:
     """Content hash of rows of the quarantine."""
     joined = pc.binary_join(bad["rules"], ",")
-    return lake.row_hash(bad.set_column(bad.schema.get_field_index("rules"), "rules", joined))
+    return row_hash(bad.set_column(bad.schema.get_field_index("rules"), "rules", joined))
 
 
 # Rows of different shards --------------------------------------------------------------------------------------------
@@ -286,7 +287,7 @@ def _drop(project: Project, run: str, part: Part, rules: Mapping[str, Rows]) -> 
         report=part.report + moved,
         facts=replace(facts_of.fold(project, rest.schema, rest), dtypes=part.facts.dtypes, partly=part.facts.partly),
         good=lake.write_file(table_uri(project), name, rest) if rest.num_rows else None,
-        good_hash=lake.row_hash(rest),
+        good_hash=row_hash(rest),
         bad=(*part.bad, lake.write_file(quarantine_uri(project), name, bad)),
         bad_hash=part.bad_hash + hash_of_bad(bad),
     )

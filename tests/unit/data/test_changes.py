@@ -13,7 +13,8 @@ from hypothesis import given, settings
 
 from mlops_ray.data import changes, lake
 from mlops_ray.data.changes import compare
-from mlops_ray.data.lake import DatasetVersion, row_hash
+from mlops_ray.data.content import row_hash
+from mlops_ray.data.lake import DatasetVersion
 from mlops_ray.errors import DataError
 
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from pyarrow.fs import LocalFileSystem
 
 from mlops_ray.data import lake
-from mlops_ray.data.lake import RowHash, row_hash
+from mlops_ray.data.content import NO_ROWS, RowHash, row_hash, row_hashes
 from mlops_ray.errors import DataError
 
 cells = st.tuples(
@@ -153,8 +153,8 @@ def test_hash_tells_texts_apart_whatever_their_length(texts):
 
 def test_hash_of_more_rows_than_are_hashed_together():
     table = pa.table({"x": range(20_001), "s": [f"text {i}" for i in range(20_001)]})
-    lanes = lake.row_hashes(table)
-    one_by_one = [lake.row_hashes(table.slice(i, 1)) for i in (0, 8191, 8192, 16_384, 20_000)]
+    lanes = row_hashes(table)
+    one_by_one = [row_hashes(table.slice(i, 1)) for i in (0, 8191, 8192, 16_384, 20_000)]
     for (a, b), i in zip(one_by_one, (0, 8191, 8192, 16_384, 20_000), strict=True):
         assert (lanes[0][i], lanes[1][i]) == (a[0], b[0])
     assert len(np.unique(lanes[0])) == len(np.unique(lanes[1])) == 20_001
@@ -208,7 +208,7 @@ def test_writers_that_commit_at_once_leave_whole_versions(tmp_path: Path):
         thread.join()
     assert made
     assert len({v.version for v in made}) == len(made)
-    assert all(lake.row_hash(lake.read(v)).hex() == v.content_hash for v in made)
+    assert all(row_hash(lake.read(v)).hex() == v.content_hash for v in made)
 
 
 def test_an_appended_commit_keeps_what_was_there(tmp_path: Path):
@@ -242,7 +242,7 @@ def test_a_log_that_cannot_be_read_is_named(tmp_path: Path):
 
 
 def test_a_version_without_rows_says_so(tmp_path: Path):
-    version = lake.commit(str(tmp_path), [], pa.schema({"x": pa.int64()}), lake.NO_ROWS.hex(), {})
+    version = lake.commit(str(tmp_path), [], pa.schema({"x": pa.int64()}), NO_ROWS.hex(), {})
     with pytest.raises(DataError, match="holds no rows"):
         lake.read(version)
 

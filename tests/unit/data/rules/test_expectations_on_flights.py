@@ -14,14 +14,14 @@ import yaml
 
 from mlops_ray.config import Project
 from mlops_ray.config.expectations import AnyExpectation
-from mlops_ray.data.lake import row_hashes
+from mlops_ray.data.content import row_hashes
 from mlops_ray.data.rules.expectations import Report, check
 from mlops_ray.data.rules.facts import Facts
 from mlops_ray.data.rules.findings import Finding, conclude
 from mlops_ray.data.rules.key_rules import breaks, in_holdout, key_rules, keyed
 from mlops_ray.demo.flights import flights
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 N = 3000
 """The first days of January."""
 
