@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import os
 import re
@@ -83,8 +84,13 @@ def room_of(module: str) -> str | None:
     return module.split(".")[1] if "." in module else None
 
 
-def imports_of(file: Path) -> Iterator[tuple[int, str]]:
+@functools.cache
+def imports_of(file: Path) -> tuple[tuple[int, str], ...]:
     """Line and dotted name of everything `file` imports, inside functions and type checks too."""
+    return tuple(_imports_of(file))
+
+
+def _imports_of(file: Path) -> Iterator[tuple[int, str]]:
     package = module_of(file).split(".")
     if file.name != "__init__.py":
         package = package[:-1]
