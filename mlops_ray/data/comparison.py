@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlops_ray.data import distance
+from mlops_ray.data.cells import value_of
 from mlops_ray.data.distance import Sample
 from mlops_ray.data.profile import MAX_UNSEEN, Bins, Profile, cardinality, fold
 from mlops_ray.errors import DataError
@@ -113,10 +114,15 @@ def _column(name: str, cells: pa.ChunkedArray) -> _Column:
         names = len(tally) > MANY and 2 * len(tally) > present
         return _Column(name, "text" if names else "categorical", n, n - present, tally=tally)
     if pa.types.is_temporal(kind) and not pa.types.is_duration(kind):
-        ends = pc.min_max(cells).as_py()
-        low, high = (None if v is None else v.isoformat() for v in (ends["min"], ends["max"]))
+        ends = pc.min_max(cells)
+        low, high = (_instant(value_of(ends[end])) for end in ("min", "max"))
         return _Column(name, "time", n, cells.null_count, low=low, high=high)
     return _Column(name, "other", n, cells.null_count)
+
+
+def _instant(value: Any) -> str | None:
+    """As ISO 8601 where Python knows the time, else as the text that it is."""
+    return value.isoformat() if hasattr(value, "isoformat") else value
 
 
 def _is_text(kind: pa.DataType) -> bool:

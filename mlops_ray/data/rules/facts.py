@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from mlops_ray.config import Project
 from mlops_ray.config.expectations import Covers, Monotonic, instant
+from mlops_ray.data.cells import as_python
 from mlops_ray.data.content import row_hashes
 from mlops_ray.data.profile import Moments
 from mlops_ray.errors import DataError
@@ -127,7 +128,7 @@ def _values(name: str, cells: pa.ChunkedArray) -> Values:
     distinct, counts = counted.field("values"), counted.field("counts").to_numpy()
     hashes = row_hashes(pa.table({name: distinct}))[0]
     order = np.argsort(hashes)[:KEPT_VALUES]
-    labels = [_label(value) for value in distinct.take(pa.array(order)).to_pylist()]
+    labels = [_label(value) for value in as_python(distinct.take(pa.array(order)))]
     kept = {int(h): (int(n), text) for h, n, text in zip(hashes[order], counts[order], labels, strict=True)}
     return Values(kept, len(hashes) > KEPT_VALUES)
 

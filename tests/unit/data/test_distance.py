@@ -259,6 +259,14 @@ def test_names_times_and_lists_are_described_and_not_compared() -> None:
     assert described["at"]["high"] == "1970-01-01T00:49:59"
 
 
+def test_times_beyond_the_calendar_are_described() -> None:
+    """Python's own times end with the year 9999."""
+    far = table(at=pa.array([0, 10**18, None], pa.timestamp("us", "UTC")), day=pa.array([0, 10**7, 1], pa.date32()))
+    at, day = describe(far)
+    assert (at["low"], at["high"]) == ("1970-01-01T00:00:00+00:00", f"{10**18} us after 1970")
+    assert (day["low"], day["high"]) == ("1970-01-01", f"{10**7} days after 1970")
+
+
 def test_a_description_says_what_there_is() -> None:
     rows = table(x=pa.array([1.0, 2.0, 3.0, 4.0, 5.0, None, math.inf]), c=["a", "b", "a", None, "a", "", "z"])
     x, c = describe(rows)
