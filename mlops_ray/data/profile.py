@@ -78,7 +78,8 @@ class Moments:
             return other
         n = self.n + other.n
         gap = other.mean - self.mean
-        return Moments(n, self.mean + gap * other.n / n, self.m2 + other.m2 + gap**2 * self.n * other.n / n)
+        # A product overflows to infinity, where Python's power raises.
+        return Moments(n, self.mean + gap * other.n / n, self.m2 + other.m2 + gap * gap * self.n * other.n / n)
 
     @property
     def variance(self) -> float:

@@ -165,6 +165,8 @@ class _Judge:
             return _cannot("no cells to judge")
         if isinstance(figure, str):
             return _cannot(figure)
+        if not math.isfinite(figure):
+            return _cannot("larger than a number can be")
         return _Outcome(_within(_rounded(figure), e.min, e.max), figure)
 
     def _rows(self, name: str, mostly: float, max_share: float | None = None) -> _Outcome:
@@ -279,7 +281,7 @@ def _within(figure: float, low: float | None, high: float | None) -> bool:
 
 
 def _rounded(figure: float) -> float:
-    return float(f"{figure:.{_DIGITS}g}") if math.isfinite(figure) else figure
+    return float(f"{figure:.{_DIGITS}g}")
 
 
 # Distances ------------------------------------------------------------------------------------------------------------
