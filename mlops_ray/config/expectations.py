@@ -331,8 +331,9 @@ class Covers(Expectation):
 class Distribution(Expectation):
     """Distance of the column's distribution to that of the previous dataset version.
 
-    `psi` (nats) and `js` (bits, 0 to 1) over ten bins that were equally full in the previous version, or over the
-    categories; `linf` the largest change of a share; `ks` the largest gap between the distribution functions.
+    `psi` (nats) and `js` (Jensen-Shannon distance, 0 to 1) over ten bins that were equally full in the previous version,
+    or over the categories; `linf` the largest change of a share; `ks` the largest gap between the distribution
+    functions.
     """
 
     expect: Literal["distribution"]
