@@ -109,7 +109,10 @@ def test_times_beyond_the_calendar_go_to_quarantine_like_any_other():
     assert checked.report.broken == {"at.between": 1, "at.null": 1}
     assert checked.report.examples["at.between"] == (f"k2: {FAR} us after 1970",)
     rows = [json.loads(row) for row in checked.bad["row"].to_pylist()]
-    assert [(row["at"], row["seen"]) for row in rows] == [(f"{FAR} us after 1970", [f"{FAR} us after 1970"]), (None, [None])]
+    assert [(row["at"], row["seen"]) for row in rows] == [
+        (f"{FAR} us after 1970", [f"{FAR} us after 1970"]),
+        (None, [None]),
+    ]
     found = checked.facts.columns["at"].values
     assert sorted(label for _, label in found.counts.values()) == [f"-{FAR} us after 1970", "1970-01-01 00:00:00+00:00"]
 
