@@ -87,15 +87,6 @@ class Moments:
         return self.m2 / self.n if self.n else 0.0
 
 
-def moments(values: npt.NDArray[np.floating[Any]]) -> Moments:
-    """Moments of the finite values in `values`, shape (n,), summed in float64."""
-    finite = values[np.isfinite(values)].astype(np.float64)
-    if not finite.size:
-        return Moments()
-    mean = float(finite.mean())
-    return Moments(int(finite.size), mean, float(np.square(finite - mean).sum()))
-
-
 @dataclass(frozen=True)
 class Sums:
     """Exact sums of the finite values of one numeric feature, so that they add in any order to the same.
