@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import sys
@@ -90,13 +91,25 @@ def test_a_histogram_without_rows_has_no_shares() -> None:
 # --- values ---
 
 
+def share_of_orders(statistic: float, n: int, m: int) -> float:
+    """Of all orders of `n` and `m` different values, those in which the CDFs come so far apart, counted in integers."""
+    far = round(statistic * n * m)
+    near = [[0] * (m + 1) for _ in range(n + 1)]
+    for i, j in itertools.product(range(n + 1), range(m + 1)):
+        if abs(i * m - j * n) < far:
+            near[i][j] = (near[i - 1][j] if i else 0) + (near[i][j - 1] if j else 0) if i or j else 1
+    every = math.comb(n + m, n)
+    return (every - near[n][m]) / every
+
+
 @settings(max_examples=30)
 @given(values, values)
 def test_distances_of_values_are_scipys(a: Any, b: Any) -> None:
     found = distances(Sample.of(np.append(a, np.nan)), Sample.of(b))
-    golden = stats.ks_2samp(a, b, method="exact" if max(len(a), len(b)) <= distance.EXACT_ROWS else "asymp")
+    golden = stats.ks_2samp(a, b, method="asymp")
     assert found.kolmogorov_smirnov.statistic == pytest.approx(golden.statistic, abs=1e-12)
-    assert found.kolmogorov_smirnov.p_value == pytest.approx(golden.pvalue, abs=1e-12)
+    p_value = share_of_orders(golden.statistic, len(a), len(b))
+    assert found.kolmogorov_smirnov.p_value == pytest.approx(p_value, rel=1e-9)
     assert found.wasserstein == pytest.approx(stats.wasserstein_distance(a, b), rel=1e-9, abs=1e-9)
 
 
@@ -106,8 +119,11 @@ def test_few_values_have_exact_p_values(n: int, m: int) -> None:
     rng = np.random.default_rng()
     a, b = rng.normal(size=n), rng.normal(size=m) + rng.uniform(0, 2)
     for first, second in ((a, b), (b, a)):
-        p = distances(Sample.of(first), Sample.of(second)).kolmogorov_smirnov.p_value
-        assert p == pytest.approx(stats.ks_2samp(first, second, method="exact").pvalue, rel=1e-9, abs=1e-300)
+        statistic, p = distances(Sample.of(first), Sample.of(second)).kolmogorov_smirnov
+        assert p == pytest.approx(share_of_orders(statistic, n, m), rel=1e-9)
+        # Of few values scipy's can come out above 1 by rounding, and is given up.
+        if min(n, m) > 20:
+            assert p == pytest.approx(stats.ks_2samp(first, second, method="exact").pvalue, rel=1e-9)
     if (n, m) == (1, 1):
         assert p == 1.0
 
