@@ -25,7 +25,7 @@ from mlops_ray.data.sources import shards as sources
 from mlops_ray.data.sources.on_ray import each, open_source
 from mlops_ray.errors import DataError
 from tests.postgres import Postgres, postgres
-from tests.unit.data.test_sources import api
+from tests.unit.data.sources.test_sources import api
 
 __all__ = ["api", "postgres"]
 
