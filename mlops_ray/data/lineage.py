@@ -14,6 +14,7 @@ from typing import Any
 
 from mlops_ray.config import Project
 from mlops_ray.config.sources import hidden
+from mlops_ray.data import lake
 from mlops_ray.data.lake import DatasetVersion
 
 _SHAPING = {"project", "target", "key", "event_time", "source", "columns", "validation"}
@@ -66,3 +67,11 @@ def is_prepared(lineage: Mapping[str, Any]) -> bool:
     """Whether those rows came from the project's source, and not from a retrain."""
     made_by = lineage.get("made_by")
     return isinstance(made_by, Mapping) and made_by.get("verb") == "prepare"
+
+
+def last_prepared(uri: str) -> DatasetVersion | None:
+    """The version of the table at `uri` that the last `prepare` made or found, None before the first.
+
+    It is not always the newest: a source may say again what it said before, and retrains make versions too.
+    """
+    return lake.current(uri) or next((v for v in lake.versions(uri) if is_prepared(v.lineage)), None)
