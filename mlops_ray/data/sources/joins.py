@@ -29,10 +29,10 @@ def join(
     NaN is null here, as everywhere in the data room. The order of `left` is kept, and that of `right` within a match.
     Raises: DataError for a key that is missing or of two types, and for a column that both sides have.
     """
-    for side, table in (("first", left), ("second", right)):
+    for place, side in (("first", left), ("second", right)):
         for key in keys:
-            if key not in table.column_names:
-                raise DataError(key, f"the join's key is missing in the {side} source; it has {table.column_names}")
+            if key not in side.column_names:
+                raise DataError(key, f"the join's key is missing in the {place} source; it has {side.column_names}")
     both = [name for name in left.column_names if name in right.column_names and name not in keys]
     if both:
         raise DataError("join", f"columns {both} stand in several sources; drop or rename them in all but one")

@@ -26,7 +26,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, DeltaProtocolError, TableNotFoundError
 
 from mlops_ray.config import Column, Source, TimeRange
-from mlops_ray.config.sources import without_secrets
+from mlops_ray.config.sources import hidden, without_secrets
 from mlops_ray.data.schema import conform
 from mlops_ray.data.sources import text_files
 from mlops_ray.errors import DataError
@@ -267,6 +267,8 @@ class HttpShard:
 
 
 FileShard = ParquetShard | DeltaShard | TextShard | TableShard
+FILE_SHARDS = (ParquetShard, DeltaShard, TextShard, TableShard)
+"""What `read` reads."""
 Shard = FileShard | SqlShard | HttpShard
 
 
@@ -370,6 +372,9 @@ def delta_shards(uri: str, options: Mapping[str, Any], time_range: TimeRange | N
     except DeltaProtocolError as exc:
         first = str(exc).splitlines()[0]
         raise DataError(uri, f"cannot be read: {first}; write a plain copy of it (REORG, or Spark's INSERT)") from exc
+    except (TypeError, OverflowError) as exc:
+        says = "version must be a whole number from 0, storage_options text by name"
+        raise DataError("source.options", f"{says}; got {hidden(dict(options))}") from exc
     except (DeltaError, ValueError) as exc:
         raise DataError(uri, f"cannot be read as a Delta table: {str(exc).splitlines()[0]}") from exc
     schema = dataset.schema

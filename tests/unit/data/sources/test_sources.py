@@ -189,6 +189,15 @@ def test_what_is_no_delta_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is no Delta table"):
         sources.delta_shards(str(tmp_path), {})
     write_deltalake(tmp_path, rows(3))
+    for options in (
+        {"version": "x"},
+        {"version": -1},
+        {"version": 1.5},
+        {"storage_options": "x"},
+        {"storage_options": {"password": 1}},
+    ):
+        with pytest.raises(DataError, match=r"^source.options: version must be a whole number"):
+            sources.delta_shards(str(tmp_path), options)
     with pytest.raises(DataError, match=r"cannot be read as a Delta table: .*7"):
         sources.delta_shards(str(tmp_path), {"version": 7})
     for file in tmp_path.glob("*.parquet"):
@@ -655,6 +664,10 @@ def test_another_database_gives_the_same_rows(tmp_path: Path) -> None:
     found = sources.within(whole(on_sql.tables(on_sql.shard(source, None))), source.time_range)
     assert found.to_pydict()["id"] == [2, 3, 4]
     assert found["x"].to_pylist() == ["1.0", "word", "2.0"]
+    with pytest.raises(DataError, match=f"^sqlite:///{tmp_path}/typo.db: there is no such file"):
+        on_sql.shard(sql(f"sqlite:///{tmp_path}/typo.db"), None)
+    assert not (tmp_path / "typo.db").exists()
+    assert whole(on_sql.tables(on_sql.shard(sql("sqlite://", "SELECT 1 AS a"), None))).to_pydict() == {"a": [1]}
 
 
 @pytest.mark.parametrize(
