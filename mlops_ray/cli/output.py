@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,22 @@ Kind = Annotated[
     typer.Option(help="What the files are, where their names do not say it."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+
+
+def writable(path: Path | None) -> Path | None:
+    """Callback of an option that names a file to write: says what is wrong with it before any work is done.
+
+    Raises: typer.BadParameter (exit code 2) when nothing can be written there.
+    """
+    if path is None:
+        return None
+    if path.is_dir():
+        raise typer.BadParameter(f"{path} is a directory; name a file in it")
+    if not path.parent.is_dir():
+        raise typer.BadParameter(f"there is no directory {path.parent}; make it first")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise typer.BadParameter(f"{path} may not be written; name another file")
+    return path
 
 
 def say(result: dict[str, Any], as_json: bool, line: Callable[[dict[str, Any]], str]) -> None:

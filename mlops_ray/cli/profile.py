@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mlops_ray.cli.output import AsJson, Kind, say, table_console
+from mlops_ray.cli.output import AsJson, Kind, say, table_console, writable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,7 +20,10 @@ Project = Annotated[
     list[Path] | None,
     typer.Option("--config", "-c", help="Project file (then overlays): its dtypes, and `version:3`, `source` as data."),
 ]
-Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page that needs nothing else.")]
+Html = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", callback=writable, help="Also write a page that needs nothing else."),
+]
 
 
 def profile(

@@ -331,8 +331,9 @@ class Covers(Expectation):
 class Distribution(Expectation):
     """Distance of the column's distribution to that of the previous dataset version.
 
-    `psi` (nats) and `js` (bits, 0 to 1) over ten bins that were equally full in the previous version, or over the
-    categories; `linf` the largest change of a share; `ks` the largest gap between the distribution functions.
+    `psi` (nats) and `js` (the Jensen-Shannon distance, 0 to 1) over ten bins that were equally full in the previous
+    version, or over the categories; `linf` the largest change of a share; `ks` the largest gap between the
+    distribution functions.
     """
 
     expect: Literal["distribution"]
@@ -442,10 +443,12 @@ def _values_fit(i: int, item: Mapping[str, Any], kind: str, dtype: str) -> Itera
         written = [((i, "values", j), value) for j, value in enumerate(item["values"])]
     elif kind == "between":
         written = [((i, end), item[end]) for end in ("min", "max") if item.get(end) is not None]
+    seen: list[object] = []  # what stands in the file need not be hashable
     for loc, value in written:
+        cell = value
         if dtype == "timestamp":
             try:
-                instant(value if isinstance(value, str) else value.isoformat())  # type: ignore[attr-defined]
+                cell = instant(value if isinstance(value, str) else value.isoformat())  # type: ignore[attr-defined]
             except (ValueError, AttributeError):
                 yield loc, f"{value!r} is no time; write it like '2013-01-31T08:00:00Z', in quotes"
         elif dtype == "string" and not isinstance(value, str):
@@ -454,3 +457,7 @@ def _values_fit(i: int, item: Mapping[str, Any], kind: str, dtype: str) -> Itera
             yield loc, f"the column is {dtype}, {value!r} is not; write a number"
         elif dtype == "bool" and not isinstance(value, bool):
             yield loc, f"the column is bool, {value!r} is not; write true or false"
+        if kind == "covers":
+            if cell in seen:
+                yield loc, f"{value!r} stands twice; take it out"
+            seen.append(cell)

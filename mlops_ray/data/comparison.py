@@ -7,6 +7,7 @@ values as rows, and times, are described and not compared: a name or an instant 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlops_ray.data import distance
+from mlops_ray.data.cells import value_of
 from mlops_ray.data.distance import Sample
 from mlops_ray.data.profile import MAX_UNSEEN, Bins, Profile, cardinality, fold
 from mlops_ray.errors import DataError
@@ -46,6 +48,8 @@ class _Column(NamedTuple):
     tally: dict[str, int] | None = None
     low: str | None = None
     high: str | None = None
+    distinct: int | None = None
+    """Of numbers that differ where float64 does not tell them apart; else the sample says it."""
 
 
 def describe(table: pa.Table) -> list[dict[str, Any]]:
@@ -53,7 +57,8 @@ def describe(table: pa.Table) -> list[dict[str, Any]]:
 
     Numeric: mean, standard deviation, extremes, quartiles, and a histogram with its inner `edges`. Categorical: the
     most frequent categories with their rows, and how many rows the rest has. Text: distinct values. Times: extremes.
-    `distinct` is exact for categories and text, else estimated (standard error 4.6 %).
+    `distinct` is exact for categories, text and numbers that float64 cannot tell apart (whole ones beyond 2**53), else
+    estimated (standard error 4.6 %).
     Raises: DataError when there are no rows.
     """
     columns = _columns(table, "the data")
@@ -106,21 +111,37 @@ def _column(name: str, cells: pa.ChunkedArray) -> _Column:
         kind = cells.type
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         sample = Sample.of(_numbers(cells))
-        return _Column(name, "numeric", n, sample.missing, sample)
+        distinct = None if _told_apart(cells, sample) else pc.count_distinct(cells).as_py()
+        return _Column(name, "numeric", n, sample.missing, sample, distinct=distinct)
     if pa.types.is_boolean(kind) or pa.types.is_null(kind) or _is_text(kind):
         tally = _tally(cells)
         present = sum(tally.values())
         names = len(tally) > MANY and 2 * len(tally) > present
         return _Column(name, "text" if names else "categorical", n, n - present, tally=tally)
     if pa.types.is_temporal(kind) and not pa.types.is_duration(kind):
-        ends = pc.min_max(cells).as_py()
-        low, high = (None if v is None else v.isoformat() for v in (ends["min"], ends["max"]))
+        ends = pc.min_max(cells)
+        low, high = (_instant(value_of(ends[end])) for end in ("min", "max"))
         return _Column(name, "time", n, cells.null_count, low=low, high=high)
     return _Column(name, "other", n, cells.null_count)
 
 
+def _instant(value: Any) -> str | None:
+    """As ISO 8601 where Python knows the time, else as the text that it is."""
+    if value is None or isinstance(value, str):
+        return value
+    return str(value.isoformat())
+
+
 def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _told_apart(cells: pa.ChunkedArray, sample: Sample) -> bool:
+    """Whether different cells are different float64 values."""
+    if pa.types.is_decimal(cells.type):
+        return bool(cells.type.precision <= sys.float_info.dig)
+    ends = sample.values[[0, -1]] if sample.values.size else np.zeros(1)
+    return pa.types.is_floating(cells.type) or bool(np.abs(ends).max() < 2**sys.float_info.mant_dig)
 
 
 def _numbers(cells: pa.ChunkedArray) -> npt.NDArray[np.float64]:
@@ -171,7 +192,7 @@ def _description(column: _Column, profile: Profile) -> dict[str, Any]:
         quarter, median, three = finite[at].tolist() if finite.size else [None] * 3
         reach, moments = profile.ranges[name], profile.moments[name]
         return head | {
-            "distinct": round(profile.distinct(name)),
+            "distinct": round(profile.distinct(name)) if column.distinct is None else column.distinct,
             "mean": moments.mean if moments.n else None,
             "std": _number(moments.std) if moments.n else None,
             "low": _number(reach.low),

@@ -78,21 +78,13 @@ class Moments:
             return other
         n = self.n + other.n
         gap = other.mean - self.mean
-        return Moments(n, self.mean + gap * other.n / n, self.m2 + other.m2 + gap**2 * self.n * other.n / n)
+        # A product overflows to infinity, where Python's power raises.
+        return Moments(n, self.mean + gap * other.n / n, self.m2 + other.m2 + gap * gap * self.n * other.n / n)
 
     @property
     def variance(self) -> float:
         """Population variance (divided by n, as scikit-learn's scaler does); 0 without rows."""
         return self.m2 / self.n if self.n else 0.0
-
-
-def moments(values: npt.NDArray[np.floating[Any]]) -> Moments:
-    """Moments of the finite values in `values`, shape (n,), summed in float64."""
-    finite = values[np.isfinite(values)].astype(np.float64)
-    if not finite.size:
-        return Moments()
-    mean = float(finite.mean())
-    return Moments(int(finite.size), mean, float(np.square(finite - mean).sum()))
 
 
 @dataclass(frozen=True)

@@ -154,6 +154,17 @@ def test_bad_input_is_said_in_a_sentence(tmp_path: Path, monkeypatch: pytest.Mon
         assert case
 
 
+def test_a_page_that_cannot_be_written_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for page, says in (("nope/x.html", "there is no directory nope; make it first"), (".", "is a directory")):
+        for verb in (["profile", "nowhere.parquet"], ["drift", "--reference", "nowhere", "--current", "nowhere"]):
+            result = CliRunner().invoke(app, [*verb, "--html", page])
+            assert result.exit_code == 2, result.output
+            said = re.sub(r"[\s│]+", " ", result.output)
+            assert "--html" in said
+            assert says in said
+
+
 def test_versions_of_a_project_are_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     project = load_project(QUICKSTART, env={})

@@ -64,6 +64,10 @@ def load(tmp_path: Path, *lines: str) -> list[str]:
         ("{ expect: in_set, column: x, values: [a] }", "the column is float, 'a' is not; write a number"),
         ("{ expect: in_set, column: ok, values: [1] }", "the column is bool, 1 is not; write true or false"),
         ("{ expect: covers, column: at, values: [soon] }", "'soon' is no time"),
+        ("{ expect: covers, column: id, values: [red, blue, red] }", "values.2: 'red' stands twice; take it out"),
+        ("{ expect: covers, column: x, values: [1, 1.0] }", "values.1: 1.0 stands twice"),
+        ("{ expect: covers, column: at, values: ['2013-01-01', '2013-01-01T00:00:00Z'] }", "stands twice"),
+        ("{ expect: covers, column: x, values: [[1], [2]] }", "validation.expectations.0.values.0"),
         ("{ expect: matches, column: id, pattern: '(' }", "not a regular expression"),
         (
             "{ expect: row, row: 'x > zz' }",

@@ -10,7 +10,6 @@ are made only of what broke.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +34,7 @@ from mlops_ray.config.expectations import (
     instant,
 )
 from mlops_ray.config.expressions import Expression, parse
+from mlops_ray.data.cells import as_json, as_python
 from mlops_ray.data.rules.facts import Facts, fold, wanted_cells
 from mlops_ray.data.rules.key_rules import UNIQUE
 from mlops_ray.data.rules.row_expressions import evaluate, matching
@@ -455,10 +455,15 @@ def _parsed(text: str, schema: pa.Schema) -> Expression:
 
 def quarantined(project: Project, rows: pa.Table, rules: Sequence[Sequence[str]]) -> pa.Table:
     """`rows`, shape (n, any), as they go to quarantine; `rules` are the broken ones of each."""
-    listed = rows.to_pylist()
+    listed = _listed(rows)
     keys = [None if row[project.key] is None else str(row[project.key]) for row in listed]
-    texts = [json.dumps(row, default=str, ensure_ascii=False) for row in listed]
+    texts = [as_json(row) for row in listed]
     return pa.table([keys, list(rules), texts], schema=QUARANTINE)
+
+
+def _listed(rows: pa.Table) -> list[dict[str, Any]]:
+    cells = [as_python(column) for column in rows.columns]
+    return [dict(zip(rows.column_names, row, strict=True)) for row in zip(*cells, strict=True)]
 
 
 def _columns_of_rules(project: Project) -> dict[str, tuple[str, ...]]:
@@ -498,13 +503,16 @@ def about(project: Project, columns: Sequence[Column]) -> Project:
 def examples(project: Project, rows: pa.Table, columns: str | Sequence[str]) -> tuple[str, ...]:
     """ "key: value of the column", or "key: a=1, b=2" of several, of those of `rows` that come first by that text."""
     names = [columns] if isinstance(columns, str) else list(columns)
-    keys = pc.fill_null(rows[project.key].cast(pa.string()), "None")
+    keys = rows[project.key]
+    # Times as the text says them, which is not as Arrow does.
+    texts = pa.array(map(str, as_python(keys))) if pa.types.is_temporal(keys.type) else keys.cast(pa.string())
+    keys = pc.fill_null(texts, "None")
     if rows.num_rows > EXAMPLES:
         # The text begins with the key, so that only rows with the smallest keys come into question.
         ordered = pc.binary_join_element_wise(keys, pa.scalar(""), ": ")
         first = pc.select_k_unstable(ordered, EXAMPLES, [("", "ascending")])
         rows = rows.filter(pc.less_equal(ordered, ordered.take(first.slice(EXAMPLES - 1))[0]))
-    picked = rows.select(list(dict.fromkeys([project.key, *names]))).to_pylist()
+    picked = _listed(rows.select(list(dict.fromkeys([project.key, *names]))))
     return tuple(sorted(_shorten(_text(project.key, row, names)) for row in picked)[:EXAMPLES])
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ import pyarrow.compute as pc
 
 from mlops_ray.config import Project
 from mlops_ray.config.expectations import Covers, Monotonic, instant
+from mlops_ray.data.cells import as_python
 from mlops_ray.data.content import row_hashes
 from mlops_ray.data.profile import Moments
 from mlops_ray.errors import DataError
@@ -127,7 +129,7 @@ def _values(name: str, cells: pa.ChunkedArray) -> Values:
     distinct, counts = counted.field("values"), counted.field("counts").to_numpy()
     hashes = row_hashes(pa.table({name: distinct}))[0]
     order = np.argsort(hashes)[:KEPT_VALUES]
-    labels = [_label(value) for value in distinct.take(pa.array(order)).to_pylist()]
+    labels = [_label(value) for value in as_python(distinct.take(pa.array(order)))]
     kept = {int(h): (int(n), text) for h, n, text in zip(hashes[order], counts[order], labels, strict=True)}
     return Values(kept, len(hashes) > KEPT_VALUES)
 
@@ -270,10 +272,10 @@ def _names(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 
 def _column_to_dict(column: ColumnFacts) -> dict[str, Any]:
-    body: dict[str, Any] = {"n": column.n, "n_null": column.n_null, "total": column.total}
+    body: dict[str, Any] = {"n": column.n, "n_null": column.n_null, "total": _said(column.total)}
     body |= {"low": column.low, "high": column.high}
     if column.moments is not None:
-        body["moments"] = [column.moments.n, column.moments.mean, column.moments.m2]
+        body["moments"] = [column.moments.n, _said(column.moments.mean), _said(column.moments.m2)]
     if column.histogram is not None:
         steps = np.diff(column.histogram.keys, prepend=0)
         body["histogram"] = _pack(np.concatenate([steps, column.histogram.counts]).astype("<i8").tobytes())
@@ -283,10 +285,16 @@ def _column_to_dict(column: ColumnFacts) -> dict[str, Any]:
     return body
 
 
+def _said(figure: float | int) -> float | int | str:
+    """As JSON has it, which knows no infinity: sums of the largest floats overflow."""
+    return figure if math.isfinite(figure) else str(figure)
+
+
 def _column_from_dict(body: Mapping[str, Any]) -> ColumnFacts:
     moments, histogram, values = None, None, None
     if "moments" in body:
-        moments = Moments(*body["moments"])
+        n, *figures = body["moments"]
+        moments = Moments(n, *map(float, figures))
     if "histogram" in body:
         steps, counts = np.frombuffer(_unpack(body["histogram"]), dtype="<i8").astype(np.int64).reshape(2, -1)
         histogram = Histogram(steps.cumsum(), counts)
@@ -294,6 +302,8 @@ def _column_from_dict(body: Mapping[str, Any]) -> ColumnFacts:
         more, rows = json.loads(_unpack(body["values"]))
         values = Values({key: (n, label) for key, n, label in rows}, more)
     low, high, total = body["low"], body["high"], body["total"]
+    if isinstance(total, str):
+        total = float(total)
     return ColumnFacts(body["n"], body["n_null"], low, high, total, moments, histogram, values)
 
 

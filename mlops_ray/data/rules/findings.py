@@ -46,6 +46,7 @@ from mlops_ray.config.expectations import (
     Statistic,
     Unique,
 )
+from mlops_ray.data.distance import jensen_shannon, l_infinity, psi
 from mlops_ray.data.rules.expectations import Report
 from mlops_ray.data.rules.facts import ColumnFacts, Facts
 
@@ -165,6 +166,8 @@ class _Judge:
             return _cannot("no cells to judge")
         if isinstance(figure, str):
             return _cannot(figure)
+        if not math.isfinite(figure):
+            return _cannot("larger than a number can be")
         return _Outcome(_within(_rounded(figure), e.min, e.max), figure)
 
     def _rows(self, name: str, mostly: float, max_share: float | None = None) -> _Outcome:
@@ -279,7 +282,7 @@ def _within(figure: float, low: float | None, high: float | None) -> bool:
 
 
 def _rounded(figure: float) -> float:
-    return float(f"{figure:.{_DIGITS}g}") if math.isfinite(figure) else figure
+    return float(f"{figure:.{_DIGITS}g}")
 
 
 # Distances ------------------------------------------------------------------------------------------------------------
@@ -289,9 +292,9 @@ def distance(before: ColumnFacts, after: ColumnFacts, kind: Literal["psi", "js",
     """Distance of two distributions of a column; None when the facts do not allow it.
 
     Numbers are counted in `BINS` bins that were about equally full before; texts by value. psi: population stability
-    index in nats, half a row added per bin (symmetrised Kullback-Leibler divergence, Jeffreys 1946). js: Jensen-Shannon
-    divergence in bits, in [0, 1] (Lin 1991). linf: largest change of a bin's share. ks: largest gap between the
-    distribution functions, over the bins of 0.1 % (Smirnov 1939); only of numbers.
+    index in nats. js: Jensen-Shannon distance, in [0, 1]. linf: largest change of a bin's share. All three are those of
+    `data/distance.py`, as `mlops-ray drift` has them. ks: largest gap between the distribution functions, over the bins
+    of 0.1 % (Smirnov 1939); only of numbers.
     """
     if before.histogram is not None and after.histogram is not None:
         keys = np.union1d(before.histogram.keys, after.histogram.keys)
@@ -323,27 +326,11 @@ def _counts_at(keys: npt.NDArray[np.int64], histogram: Any) -> Floats:
     return counts
 
 
-def _psi(p: Floats, q: Floats) -> float:
-    a, b = ((counts + 0.5) / (counts.sum() + 0.5 * len(counts)) for counts in (p, q))
-    return float(((a - b) * np.log(a / b)).sum())
-
-
-def _js(p: Floats, q: Floats) -> float:
-    a, b = p / p.sum(), q / q.sum()
-    middle = (a + b) / 2
-
-    def to_middle(x: Floats) -> float:
-        there = x > 0
-        return float((x[there] * np.log2(x[there] / middle[there])).sum())
-
-    return max((to_middle(a) + to_middle(b)) / 2, 0.0)
-
-
-def _linf(p: Floats, q: Floats) -> float:
-    return float(np.abs(p / p.sum() - q / q.sum()).max())
-
-
-_DISTANCES: dict[str, Callable[[Floats, Floats], float]] = {"psi": _psi, "js": _js, "linf": _linf}
+_DISTANCES: dict[str, Callable[[Floats, Floats], float]] = {
+    "psi": lambda p, q: float(psi(p, q)),
+    "js": jensen_shannon,
+    "linf": l_infinity,
+}
 
 
 # Words ----------------------------------------------------------------------------------------------------------------

@@ -227,7 +227,8 @@ def _numbers(name: str, column: ColumnFacts, before: ColumnFacts | None) -> str:
     low, high = column.histogram.quantile(0.005), column.histogram.quantile(0.995)
     if low == high:
         low, high = low - 0.5, high + 0.5
-    ends = low + (high - low) / BARS * np.arange(BARS + 1)
+    # Of the halves: the largest and the smallest float lie further apart than a number can be.
+    ends = 2 * np.linspace(low / 2, high / 2, BARS + 1)
     now = _shares_between(column, ends)
     old = _shares_between(before, ends) if before is not None and before.histogram is not None and before.n else []
     top = max([*now, *old])

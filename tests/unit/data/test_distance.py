@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -93,10 +94,22 @@ def test_a_histogram_without_rows_has_no_shares() -> None:
 @given(values, values)
 def test_distances_of_values_are_scipys(a: Any, b: Any) -> None:
     found = distances(Sample.of(np.append(a, np.nan)), Sample.of(b))
-    golden = stats.ks_2samp(a, b, method="asymp")
+    golden = stats.ks_2samp(a, b, method="exact" if max(len(a), len(b)) <= distance.EXACT_ROWS else "asymp")
     assert found.kolmogorov_smirnov.statistic == pytest.approx(golden.statistic, abs=1e-12)
     assert found.kolmogorov_smirnov.p_value == pytest.approx(golden.pvalue, abs=1e-12)
     assert found.wasserstein == pytest.approx(stats.wasserstein_distance(a, b), rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 2), (2, 2), (7, 3), (40, 25), (100, 99), (100, 1)])
+def test_few_values_have_exact_p_values(n: int, m: int) -> None:
+    """One value against another says nothing: whatever they are, the CDFs lie 1 apart."""
+    rng = np.random.default_rng()
+    a, b = rng.normal(size=n), rng.normal(size=m) + rng.uniform(0, 2)
+    for first, second in ((a, b), (b, a)):
+        p = distances(Sample.of(first), Sample.of(second)).kolmogorov_smirnov.p_value
+        assert p == pytest.approx(stats.ks_2samp(first, second, method="exact").pvalue, rel=1e-9, abs=1e-300)
+    if (n, m) == (1, 1):
+        assert p == 1.0
 
 
 @pytest.mark.parametrize("draw", ["normal", "lognormal", "standard_cauchy"])
@@ -257,6 +270,23 @@ def test_names_times_and_lists_are_described_and_not_compared() -> None:
         "x": "numeric",
     }
     assert described["at"]["high"] == "1970-01-01T00:49:59"
+
+
+def test_times_beyond_the_calendar_are_described() -> None:
+    """Python's own times end with the year 9999."""
+    far = table(at=pa.array([0, 10**18, None], pa.timestamp("us", "UTC")), day=pa.array([0, 10**7, 1], pa.date32()))
+    at, day = describe(far)
+    assert (at["low"], at["high"]) == ("1970-01-01T00:00:00+00:00", f"{10**18} us after 1970")
+    assert (day["low"], day["high"]) == ("1970-01-01", f"{10**7} days after 1970")
+
+
+def test_distinct_values_beyond_what_a_float_tells_apart() -> None:
+    ids = [2**60 + i for i in range(200)]
+    money = pa.array([Decimal(f"{2**60 + i}.{i:03}") for i in range(200)], pa.decimal128(30, 3))
+    found = describe(
+        table(id=pa.array(ids), minus=pa.array([-i for i in ids]), big=pa.array(ids, pa.uint64()), m=money)
+    )
+    assert [column["distinct"] for column in found] == [200] * 4
 
 
 def test_a_description_says_what_there_is() -> None:

@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given, settings
 
 from mlops_ray.config import Project
-from mlops_ray.data.rules.expectations import EXAMPLES, QUARANTINE, Report, about, broken, check
+from mlops_ray.config.validation import Validation
+from mlops_ray.data.rules.expectations import EXAMPLES, QUARANTINE, Report, about, broken, check, examples, quarantined
+from mlops_ray.data.rules.facts import Facts
+from mlops_ray.data.rules.findings import conclude
 from mlops_ray.data.schema import conform
 from mlops_ray.errors import DataError
 
@@ -87,6 +90,68 @@ def test_quarantine_holds_the_row_as_it_came_and_the_report_says_which():
     assert checked.report.examples == {"at.dtype": ("k2: soon",), "x.range": ("k2: -1.0",)}
     assert "x.range: 1 (for example k2: -1.0)" in str(checked.report)
     assert checked.report.bad_share == 0.5
+
+
+FAR = 10**18
+"""Microseconds after 1970: far beyond the year 9999."""
+
+
+def test_times_beyond_the_calendar_go_to_quarantine_like_any_other():
+    rules = [
+        {"expect": "between", "column": "at", "max": "2014-01-01T00:00:00Z"},
+        {"expect": "distinct_count", "column": "at", "max": 9},
+    ]
+    project = PROJECT.model_copy(update={"validation": Validation.model_validate({"expectations": rules})})
+    times = pa.array([0, FAR, -FAR, None], pa.timestamp("us", "UTC"))
+    raw = table({}, {"id": "k2"}, {"id": "k3"}, {"id": "k4"})
+    raw = raw.set_column(1, "at", times).append_column("seen", pa.array([[time] for time in times]))
+    checked = check(project, raw)
+    assert checked.report.broken == {"at.between": 1, "at.null": 1}
+    assert checked.report.examples["at.between"] == (f"k2: {FAR} us after 1970",)
+    rows = [json.loads(row) for row in checked.bad["row"].to_pylist()]
+    assert [(row["at"], row["seen"]) for row in rows] == [
+        (f"{FAR} us after 1970", [f"{FAR} us after 1970"]),
+        (None, [None]),
+    ]
+    found = checked.facts.columns["at"].values
+    assert sorted(label for _, label in found.counts.values()) == [f"-{FAR} us after 1970", "1970-01-01 00:00:00+00:00"]
+
+
+def strict(text: str) -> object:
+    """Raises: ValueError where a reader of JSON that keeps to the standard would."""
+
+    def refused(word: str) -> object:
+        raise ValueError(word)
+
+    return json.loads(text, parse_constant=refused)
+
+
+def test_quarantined_rows_are_valid_json():
+    raw = table({"x": float("nan"), "c": "z"}, {"x": 11.0}, {"x": float("inf"), "c": "z"})
+    raw = raw.append_column("parts", pa.array([None, [1.0], [1.0, float("-inf")]]))
+    rows = [strict(row) for row in check(PROJECT, raw).bad["row"].to_pylist()]
+    assert [(row["x"], row["parts"]) for row in rows] == [(None, None), (11.0, [1.0]), (None, [1.0, None])]
+
+
+@pytest.mark.parametrize("kind", ["mean", "std", "sum"])
+def test_figures_larger_than_a_number_are_not_judged(kind):
+    expectation = Validation.model_validate({"expectations": [{"expect": kind, "column": "x", "min": 1}]})
+    x = [c.model_copy(update={"max": None, "min": None}) if c.name == "x" else c for c in PROJECT.columns]
+    project = PROJECT.model_copy(update={"validation": expectation, "columns": tuple(x)})
+    facts = sum((check(project, table({"x": sign * 1.7e308}, {"x": 1.7e308})).facts for sign in (1, -1)), Facts())
+    facts += check(project, table({"x": -1.7e308}, {"x": -1.7e308})).facts
+    (finding,) = conclude(project, Report(), facts, previous=None, now=0)
+    assert (finding.passed, finding.observed) == (None, "larger than a number can be")
+    strict(json.dumps(finding.to_dict()))
+    again = Facts.from_dict(strict(json.dumps(facts.to_dict())))
+    assert json.dumps(again.to_dict()) == json.dumps(facts.to_dict())
+    assert conclude(project, Report(), again, previous=None, now=0) == (finding,)
+
+
+def test_a_key_may_be_a_time_beyond_the_calendar():
+    rows = pa.table({"id": pa.array([FAR + i for i in range(9)] + [0], pa.timestamp("us", "UTC")), "x": [1.0] * 10})
+    assert examples(PROJECT, rows, "x") == tuple(f"{FAR + i} us after 1970: 1.0" for i in range(3))
+    assert quarantined(PROJECT, rows, [["x.range"]] * 10)["key"][0].as_py() == f"{FAR} us after 1970"
 
 
 def test_no_rows_is_no_error():

@@ -222,6 +222,10 @@ def test_distances_by_hand():
     low, high = column([0.25] * 4), column([1.5] * 4)
     assert distance(low, high, "js") == pytest.approx(1.0)
     assert distance(low, high, "ks") == distance(low, high, "linf") == 1.0
+    values = np.random.default_rng(0).normal(size=2000).tolist()
+    usual, moved = column(values), column([value + 1 for value in values])
+    # The distance, as `mlops-ray drift` has it, and not the divergence, which is its square.
+    assert distance(usual, moved, "js") == pytest.approx(0.393, abs=0.02)
     # Half a row is added to both bins of both sides: shares 0.9 and 0.1.
     assert distance(low, high, "psi") == pytest.approx(2 * 0.8 * np.log(9))
 

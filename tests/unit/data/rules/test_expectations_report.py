@@ -170,3 +170,10 @@ def test_infinities_are_no_numbers_and_are_counted():
     checked = check(PROJECT, rows(["b"] * 3, [float("inf"), 1.0, float("-inf")]))
     assert checked.report.broken == {f"{NAME}.dtype": 2}
     assert checked.facts.columns[NAME].n == 1
+
+
+def test_the_largest_and_the_smallest_float_have_a_histogram():
+    project = project_with({"expect": "median", "column": NAME, "max": 2})
+    page, _ = page_of(project, rows(["a"] * 3, [-1.7e308, 1.0, 1.7e308]))
+    assert "-1.699e+308" in page
+    assert "nan" not in page
