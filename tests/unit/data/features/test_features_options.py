@@ -15,6 +15,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.preprocessing import PowerTransformer, TargetEncoder
 
 from mlops_ray.config import Features
+from mlops_ray.data.features.matrix import transformed
 from mlops_ray.data.features.statistics import FOLDS, Partial, TargetStats, fold, folds, to_columns, to_frame
 from mlops_ray.data.features.transformer import training_matrix, transformer
 from mlops_ray.demo.flights import flights
@@ -26,11 +27,12 @@ CUTS = ([], [1, 150, 150, 399])
 
 @functools.cache
 def generated(n: int = N, seed: int = 0) -> pa.Table:
-    """Nulls, infinities, rare categories, constants and a column without any value."""
+    """Nulls, infinities, numbers beyond float32, rare categories, constants and a column without any value."""
     rng = np.random.default_rng(seed)
     x = rng.lognormal(1, 1, n)
     x[rng.random(n) < 0.1] = np.nan
     x[rng.random(n) < 0.02] = np.inf
+    x[rng.random(n) < 0.02] = 1e39  # finite, but not in float32
     c = rng.choice(["a", "b", "c", "rare"], n, p=[0.5, 0.3, 0.19, 0.01]).astype(object)
     return pa.table(
         {
@@ -102,15 +104,10 @@ def own_fit(ours: ColumnTransformer, frame: Any, y: Any) -> ColumnTransformer:
         return clone(ours).fit(frame, y)
 
 
-def cleaned(features: Features, table: pa.Table) -> dict[str, Any]:
-    """The inputs as `conform` leaves them: an infinite number is none."""
-    columns = to_columns(features, table)
-    return {k: np.where(np.isinf(v), np.float32("nan"), v) if v.dtype == np.float32 else v for k, v in columns.items()}
-
-
 def compared(features: Features, table: pa.Table, *, rtol: float = 1e-9) -> ColumnTransformer:
     """Ours over several shardings and orders beside scikit-learn's; then both transform, whole and row by row."""
-    frame = to_frame(features, cleaned(features, table))
+    columns = to_columns(features, table)
+    frame = to_frame(features, columns)
     own = None
     for cuts, shuffled in itertools.product(CUTS, (False, True)):
         ours = transformer(features, statistics(features, table, cuts, shuffled=shuffled))
@@ -128,7 +125,7 @@ def compared(features: Features, table: pa.Table, *, rtol: float = 1e-9) -> Colu
     matrix = np.asarray(ours.transform(frame), dtype=float)
     np.testing.assert_allclose(matrix, np.asarray(own.transform(frame), float), rtol=max(rtol, 1e-7), atol=1e-9)
     for row in (0, 5, N - 1):
-        one = to_frame(features, {k: v[row : row + 1] for k, v in cleaned(features, table).items()})
+        one = to_frame(features, {k: v[row : row + 1] for k, v in columns.items()})
         np.testing.assert_array_equal(np.asarray(ours.transform(one), float)[0], matrix[row])
     return ours
 
@@ -252,6 +249,19 @@ def test_training_rows_are_encoded_by_the_other_folds(smooth: Any) -> None:
     other = statistics(features, table.set_column(9, "y", pa.array(y2)), [100])
     again = training_matrix(features, other, transformer(features, other), columns, fold_of)
     np.testing.assert_array_equal(again[fold_of == fold_of[3]], matrix[fold_of == fold_of[3]])
+
+
+def test_what_float32_cannot_hold_is_missing() -> None:
+    """Also where a clip would otherwise make it the upper limit, which the fit never saw."""
+    blocks = [{"columns": ["x"], "impute": "median", "indicator": True}, {"columns": ["x"], "clip": [0, 5]}]
+    features = Features.model_validate({"numeric": blocks})
+    table = pa.table({"x": [1.0, 2.0, 6.0, 1e39, -1e300, np.inf, None]})
+    columns = to_columns(features, table)
+    np.testing.assert_array_equal(np.isnan(columns["x"]), [False] * 3 + [True] * 4)
+    matrix = transformed(features, transformer(features, fold(features, table)), table)
+    assert np.isfinite(matrix).all()
+    assert matrix[:, 1].tolist() == [0.0] * 3 + [1.0] * 4
+    assert (matrix[3:] == matrix[3]).all()
 
 
 def test_target_statistics_add() -> None:
