@@ -13,7 +13,7 @@ import functools
 import importlib
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ from mlops_ray.data.profile import Bins, Columns, Moments
 from mlops_ray.errors import DataError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from sklearn.compose import ColumnTransformer
 
 N_BINS = 10
@@ -97,9 +98,11 @@ def transformer(features: Features, partial: Partial) -> ColumnTransformer:
         fitted = ColumnTransformer(parts, sparse_threshold=0).fit(frame, labels)
     for label, set_up in settle.items():
         set_up(fitted.named_transformers_[label])
+    examples = {label: frame[list(columns)] for label, _, columns in fitted.transformers_ if label != "remainder"}
     for i, custom in enumerate(features.custom_blocks):
-        _put(fitted, f"custom_{i + 1}", *_custom(custom, partial.rows[i]))
-    _measure(fitted, frame)
+        made, own, examples[f"custom_{i + 1}"] = _custom(custom, partial.rows[i])
+        _put(fitted, f"custom_{i + 1}", made, own)
+    _measure(fitted, examples)
     return fitted
 
 
@@ -118,12 +121,14 @@ def _categorical_blocks(features: Features) -> list[Categorical]:
     return [block for block in features.categorical_blocks if block.columns and block.encode != "hash"]
 
 
-def _measure(fitted: ColumnTransformer, frame: Any) -> None:
-    """Output positions as the replaced steps have them."""
+def _measure(fitted: ColumnTransformer, examples: Mapping[str, pd.DataFrame]) -> None:
+    """Output positions as the replaced steps have them; `examples` are rows that each step can transform."""
     start = 0
     positions = dict(fitted.output_indices_)
-    for name, step, columns in fitted.transformers_:
-        width = np.asarray(step.transform(frame[columns])).shape[1]
+    for name, step, _ in fitted.transformers_:
+        if name == "remainder":
+            continue
+        width = np.asarray(step.transform(examples[name])).shape[1]
         positions[name] = slice(start, start + width)
         start += width
     fitted.output_indices_ = positions
@@ -522,9 +527,11 @@ def training_matrix(
 # Custom ---------------------------------------------------------------------------------------------------------------
 
 
-def _custom(block: Custom, blocks: Sequence[npt.NDArray[Any]]) -> tuple[Any, Any]:
-    """The block's transformer, unfitted and fitted on all rows: in an order that does not hang on the shards'."""
+def _custom(block: Custom, blocks: Sequence[npt.NDArray[Any]]) -> tuple[Any, Any, pd.DataFrame]:
+    """The block's transformer, unfitted and fitted on all rows: in an order that does not hang on the shards'; and one
+    of these rows, for no made-up one need be in its domain."""
     import pandas as pd
+    from scipy import sparse
     from sklearn.base import clone
 
     module, name = re.split(r"[.:](?=\w+$)", block.transformer)
@@ -539,7 +546,16 @@ def _custom(block: Custom, blocks: Sequence[npt.NDArray[Any]]) -> tuple[Any, Any
         fitted = clone(made).fit(pd.DataFrame(rows, columns=list(block.columns)))
     except Exception as exc:
         raise DataError(where, f"cannot be fitted: {type(exc).__name__}: {exc}") from exc
-    return made, fitted
+    example = pd.DataFrame(rows[:1], columns=list(block.columns))
+    try:
+        answer = fitted.transform(example)
+    except Exception as exc:
+        raise DataError(where, f"cannot transform a row that it was fitted on: {type(exc).__name__}: {exc}") from exc
+    if sparse.issparse(answer):
+        raise DataError(where, "gives a sparse matrix; set its params to give a dense one (often sparse_output: false)")
+    if np.ndim(answer) != 2 or len(answer) != 1:
+        raise DataError(where, f"makes shape {np.shape(answer)} of one row; it must be (1, outputs)")
+    return made, fitted, example
 
 
 def _put(transformer: ColumnTransformer, label: str, made: Any, fitted: Any) -> None:
