@@ -4,7 +4,7 @@ What it holds equals scikit-learn's own fit on the same rows (`to_frame(features
 counts, categories, lowest and highest values and target encodings exactly; means and variances to 1e-9; what comes from
 quantiles, and the power scale, exactly where a feature has at most `MAX_VALUES` distinct values, else within
 `ValueCounts.rank_error`. Steps are scikit-learn's own classes, so that any MLflow user can load a version; what has no
-such class is derived before it (`derive.py`).
+such class is derived before it (`derive.py`). One encoding differs on purpose, see `known_categories`.
 """
 
 from __future__ import annotations
@@ -111,7 +111,11 @@ def _numeric_parts(features: Features) -> list[tuple[str, Numeric]]:
     parts = []
     for label, block in features.numeric_parts:
         if isinstance(block.clip, Quantiles) and len(block.columns) > 1:
-            parts += [(f"{label}_{name}", block.model_copy(update={"columns": (name,)})) for name in block.columns]
+            # Numbers after a dot, for a column may be called as another block's label ends: "2", or "missing".
+            parts += [
+                (f"{label}.{i + 1}", block.model_copy(update={"columns": (name,)}))
+                for i, name in enumerate(block.columns)
+            ]
         else:
             parts.append((label, block))
     return parts
@@ -141,7 +145,8 @@ def _measure(fitted: ColumnTransformer, examples: Mapping[str, pd.DataFrame]) ->
 class _Facts:
     """One column as the last step of its block sees it: clipped, logarithm taken, and filled.
 
-    `values` float64, rising, with `counts`; `moments`; `n` rows that are not missing now; `fill` or None."""
+    `values` float64, rising, with `counts`; `moments`; `n` rows, missing or not, as scikit-learn counts them; `fill` or
+    None."""
 
     name: str
     values: Floats
@@ -188,7 +193,8 @@ def _facts(block: Numeric, name: str, partial: Partial) -> _Facts:
     values, counts = stats.values.middle, stats.values.counts
     if values.size:  # the ends of the outermost buckets are known
         values = np.concatenate([[stats.low], values[1:-1], [stats.high]]) if values.size > 1 else values
-    raw = _Facts(name, values, counts, stats.moments, int(counts.sum()), None, None)
+    n = stats.moments.n + stats.missing
+    raw = _Facts(name, values, counts, stats.moments, n, None, None)
     if isinstance(block.clip, Quantiles) and values.size:
         low, high = raw.quantiles(block.clip.quantiles).tolist()
         limits = (low, high)
@@ -209,7 +215,7 @@ def _facts(block: Numeric, name: str, partial: Partial) -> _Facts:
         place = int(np.searchsorted(values, fill))
         values, counts = np.insert(values, place, fill), np.insert(counts, place, stats.missing)
         moments += Moments(stats.missing, fill, 0.0)
-    return _Facts(name, values, counts, moments, int(counts.sum()), fill, limits)
+    return _Facts(name, values, counts, moments, n, fill, limits)
 
 
 def _fill(
@@ -344,11 +350,11 @@ def _set_min_max(scaler: Any, facts: Sequence[_Facts]) -> None:
     scaler.data_range_ = scaler.data_max_ - scaler.data_min_
     scaler.scale_ = 1.0 / _without_zeros(scaler.data_range_)
     scaler.min_ = 0.0 - scaler.data_min_ * scaler.scale_
-    scaler.n_samples_seen_ = max(each.n for each in facts)
+    scaler.n_samples_seen_ = facts[0].n
 
 
 def _set_quantile(scaler: Any, facts: Sequence[_Facts]) -> None:
-    scaler.n_quantiles_ = max(1, min(N_QUANTILES, max(each.n for each in facts)))
+    scaler.n_quantiles_ = min(N_QUANTILES, facts[0].n)
     scaler.references_ = np.linspace(0, 1, scaler.n_quantiles_, endpoint=True)
     shares = scaler.references_ * 100 / 100  # scikit-learn asks for percentiles; the rounding is its own
     found = np.stack([each.quantiles(shares) for each in facts], axis=1)
@@ -358,7 +364,13 @@ def _set_quantile(scaler: Any, facts: Sequence[_Facts]) -> None:
 def _set_power(scaler: Any, facts: Sequence[_Facts]) -> None:
     from scipy import stats
 
-    scaler.lambdas_ = np.array([1.0 if _is_constant(f.moments) else yeo_johnson(f.values, f.counts) for f in facts])
+    lambdas = []
+    for each in facts:
+        try:
+            lambdas.append(1.0 if _is_constant(each.moments) else yeo_johnson(each.values, each.counts))
+        except ValueError as exc:
+            raise DataError(each.name, f"`scale: power`: {exc}; give it another scale") from exc
+    scaler.lambdas_ = np.array(lambdas)
     moments = [
         _counted_moments(stats.yeojohnson(each.values, power), each.counts)
         for each, power in zip(facts, scaler.lambdas_.tolist(), strict=True)
@@ -369,7 +381,9 @@ def _set_power(scaler: Any, facts: Sequence[_Facts]) -> None:
 def yeo_johnson(values: Floats, counts: npt.NDArray[np.int64]) -> float:
     """The power that makes `values`, each standing for `counts` rows, most like a normal distribution.
 
-    Maximises the log-likelihood by Brent's method, as SciPy does on single rows. Source: Yeo and Johnson 2000."""
+    Maximises the log-likelihood by Brent's method, as SciPy does on single rows. Source: Yeo and Johnson 2000.
+    Raises: ValueError when there is no such power, for values that vary by less than float64 can square, say.
+    """
     from scipy import optimize, stats
 
     n = counts.sum()
@@ -382,7 +396,10 @@ def yeo_johnson(values: Floats, counts: npt.NDArray[np.int64]) -> float:
             return float("inf")
         return float(n / 2 * np.log(spread) - (power - 1) * slope)
 
-    return float(optimize.brent(loss, brack=(-2, 2), tol=1.48e-08))
+    try:
+        return float(optimize.brent(loss, brack=(-2, 2), tol=1.48e-08))
+    except RuntimeError as exc:  # the search found no bracket
+        raise ValueError("no power makes its values more normal") from exc
 
 
 def _set_bins(binner: Any, facts: Sequence[_Facts]) -> None:
@@ -398,6 +415,12 @@ def _set_bins(binner: Any, facts: Sequence[_Facts]) -> None:
         else:
             found = each.stepped(shares)
             edges[i] = found[np.ediff1d(found, to_begin=np.inf) > 1e-8]  # scikit-learn's own bound of a bin's width
+            if len(edges[i]) < 2:
+                raise DataError(
+                    each.name,
+                    "its values are within 1e-8 of each other, too close for bins at quantiles; give it bins of "
+                    "`strategy: uniform`, or multiply it in an expression",
+                )
     binner.bin_edges_ = edges
     binner.n_bins_ = np.array([len(each) - 1 for each in edges])
     if binner.encode == "onehot-dense":
@@ -424,6 +447,9 @@ def categories(features: Features, partial: Partial) -> dict[str, tuple[str, ...
 
 def known_categories(block: Categorical, name: str, partial: Partial) -> tuple[str, ...]:
     """The categories with enough rows, sorted; for a target encoding "" (missing) may be one.
+
+    Rows of any other category count in no encoding but in the target's mean. scikit-learn's TargetEncoder, given the
+    same list, counts them in its first category, whose encoding would then be of rows that it never stands for.
 
     Raises: DataError when there are none."""
     counts = dict(partial.categorical[name])
