@@ -381,3 +381,14 @@ def test_a_delta_table_that_changes_meanwhile_is_read_as_it_was(tmp_path: Path) 
     opened = open_source(Source(kind="delta", path=str(tmp_path)), COLUMNS)
     DeltaTable(tmp_path).delete("id > 3")
     assert sum(t.num_rows for ts in each(opened, gathered) for t in ts) == 10
+
+
+def stumbling(batches: Iterator[pa.Table]) -> int:
+    return sum(len(batch["no such column"]) for batch in batches)
+
+
+def test_a_fault_of_the_work_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": [1, 2]}), tmp_path / "a.parquet")
+    opened = open_source(Source(kind="parquet", path=str(tmp_path / "a.parquet")), None)
+    with pytest.raises(KeyError, match="no such column"):
+        list(each(opened, stumbling))

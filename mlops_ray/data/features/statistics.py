@@ -384,8 +384,8 @@ def _numbers(cells: pa.ChunkedArray) -> npt.NDArray[np.float32]:
 def to_columns(features: Features, table: pa.Table, names: Iterable[str] | None = None) -> dict[str, npt.NDArray[Any]]:
     """The batch of inputs that models and profiles take (or of those called `names`), shape (n,) each.
 
-    Numbers float32 with NaN for missing or beyond float32 (3.4e38), strings as objects with "" for missing, times float64 seconds since the epoch
-    with NaN for missing.
+    Numbers float32 with NaN for missing or beyond float32 (3.4e38), strings as objects with "" for missing, times
+    float64 seconds since the epoch with NaN for missing.
     Raises: DataError when `table` lacks an input.
     """
     wanted = features.inputs if names is None else tuple(names)

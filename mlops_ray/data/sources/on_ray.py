@@ -118,6 +118,10 @@ def each(opened: Opened, work: Work[T]) -> Iterator[T]:
                 if isinstance(result, DataError):
                     raise _scrubbed(result, opened.source)
                 yield result
+        except ray.exceptions.RayTaskError as exc:
+            if part.dataset is None and isinstance(exc.cause, Exception):
+                raise exc.cause from exc  # a shard's reader complains by DataError: this is a fault of `work`
+            raise _as_data_error(exc, opened.source, part.kind, part.where) from exc
         except (ray.exceptions.RayError, OSError) as exc:
             raise _as_data_error(exc, opened.source, part.kind, part.where) from exc
 
@@ -147,7 +151,7 @@ def _over_shards(part: Part, work: Work[T]) -> Iterator[T | DataError]:
 @ray.remote
 def _task(shared: tuple[Work[Any], tuple[str, ...] | None, tuple[Step, ...]], shard: Shard) -> Any:
     work, names, steps = shared
-    result = _value(work, _stepped(_read(shard, names), steps), shard.where)
+    result = _value(work, _stepped(_readable(_read(shard, names), shard.where), steps), shard.where)
     if isinstance(result, DataError) and isinstance(shard, FILE_SHARDS) and result.subject in (names or ()):
         return _of_whole_file(result, work, steps, shard)
     return result
@@ -190,6 +194,17 @@ def _over_dataset(part: Part, dataset: ray.data.Dataset, work: Work[T]) -> Itera
 def _over_block(work: Work[T], steps: tuple[Step, ...], where: str, block: pa.Table) -> pa.Table:
     result = _value(work, _stepped(iter([block]), steps), where)
     return pa.table({"result": pa.array([pickle.dumps(result)], pa.binary())})
+
+
+def _readable(batches: Iterator[pa.Table], where: str) -> Iterator[pa.Table]:
+    """`batches`; whatever a reader raises is a DataError, so that what is left are mistakes of whoever uses the rows."""
+    try:
+        yield from batches
+    except DataError:
+        raise
+    except Exception as exc:  # readers and their clients raise errors of their own
+        first = (str(exc).splitlines() or [""])[0]
+        raise DataError(where, f"cannot be read: {type(exc).__name__}: {first}") from exc
 
 
 def _stepped(batches: Iterator[pa.Table], steps: tuple[Step, ...]) -> Iterator[pa.Table]:

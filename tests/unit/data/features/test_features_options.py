@@ -305,7 +305,10 @@ def test_an_excluded_category_changes_no_others_encoding(least: dict[str, Any]) 
 
 def test_columns_may_be_called_as_labels_end() -> None:
     clip = {"quantiles": [0.05, 0.9]}
-    blocks = [{"columns": ["2", "missing"], "clip": clip, "indicator": True}, {"columns": ["x", "z"], "indicator": True}]
+    blocks = [
+        {"columns": ["2", "missing"], "clip": clip, "indicator": True},
+        {"columns": ["x", "z"], "indicator": True},
+    ]
     features = Features.model_validate({"numeric": blocks})
     table = generated().rename_columns(
         [{"n": "2", "one": "missing"}.get(name, name) for name in generated().column_names]
@@ -352,7 +355,7 @@ def test_says_what_cannot_be_fitted() -> None:
     with pytest.raises(DataError, match="none: has no value to fit `scale: robust`"):
         fit({"columns": ["none"], "scale": "robust", "impute": "none"}, generated())
     tiny = pa.table({"x": np.random.default_rng(0).uniform(0, 1e-9, 500)})
-    with pytest.raises(DataError, match="x: its values are within 1e-8 of each other, .* `strategy: uniform`"):
+    with pytest.raises(DataError, match=r"x: its values are within 1e-8 of each other, .* `strategy: uniform`"):
         fit({"columns": ["x"], "bins": {"n": 4}}, tiny)
     fit({"columns": ["x"], "bins": {"n": 4, "strategy": "uniform"}}, tiny)
     denormal = pa.table({"x": np.random.default_rng(0).uniform(0, 1e-40, 500)})
