@@ -7,6 +7,8 @@ way out.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class MlopsRayError(Exception):
     """Base of every error this package raises on purpose; `exit_code` is what the command returns for it."""
@@ -41,18 +43,17 @@ class DataError(MlopsRayError):
 
 
 class DataRefused(DataError):
-    """Validation ended the run: `reasons` says why, `report` what was found, `page` where the report lies."""
+    """Validation ended the run: `reasons` says why, `report` (JSON) and `text` what was found, `page` where it lies."""
 
     exit_code = 3
 
-    def __init__(self, subject: str, reasons: tuple[str, ...], report: str, page: str) -> None:
-        MlopsRayError.__init__(self, subject, reasons, report, page)
+    def __init__(self, subject: str, reasons: tuple[str, ...], text: str, report: dict[str, Any], page: str) -> None:
+        MlopsRayError.__init__(self, subject, reasons, text, report, page)
         self.subject, self.detail = subject, "; ".join(reasons)
-        self.reasons, self.report, self.page = reasons, report, page
+        self.reasons, self.text, self.report, self.page = reasons, text, report, page
 
     def __str__(self) -> str:
-        lines = (f"{self.subject}: {self.detail}", self.report, f"bad rows are in quarantine; the report: {self.page}")
-        return "\n  ".join(lines)
+        return "\n  ".join((f"{self.subject}: {self.detail}", self.text, f"the report lies at {self.page}"))
 
 
 class GateRejected(MlopsRayError):

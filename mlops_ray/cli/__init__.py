@@ -19,7 +19,7 @@ from mlops_ray.cli import data
 from mlops_ray.cli.output import AsJson, Config, day, progress, say, table_console
 from mlops_ray.cli.profile import drift, profile
 from mlops_ray.cli.schema import schema_app
-from mlops_ray.errors import MlopsRayError
+from mlops_ray.errors import DataRefused, MlopsRayError
 
 app = typer.Typer(
     name="mlops-ray",
@@ -86,8 +86,13 @@ def prepare(
     """
     from mlops_ray import verbs
 
-    with progress(as_json) as on_progress:
-        result = verbs.prepare(config, os.environ, on_progress, dry_run=dry_run, page=html)
+    try:
+        with progress(as_json) as on_progress:
+            result = verbs.prepare(config, os.environ, on_progress, dry_run=dry_run, page=html)
+    except DataRefused as exc:
+        if as_json:
+            say({"dataset": None, "report": exc.report, "refused": list(exc.reasons), "page": exc.page}, True, str)
+        raise
     say(result, as_json, _prepared)
     if result["refused"]:
         raise typer.Exit(3)

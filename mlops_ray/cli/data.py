@@ -39,7 +39,10 @@ def _instant(text: str) -> float:
 
 @app.command("list")
 def list_versions(config: Config, as_json: AsJson = False) -> None:
-    """Every dataset version that stands, newest first: rows, size, content, origin, and the models trained on it."""
+    """Every dataset version that stands, newest first: rows, size, content, origin, and the models trained on it.
+
+    A star marks what the source said last: training takes that one.
+    """
     from mlops_ray.verbs import data
 
     result = data.list_versions(config, os.environ)
@@ -96,7 +99,7 @@ def gc(
 ) -> None:
     """Remove files that killed runs left behind and, when asked, old versions.
 
-    A version that a registered model was trained on stays, so does the newest, and the newest of the project's source.
+    A version that a registered model was trained on stays, so does the newest, and what the source said last.
     A removed version says so when it is read.
     """
     from mlops_ray.verbs import data
@@ -115,7 +118,7 @@ def _table(versions: list[dict[str, Any]]) -> RenderableType:
         table.add_column(name, justify="right" if name in ("version", "rows", "size") else "left")
     for found in versions:
         table.add_row(
-            str(found["version"]),
+            f"{'* ' if found['current'] else ''}{found['version']}",
             day(found["committed"]),
             f"{found['rows']:,}",
             _size(found["bytes"]),

@@ -129,6 +129,8 @@ def parse(text: str, names: Mapping[str, str]) -> Expression:
     """
     if len(text) > LONGEST:
         raise ValueError(f"the expression has {len(text)} characters, {LONGEST} are allowed; split it in two")
+    if "\0" in text:  # Python's own parser has no position for it
+        raise ValueError(f"not an expression: a null character at position {text.index(chr(0)) + 1}; remove it")
     line = re.sub(r"[\r\n\t]", " ", text)
     indent = len(line) - len(line.lstrip())
     try:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Annotated, Any, Literal
-from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, unquote_plus, urlsplit
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -35,9 +37,36 @@ _FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "join": (("sources", "keys"), ("how", "max_join_mb")),
 }
 """Per kind: the fields that it needs, and those that it takes besides; every kind takes `time_range`."""
-_SECRET_NAME = re.compile(r"pass|pwd|secret|token|key|credential|auth|signature|sas|account|dsn|conn", re.IGNORECASE)
-_PASSWORD = re.compile(r"(?i)\b(password|passwd|pwd|secret|token|sig|signature|\w*key)=([^&\s'\"]+)")
 HIDDEN = "***"
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_SECRET_ENDS = (
+    *(
+        "password",
+        "passwords",
+        "passwd",
+        "passphrase",
+        "secret",
+        "secrets",
+        "token",
+        "apikey",
+        "accesskey",
+        "secretkey",
+    ),
+    *("credential", "credentials", "authorization", "signature"),
+)
+"""Ends of words (`pgpassword`, `authToken`) that make a name a secret's, wherever in the name the word stands."""
+_SECRET_LAST = ("pass", "pwd", "auth", "sig", "sas")
+"""Words that do only at the end: `db_pass`, but not `pass_rate`."""
+_KEYS_OF = (
+    *("api", "access", "account", "private", "secret", "storage", "shared", "master", "encryption", "signing", "ssh"),
+    *("subscription", "service"),
+)
+"""Whose key is a secret; that of a sort, a join or a shard is none."""
+_NAME = re.compile(r"([A-Za-z][\w.-]*)\s*=\s*")
+_VALUE = re.compile(r"'(?:[^'\\]|\\.|'')*'|\"(?:[^\"\\]|\\.)*\"|\{[^}]*\}|[^\s&;'\"]+")
+_USER = re.compile(r"(?<=://)(?:[^/?#\s]*|[^:/?#\s@]*:(?!\d+[/?#])[^@\s]*)@")
+"""User and password of an address; a password with an unencoded slash in it is one too, for SQLAlchemy takes it."""
 
 
 class TimeRange(Config):
@@ -168,18 +197,13 @@ class Source(Config):
     def public(self) -> dict[str, Any]:
         """JSON-friendly description without secrets and defaults, for lineage.
 
-        Values of headers, and of options and parameters whose name sounds like a secret, are left out; addresses lose
-        user, password and query.
+        Values of headers are left out, and of options and parameters whose name is a secret's; addresses lose user,
+        password and the values of such parameters. What else stands in a query is kept: it decides which rows come.
         """
         body: dict[str, Any] = self.model_dump(mode="json", exclude_defaults=True, exclude={"sources"})
-        if "url" in body:
-            body["url"] = without_secrets(body["url"])
-        if "path" in body:
-            shown = [without_secrets(path) for path in self.paths]
-            body["path"] = shown[0] if isinstance(self.path, str) else shown
-        for field in ("options", "params"):
+        for field in ("url", "path", "query", "options", "params"):
             if field in body:
-                body[field] = _hide(body[field])
+                body[field] = hidden(body[field], of_query=field == "params")
         if "headers" in body:
             body["headers"] = dict.fromkeys(body["headers"], HIDDEN)
         if self.sources:
@@ -190,9 +214,9 @@ class Source(Config):
     def secrets(self) -> frozenset[str]:
         """Texts that no message may hold: what `public` hides."""
         found = {*self.headers.values(), *(word for value in self.headers.values() for word in value.split())}
-        found |= _hidden_in(self.options) | _hidden_in(self.params)
+        found |= _secrets_in(self.options) | _secrets_in(self.params, of_query=True)
         for address in (*self.paths, *([self.url] if self.url else [])):
-            within = _secrets_of(address)
+            within = _secrets_in(address)
             found |= {address, *within} if within else set()
         found |= {secret for source in self.sources for secret in source.secrets}
         return frozenset(text for text in found if len(text) > 3)
@@ -201,42 +225,78 @@ class Source(Config):
         """`text` without this source's secrets, for what drivers and servers complain."""
         for secret in sorted(self.secrets, key=len, reverse=True):
             text = text.replace(secret, HIDDEN)
-        return _PASSWORD.sub(rf"\1={HIDDEN}", text)
+        return str(hidden(text))
 
 
 def without_secrets(address: str) -> str:
     """A path as it is; an address without user, password, query and fragment."""
     if "://" not in address:
         return address
-    parts = urlsplit(address)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    # By hand: `urlsplit` refuses some addresses, and forgets slashes of sqlite:////place.
+    return re.split(r"[?#]", _USER.sub("", address), maxsplit=1)[0]
 
 
-def _secrets_of(address: str) -> set[str]:
-    """Password and secret parameters of an address, as written and as servers repeat them."""
-    if "://" not in address:
+def is_secret(name: str) -> bool:
+    """Whether a field or parameter of that name holds a secret: `db_password`, `X-Amz-Signature`, `apiKey`.
+
+    Whole words decide, so `author`, `sort_key` and `max_tokens` hold none.
+    """
+    words = [word.lower() for word in _WORD.findall(name)]
+    return (
+        any(word.endswith(_SECRET_ENDS) for word in words)
+        or words[-1:] in [[word] for word in _SECRET_LAST]
+        or any(of in _KEYS_OF and word in ("key", "keys") for of, word in pairwise(words))
+    )
+
+
+def hidden(value: Any, *, of_query: bool = False) -> Any:
+    """`value` (JSON) without its secrets: passwords in addresses and connection strings, and fields named like one.
+
+    Args: of_query: the fields of `value` are parameters of an address, where a bare `key` is a secret too.
+
+    >>> hidden({"url": "postgresql://me:geheim@db/x", "api_key": "k", "dsn": "host=db password='ge heim'"})
+    {'url': 'postgresql://***@db/x', 'api_key': '***', 'dsn': 'host=db password=***'}
+    """
+    if isinstance(value, Mapping):
+        secret = {k for k, v in value.items() if v is not None and _holds_secret(str(k), of_query)}
+        return {k: HIDDEN if k in secret else hidden(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [hidden(item) for item in value]
+    return _hidden_text(value) if isinstance(value, str) else value
+
+
+def _hidden_text(text: str) -> str:
+    text = _USER.sub(f"{HIDDEN}@", text)
+    for start, end in reversed(_secret_spans(text)):
+        text = text[:start] + HIDDEN + text[end:]
+    return text
+
+
+def _holds_secret(name: str, of_query: bool) -> bool:
+    return is_secret(name) or (of_query and name.lower() == "key")
+
+
+def _secret_spans(text: str) -> list[tuple[int, int]]:
+    """Where in `text` the values of `name=value` stand whose name is a secret's."""
+    spans: list[tuple[int, int]] = []
+    for found in _NAME.finditer(text):
+        value = _VALUE.match(text, found.end())
+        of_query = text[max(0, found.start() - 1) : found.start()] in ("?", "&")
+        inside = spans and found.start() < spans[-1][1]
+        if value is not None and not inside and _holds_secret(found[1], of_query):
+            spans.append(value.span())
+    return spans
+
+
+def _secrets_in(value: Any, *, of_query: bool = False) -> set[str]:
+    """What `hidden` hides, as it is written and as servers repeat it."""
+    if isinstance(value, Mapping):
+        named = {str(v) for k, v in value.items() if v is not None and _holds_secret(str(k), of_query)}
+        return named.union(*(_secrets_in(v) for v in value.values()))
+    if isinstance(value, list | tuple):
+        return {text for item in value for text in _secrets_in(item)}
+    if not isinstance(value, str):
         return set()
-    parts = urlsplit(address)
-    found = {value for name, value in parse_qsl(parts.query) if _SECRET_NAME.search(name)}
-    if parts.password:
-        found |= {parts.password, unquote(parts.password)}
-    return found
-
-
-def _hide(value: Any, name: str = "") -> Any:
-    if isinstance(value, dict):
-        return {k: _hide(v, str(k)) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_hide(v, name) for v in value]
-    if name and _SECRET_NAME.search(name) and value is not None:
-        return HIDDEN
-    return without_secrets(value) if isinstance(value, str) else value
-
-
-def _hidden_in(value: Any, name: str = "") -> set[str]:
-    if isinstance(value, dict):
-        return {text for k, v in value.items() for text in _hidden_in(v, str(k))}
-    if isinstance(value, list | tuple):
-        return {text for v in value for text in _hidden_in(v, name)}
-    found = _secrets_of(value) if isinstance(value, str) else set()
-    return found | {str(value)} if name and _SECRET_NAME.search(name) and value is not None else found
+    users = [found[0][:-1].partition(":")[2] for found in _USER.finditer(value)]
+    found = {*users, *(value[start:end].strip("'\"{}") for start, end in _secret_spans(value))} - {""}
+    return found | {unquote_plus(text) for text in found} | {unquote(text) for text in found}

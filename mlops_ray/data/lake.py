@@ -341,6 +341,7 @@ def _add_action(file: DataFile) -> AddAction:
 # What belongs to a version --------------------------------------------------------------------------------------------
 
 _ASIDE = "_mlops_ray"
+_CURRENT = "current.json"
 """Folder below a table for what is no row of it: readers of Delta, and its vacuum, pass over names that begin so."""
 
 
@@ -362,9 +363,36 @@ def read_sidecar(uri: str, content_hash: str, name: str) -> bytes | None:
         return None
 
 
+def choose(uri: str, version: DatasetVersion) -> None:
+    """Makes `version` the table's current one: what its source says now, which need not be the newest commit."""
+    filesystem, root = filesystem_of(uri)
+    _put(filesystem, f"{root}/{_ASIDE}/{_CURRENT}", json.dumps({"version": version.version}).encode())
+
+
+def current(uri: str) -> DatasetVersion | None:
+    """The version that was chosen last, as far as it is still there, or None."""
+    filesystem, root = filesystem_of(uri)
+    try:
+        with filesystem.open_input_stream(f"{root}/{_ASIDE}/{_CURRENT}") as file:
+            chosen = int(json.loads(file.read())["version"])
+    except FileNotFoundError:
+        return None
+    if chosen in _removed(uri):
+        return None
+    return dataset(uri, chosen)
+
+
 def sidecar_path(uri: str, content_hash: str, name: str) -> str:
     """Where `write_sidecar` keeps it."""
     return f"{uri}/{_ASIDE}/{content_hash}/{name}"
+
+
+def read_file_at(path: str) -> bytes:
+    """The bytes of what stands at a path or address that `sidecar_path` gave. Raises: OSError."""
+    filesystem, name = filesystem_of(path)
+    with filesystem.open_input_stream(name) as file:
+        content: bytes = file.read()
+        return content
 
 
 def sidecars(uri: str, content_hash: str) -> dict[str, int]:
@@ -483,6 +511,8 @@ def _unused(uri: str, stays: set[str], left: set[str], limit: float) -> dict[str
         if folder == "_delta_log":
             # What a killed writer leaves of a commit: delta-rs prepares it under these names, then links it in place.
             stray = (name.startswith("_commit_") or "#" in name) and info.mtime_ns / 1e9 < limit
+        elif path == f"{_ASIDE}/{_CURRENT}":
+            stray = False
         elif folder == f"{_ASIDE}/removed":
             stray = name.startswith(".") and info.mtime_ns / 1e9 < limit
         else:

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from typing import Any
 
 from mlops_ray.config import Project
+from mlops_ray.config.sources import hidden
+from mlops_ray.data import lake
 from mlops_ray.data.lake import DatasetVersion
 
 _SHAPING = {"project", "target", "key", "event_time", "source", "columns", "validation"}
 """Blocks of the project file that decide which rows a version holds."""
-_SECRET = re.compile(r"pass(word|wd)?|secret|token|credential|(access|account|api|private|sas|storage)_?key|auth", re.I)
-_HIDDEN = "***"
 
 
 @dataclass(frozen=True)
@@ -70,17 +69,9 @@ def is_prepared(lineage: Mapping[str, Any]) -> bool:
     return isinstance(made_by, Mapping) and made_by.get("verb") == "prepare"
 
 
-def hidden(value: Any) -> Any:
-    """`value` (JSON) without its secrets: passwords in addresses and connection strings, and fields named like one.
+def last_prepared(uri: str) -> DatasetVersion | None:
+    """The version of the table at `uri` that the last `prepare` made or found, None before the first.
 
-    >>> hidden({"url": "postgresql://me:geheim@db/x", "api_key": "k", "dsn": "host=db password=geheim"})
-    {'url': 'postgresql://***@db/x', 'api_key': '***', 'dsn': 'host=db password=***'}
+    It is not always the newest: a source may say again what it said before, and retrains make versions too.
     """
-    if isinstance(value, Mapping):
-        return {k: _HIDDEN if v is not None and _SECRET.search(str(k)) else hidden(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [hidden(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    text = re.sub(r"(?<=://)[^/?#\s]*@", f"{_HIDDEN}@", value)
-    return re.sub(rf"(?i)\b([\w.-]*(?:{_SECRET.pattern}|sig)[\w.-]*\s*=\s*)('[^']*'|[^\s&;]+)", rf"\1{_HIDDEN}", text)
+    return lake.current(uri) or next((v for v in lake.versions(uri) if is_prepared(v.lineage)), None)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pyarrow as pa
-import pyarrow.csv as csv
-
 from mlops_ray.config import Source
 from mlops_ray.data.evidence import Evidence, gather
 from mlops_ray.data.sources.on_ray import each, open_source
@@ -19,19 +16,11 @@ def observe(source: Source, on_progress: Callable[[int, int], None] = lambda don
     Rows are folded where they are read; `on_progress(rows so far, rows in all)` follows, 0 in all when nobody knows.
     Raises: DataError when the source cannot be read, or holds no rows.
     """
-    opened = open_source(_as_text(source), None)
+    opened = open_source(source, None, csv_typed=False)
     total = Evidence()
     for part in each(opened, gather):
         total = total + part
         on_progress(total.n, opened.n_rows)
     if not total.n:
-        raise DataError(f"source {source.function or source.path}", "has no rows, and so shows nothing")
+        raise DataError(f"source {source.where}", "has no rows, and so shows nothing")
     return total
-
-
-def _as_text(source: Source) -> Source:
-    """CSV cells as they are written: a reader that guesses makes the number 7 of the code 007."""
-    if source.kind != "csv" or source.options:
-        return source
-    options = csv.ConvertOptions(default_column_type=pa.string(), null_values=[""], strings_can_be_null=True)
-    return source.model_copy(update={"options": {"convert_options": options}})

@@ -22,7 +22,7 @@ from mlops_ray.data.content import NO_ROWS, RowHash, row_hash
 from mlops_ray.data.features import statistics
 from mlops_ray.data.features.statistics import Partial
 from mlops_ray.data.lake import DataFile, DatasetVersion
-from mlops_ray.data.lineage import Code, is_prepared, lineage
+from mlops_ray.data.lineage import Code, last_prepared, lineage
 from mlops_ray.data.rules.expectations import QUARANTINE, Report
 from mlops_ray.data.rules.facts import Facts
 from mlops_ray.data.rules.findings import Finding, conclude
@@ -122,14 +122,14 @@ def _prepare(project: Project, run: str, now: float, on_progress: Progress) -> P
         _commit(quarantine_uri(project), run, bad_files, QUARANTINE, bad_hash, origin, append=True)
     good_hash = sum((part.good_hash for part in parts), NO_ROWS)
     if reasons := refusals(project, validated):
-        uri, content = quarantine_uri(project), good_hash.hex()
         for name, kept in validated.files().items():
-            lake.write_sidecar(uri, content, name, kept)
-        page = lake.sidecar_path(uri, content, REPORT_HTML)
-        raise DataRefused(project.project, reasons, str(validated.report), page)
+            lake.write_sidecar(quarantine_uri(project), run, name, kept)
+        page = lake.sidecar_path(quarantine_uri(project), run, REPORT_HTML)
+        raise DataRefused(project.project, reasons, str(validated.report), validated.to_dict(), page)
     good_files = [part.good for part in parts if part.good is not None]
     schema = arrow_schema(project.columns)
     version = _commit(table_uri(project), run, good_files, schema, good_hash, origin, beside=validated.files())
+    lake.choose(table_uri(project), version)
     return Prepared(version, validated)
 
 
@@ -154,7 +154,7 @@ def examine(project: Project, *, now: float, on_progress: Progress = _silent) ->
 def _validated(project: Project, parts: Sequence[Part], said: Report, now: float) -> Validated:
     report = sum((part.report for part in parts), said)
     facts = sum((part.facts for part in parts), Facts())
-    before = next((v for v in lake.versions(table_uri(project)) if is_prepared(v.lineage)), None)
+    before = last_prepared(table_uri(project))
     kept = lake.read_sidecar(table_uri(project), before.content_hash, FACTS) if before is not None else None
     previous = Facts.from_dict(json.loads(kept)) if kept is not None else None
     findings = conclude(project, report, facts, previous=previous, now=now)

@@ -7,6 +7,7 @@ is unknown. A cell that cannot be cast becomes null and is marked; NaN is null; 
 
 from __future__ import annotations
 
+import decimal
 import difflib
 import math
 from collections.abc import Sequence
@@ -110,7 +111,7 @@ def _cast(source: pa.ChunkedArray, column: Column) -> pa.ChunkedArray:
         naive = source.cast(pa.timestamp("us"), safe=False) if pa.types.is_date(kind) or kind.tz is None else source
         return naive.cast(wanted, safe=False)
     is_int, is_bool = pa.types.is_integer(kind), pa.types.is_boolean(kind)
-    if column.dtype == "string" and is_int:
+    if column.dtype == "string" and (is_int or pa.types.is_decimal(kind)):
         return source.cast(wanted)
     if column.dtype == "float" and (is_int or is_bool or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
         values = (source.cast(pa.int8()) if is_bool else source).cast(wanted, safe=False)
@@ -139,6 +140,12 @@ def _finite(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _whole(source: pa.ChunkedArray) -> pa.ChunkedArray:
     """Whole numbers within int64 as int64, the others null."""
+    if pa.types.is_decimal(source.type):
+        # By way of float64, neighbours above 2**53 would become one.
+        ends = [pa.scalar(decimal.Decimal(end), pa.decimal128(19, 0)) for end in (-(2**63), 2**63 - 1)]
+        fits = pc.and_(pc.greater_equal(source, ends[0]), pc.less_equal(source, ends[1]))
+        fits = pc.and_(fits, pc.equal(pc.round(source), source))
+        return pc.if_else(fits, source, None).cast(pa.int64())
     number = source if pa.types.is_uint64(source.type) else source.cast(pa.float64(), safe=False)
     # 2**63 - 1024 is the largest float64 below 2**63.
     top = pa.scalar(2**63 - 1, pa.uint64()) if pa.types.is_uint64(source.type) else pa.scalar(2.0**63 - 1024)

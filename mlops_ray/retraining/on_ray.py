@@ -17,7 +17,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from mlops_ray import ledger
 from mlops_ray.config import Project
 from mlops_ray.data import lake
-from mlops_ray.data.lineage import is_prepared, lineage
+from mlops_ray.data.lineage import last_prepared, lineage
 from mlops_ray.data.on_ray import snapshot, working_code
 from mlops_ray.data.rules.expectations import about, check
 from mlops_ray.data.schema import conform
@@ -227,7 +227,7 @@ def training_set(project: Project, decided_at: float, decision: str) -> lake.Dat
     logged |= {project.key: "key", project.event_time: "event_time", project.target: "label"}
     specs = [project.column(name) for name in names]
     rows, _ = conform(live.select(pl.col(logged[name]).alias(name) for name in names).to_arrow(), specs)
-    base = base_set(project)
+    base = last_prepared(project.storage.path("data", project.project))
     parts = [rows]
     parents, live_rows = [], rows.num_rows
     if base is not None:
@@ -261,12 +261,6 @@ def training_set(project: Project, decided_at: float, decision: str) -> lake.Dat
     )
     counts = {"rows": table.height, "live_rows": live_rows, "repeated": checked.good.num_rows - good.height}
     return snapshot(project, good.to_arrow(), origin | counts | {"bad": checked.report.broken}, specs)
-
-
-def base_set(project: Project) -> lake.DatasetVersion | None:
-    """The newest dataset version that came from the project's source, or None."""
-    uri = project.storage.path("data", project.project)
-    return next((v for v in lake.versions(uri) if is_prepared(v.lineage)), None)
 
 
 def project_text() -> str | None:

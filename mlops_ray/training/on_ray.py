@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
-from mlops_ray.config import Candidate, Project, Search
+from mlops_ray.config import Candidate, Features, Project, Search
 from mlops_ray.data import lake, profile, splits
 from mlops_ray.data.features.statistics import Partial, folds, to_columns, to_frame
 from mlops_ray.data.features.transformer import bins, training_matrix, transformer
@@ -46,6 +46,7 @@ from mlops_ray.training.on_mlflow import Tracker
 
 if TYPE_CHECKING:
     from sklearn.base import ClassifierMixin
+    from sklearn.compose import ColumnTransformer
     from sklearn.pipeline import Pipeline
 
 FOLDS = 3
@@ -174,6 +175,7 @@ def _train(
         first, second = fit_features(project, dataset, rows.cut, (TRAIN, VALIDATION))
         every = first + second
         fitted = transformer(project.features, every)
+        _refuse_foreign(project.features, fitted)
         frame = to_frame(project.features, rows.columns)
         labels = ray.put(y[searched])
         start = transformer(project.features, first)
@@ -226,6 +228,22 @@ def _train(
             saved = version
             store.run(lambda tx: tx.save_version(saved))
     return Trained(run_id, result.verdict, result, version, artifact, sha256, choice, metrics, clock.seconds)
+
+
+def _refuse_foreign(features: Features, fitted: ColumnTransformer) -> None:
+    """Raises DataError when packaging would refuse the features' types, for the search may take hours until then."""
+    if not features.custom_blocks:
+        return  # all else is scikit-learn's
+    import skops.io
+
+    types = skops.io.get_untrusted_types(data=skops.io.dumps(fitted))
+    foreign = sorted(set(types) - set(model.TRUSTED_TYPES) - set(features.trusted_types))
+    if foreign:
+        raise DataError(
+            "features.custom",
+            f"holds {', '.join(foreign)}, which no version loads unless the project says so; if you trust "
+            f"{'it' if len(foreign) == 1 else 'them'}, write `trusted_types: [{', '.join(foreign)}]` under features",
+        )
 
 
 def _bins(project: Project, seen: Partial, rival: Model | None) -> Bins:

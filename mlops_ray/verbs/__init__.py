@@ -89,11 +89,13 @@ def prepare(
     Raises: DataError; DataRefused (exit code 3) when the data are not as expected.
     """
     from mlops_ray.cluster.on_ray import connected
-    from mlops_ray.data import on_ray
-    from mlops_ray.errors import DataRefused
+    from mlops_ray.data import lake, on_ray
+    from mlops_ray.errors import DataError, DataRefused
 
     project = load(paths, env).project
     now = time.time()
+    if page is not None and not Path(page).absolute().parent.is_dir():
+        raise DataError(str(page), "its directory does not exist; nothing was done")
 
     def rows(done: int, total: int) -> None:
         on_progress("rows", done, total)
@@ -106,7 +108,7 @@ def prepare(
                 done = on_ray.prepare(project, now=now, on_progress=rows)
             except DataRefused as exc:
                 if page is not None:
-                    Path(page).write_bytes(Path(exc.page).read_bytes())
+                    Path(page).write_bytes(lake.read_file_at(exc.page))
                 raise
             validated, dataset = done.validated, _dataset(done.dataset)
     if page is not None:
@@ -115,18 +117,19 @@ def prepare(
 
 
 def train(paths: Paths, env: Env, on_progress: Progress = _silent) -> dict[str, Any]:
-    """Train on the newest dataset version of the source; register the winner if its gates pass.
+    """Train on the dataset version that the last `prepare` made or found; register the winner if its gates pass.
 
     Raises: DataError without a dataset version; GateRejected (exit code 3) with the gates' reasons.
     """
     from mlops_ray.cluster.on_ray import connected
+    from mlops_ray.data.lineage import last_prepared
     from mlops_ray.errors import DataError, GateRejected
-    from mlops_ray.retraining.on_ray import base_set, champion_of
+    from mlops_ray.retraining.on_ray import champion_of
     from mlops_ray.training import on_ray
 
     project = load(paths, env).project
     store = open_store(project)
-    dataset = base_set(project)
+    dataset = last_prepared(project.storage.path("data", project.project))
     if dataset is None:
         raise DataError(project.project, "there is no dataset version yet; run `mlops-ray prepare` first")
     with store.read() as tx:

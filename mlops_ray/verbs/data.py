@@ -13,7 +13,7 @@ from typing import Any
 from mlops_ray.config import Project
 from mlops_ray.data import changes, lake
 from mlops_ray.data.lake import DatasetVersion
-from mlops_ray.data.lineage import is_prepared
+from mlops_ray.data.lineage import last_prepared
 from mlops_ray.errors import DataError
 from mlops_ray.verbs import Env, Paths, known_store, load
 
@@ -22,7 +22,11 @@ def list_versions(paths: Paths, env: Env) -> dict[str, Any]:
     """All dataset versions of the project that stand, newest first, and the models that were trained on them."""
     project = load(paths, env).project
     uri, models = _uri(project), _models(project)
-    found = [_version(version) | {"models": models.get(version.content_hash, [])} for version in lake.versions(uri)]
+    now = last_prepared(uri)
+    found = [
+        _version(version) | {"models": models.get(version.content_hash, []), "current": version == now}
+        for version in lake.versions(uri)
+    ]
     return {"project": project.project, "uri": uri, "versions": found}
 
 
@@ -76,9 +80,9 @@ def gc(
     project = load(paths, env).project
     now = time.time()
     in_use = {content: f"model v{models[0]} was trained on it" for content, models in _models(project).items()}
-    base = next((v for v in lake.versions(_uri(project)) if is_prepared(v.lineage)), None)
+    base = last_prepared(_uri(project))
     if base is not None:
-        in_use.setdefault(base.content_hash, "retraining builds on it, the newest of the project's source")
+        in_use.setdefault(base.content_hash, "training and retraining build on it: it is what the source said last")
     tables = [
         lake.garbage(_uri(project), now=now, older_than_s=older_than_s, keep=keep, before=before, in_use=in_use),
         lake.garbage(project.storage.path("quarantine", project.project), now=now, older_than_s=older_than_s),

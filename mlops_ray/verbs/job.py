@@ -19,7 +19,7 @@ from mlops_ray.errors import MlopsRayError
 
 PURPOSE = {
     "prepare": "Read the source, check every row, and commit a dataset version.",
-    "train": "Train on the newest dataset version; register the winner if it passes its gates.",
+    "train": "Train on what prepare made or found last; register the winner if it passes its gates.",
     "serve": "Make Ray Serve agree with the serving configuration that the state database wants.",
     "monitor": "Make sure that the monitoring and rollout actors run.",
     "retrain": "Carry out a retraining decision: build its dataset, train, judge, open a rollout.",

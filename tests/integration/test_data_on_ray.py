@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from mlops_ray.data import lake, splits
 from mlops_ray.data.content import row_hash
 from mlops_ray.data.features import statistics
 from mlops_ray.data.features.transformer import bins
+from mlops_ray.data.lineage import last_prepared
 from mlops_ray.data.on_ray import examine, fit_features, prepare, snapshot
 from mlops_ray.data.splits import TRAIN, VALIDATION, TimeCut
 from mlops_ray.errors import DataError, DataRefused
@@ -300,9 +302,46 @@ def test_an_expectation_that_stops_leaves_a_report_and_no_version(tmp_path):
     with pytest.raises(DataRefused, match=r"row_count: broken: wanted .*; observed 50") as refused:
         prepare(given, now=NOW)
     assert "row_count" in Path(refused.value.page).read_text(encoding="utf-8")
+    again = pickle.loads(pickle.dumps(refused.value))
+    assert (str(again), again.report["n_kept"], again.exit_code) == (str(refused.value), 50, 3)
     assert lake.latest(given.storage.path("data", given.project)) is None
     dry = examine(given, now=NOW)
     assert [finding.passed for finding in dry.validated.findings] == [False]
+
+
+def test_a_source_that_says_again_what_it_said_before_is_followed(tmp_path):
+    listed = rows(100)
+    given = [project(tmp_path, parquet(tmp_path, [part], name)) for name, part in (("a", listed), ("b", listed[50:]))]
+    first, second = (prepare(each, now=NOW).dataset for each in given)
+    assert last_prepared(first.uri) == second
+    assert prepare(given[0], now=NOW).dataset == first
+    assert last_prepared(first.uri) == first
+    assert lake.latest(first.uri) == second
+    snapshot(given[0], table(listed[:20]), {"made_by": {"verb": "retrain"}})
+    assert last_prepared(first.uri) == first
+
+
+def test_rows_that_one_rule_drops_break_no_other(tmp_path):
+    # The same key again, later: in the holdout by its time, if it were not dropped.
+    listed = rows(100)
+    for i, row in enumerate(listed[:30]):
+        listed.append({**row, "at": pd.Timestamp(START + 86_400 + i, unit="s", tz="UTC").as_unit("us")})
+    given = project(
+        tmp_path,
+        parquet(tmp_path, [listed[:70], listed[70:]]),
+        max_bad_share=0.5,
+        expectations=[{"expect": "no_leakage", "columns": ["id"]}],
+    )
+    found = prepare(given, now=NOW)
+    assert found.report.broken == {"unique": 30}
+    assert [(finding.passed, finding.n) for finding in found.validated.findings] == [(True, 20)]
+
+
+def test_rules_over_features_take_what_the_data_has_and_not_what_is_derived(tmp_path):
+    made = project(tmp_path, parquet(tmp_path, [rows(100)]), expectations=[{"expect": "no_leakage", "max_share": 0.9}])
+    derived = {"numeric": {"columns": ["x"]}, "expressions": {"twice": "x * 2"}, "datetime": {"columns": ["at"]}}
+    given = Project.model_validate(made.model_dump(mode="json") | {"features": derived})
+    assert [finding.passed for finding in prepare(given, now=NOW).validated.findings] == [True]
 
 
 def test_a_version_is_compared_with_the_one_before(tmp_path):

@@ -322,7 +322,7 @@ def test_the_set_that_retraining_builds_on_stays(tmp_path: Path):
     time.sleep(0.01)
     data, _ = call("gc", "-c", file, "--before", "2999-01-01", "--older-than", "0s", "--yes")["tables"]
     why = {entry["version"]: entry["why"] for entry in data["kept"]}
-    assert why == {5: "it is the newest", 2: "retraining builds on it, the newest of the project's source"}
+    assert why == {5: "it is the newest", 2: "training and retraining build on it: it is what the source said last"}
 
 
 @pytest.mark.parametrize("args", [("--older-than", "soon"), ("--before", "yesterday"), ("--keep", "0")])
@@ -332,7 +332,8 @@ def test_what_is_no_time_or_number_is_refused(tmp_path: Path, args: tuple[str, s
 
 
 def test_a_retrains_version_names_its_decision_and_its_parent(tmp_path: Path):
-    from mlops_ray.retraining.on_ray import base_set, training_set
+    from mlops_ray.data.lineage import last_prepared
+    from mlops_ray.retraining.on_ray import training_set
     from mlops_ray.serving import log
     from mlops_ray.serving.on_ray import labels_uri_of, log_uri
 
@@ -355,6 +356,6 @@ def test_a_retrains_version_names_its_decision_and_its_parent(tmp_path: Path):
     assert made.lineage["parents"] == [{"version": base.version, "content_hash": base.content_hash}]
     assert made.lineage["uris"] == [log_uri(project), labels_uri_of(project)]
     assert (made.lineage["live_rows"], made.n_rows) == (200, 400)
-    assert base_set(project) == base
+    assert last_prepared(base.uri) == base
     assert training_set(project, 500 * 3600.0, "tiny-2") == made
     assert call("list", "-c", file)["versions"][0]["parents"] == made.lineage["parents"]

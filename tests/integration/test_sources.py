@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import psycopg
 import pyarrow as pa
 import pyarrow.csv
@@ -20,12 +21,13 @@ from deltalake import DeltaTable, write_deltalake
 
 from mlops_ray.config import Column, Source
 from mlops_ray.config.sources import FILE_READERS, SERVICE_READERS
+from mlops_ray.data.on_evidence import observe
 from mlops_ray.data.schema import conform
 from mlops_ray.data.sources import shards as sources
 from mlops_ray.data.sources.on_ray import each, open_source
 from mlops_ray.errors import DataError
 from tests.postgres import Postgres, postgres
-from tests.unit.data.test_sources import api
+from tests.unit.data.sources.test_sources import api
 
 __all__ = ["api", "postgres"]
 
@@ -272,8 +274,78 @@ def test_bad_input_names_its_place(tmp_path: Path, postgres: Postgres) -> None:
 
 
 def test_an_error_of_the_work_itself_arrives_as_it_is(places: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match=r"^x: says so$"):
+    with pytest.raises(DataError, match=r"^x: says so \(in /.*/0\.parquet\)$"):
         list(each(open_source(source(places["parquet"]), COLUMNS), functools.partial(_refuse, says="says so")))
+
+
+PRICE = Column(name="price", dtype="float", nullable=True)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "delta"])
+def test_a_column_that_a_file_lacks_is_named_with_the_file_and_what_is_like_it(tmp_path: Path, kind: str) -> None:
+    some = rows(5).select(["id", "at", "x"])
+    whole, without = some.rename_columns(["id", "at", "price"]), some.rename_columns(["id", "at", "Price"])
+    if kind == "delta":
+        write_deltalake(tmp_path, without)
+    for name, table in (("0", whole), ("1", without)) if kind != "delta" else ():
+        if kind == "csv":
+            pyarrow.csv.write_csv(table, tmp_path / f"{name}.csv")
+        else:
+            pq.write_table(table, tmp_path / f"{name}.parquet")
+    given = Source(kind=kind, path=str(tmp_path))
+    place = rf"{tmp_path}/.*" + ("" if kind == "delta" else kind)
+    says = rf"^price: column is missing; there are \['id', 'at', 'Price'\]; did you mean 'Price'\? \(in {place}\)$"
+    with pytest.raises(DataError, match=says):
+        list(each(open_source(given, [*COLUMNS[:2], PRICE]), _conformed))
+    with pytest.raises(DataError, match=says):
+        list(each(open_source(given, [COLUMNS[0], PRICE]), _conformed))
+    nobody = {"kind": "concat", "sources": [given, {"kind": "python", "function": f"{__name__}:rows"}]}
+    with pytest.raises(DataError, match=rf"^nobody: column is missing; .* \(in {tmp_path}"):
+        list(each(open_source(source(nobody), [Column(name="nobody", dtype="int")]), _nobody))
+
+
+def _conformed(batches: Iterator[pa.Table]) -> None:
+    for batch in batches:
+        conform(batch, [COLUMNS[0], PRICE])
+
+
+def _nobody(batches: Iterator[pa.Table]) -> None:
+    conform(next(batches), [Column(name="nobody", dtype="int")])
+
+
+def test_options_and_functions_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    pq.write_table(rows(5), tmp_path / "a.parquet")
+    typo = Source(kind="parquet", path=str(tmp_path), options={"colums": ["id"]})
+    with pytest.raises(DataError, match=r"^source.options: colums: kind parquet knows no such option"):
+        tables(typo)
+    for name, says in (
+        ("_of_tuples", r"not named by text, such as \('x', 'a'\)"),
+        ("_of_twins", r"columns \['x'\] twice"),
+    ):
+        with pytest.raises(DataError, match=rf"^source.function: .*:{name} returns .*{says}"):
+            open_source(Source(kind="python", function=f"{__name__}:{name}"), COLUMNS)
+
+
+def _of_tuples() -> pd.DataFrame:
+    return pd.DataFrame({("x", "a"): pd.to_datetime(["2024-01-01"], utc=True)})
+
+
+def _of_twins() -> pd.DataFrame:
+    return pd.DataFrame([[1, 2]], columns=["x", "x"])
+
+
+def test_csv_stays_as_it_is_written_where_that_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("code;n\n007;1\n")
+    given = Source(kind="csv", path=str(tmp_path / "a.csv"), options={"delimiter": ";"})
+    opened = open_source(given, None, csv_typed=False)
+    assert [part.dataset for part in opened.parts] == [None]
+    assert [t.to_pylist() for ts in each(opened, gathered) for t in ts if t.num_rows] == [[{"code": "007", "n": "1"}]]
+    both = open_source(Source(kind="concat", sources=(given, given)), None, csv_typed=False)
+    assert [str(t["n"].type) for ts in each(both, gathered) for t in ts if t.num_rows] == ["string", "string"]
+    for content, says in (("a,a\n1,2\n", "stand twice in the header"), ("a,b\n1,2\n3\n", "row 3 has 1 fields")):
+        (tmp_path / "a.csv").write_text(content)
+        with pytest.raises(DataError, match=rf"a\.csv: .*{says}"):
+            observe(Source(kind="csv", path=str(tmp_path / "a.csv")))
 
 
 def _refuse(batches: Iterator[pa.Table], says: str) -> None:
@@ -309,3 +381,14 @@ def test_a_delta_table_that_changes_meanwhile_is_read_as_it_was(tmp_path: Path) 
     opened = open_source(Source(kind="delta", path=str(tmp_path)), COLUMNS)
     DeltaTable(tmp_path).delete("id > 3")
     assert sum(t.num_rows for ts in each(opened, gathered) for t in ts) == 10
+
+
+def stumbling(batches: Iterator[pa.Table]) -> int:
+    return sum(len(batch["no such column"]) for batch in batches)
+
+
+def test_a_fault_of_the_work_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": [1, 2]}), tmp_path / "a.parquet")
+    opened = open_source(Source(kind="parquet", path=str(tmp_path / "a.parquet")), None)
+    with pytest.raises(KeyError, match="no such column"):
+        list(each(opened, stumbling))

@@ -12,8 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from mlflow import MlflowClient
+from sklearn.base import BaseEstimator, TransformerMixin
 
 from mlops_ray.config import Project, Split
+from mlops_ray.config.features import Custom
 from mlops_ray.data import lake, splits
 from mlops_ray.data.features.statistics import to_columns, to_frame
 from mlops_ray.data.lake import DatasetVersion, read
@@ -40,6 +42,16 @@ BROKEN: dict[str, Any] = {
     "estimator": "sklearn.linear_model:LogisticRegression",
     "params": {"solver": "newton-cholesky", "dual": True},
 }
+
+
+class Doubled(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """A type that is not scikit-learn's."""
+
+    def fit(self, X: Any, y: Any = None) -> Doubled:  # noqa: N803
+        return self
+
+    def transform(self, X: Any) -> Any:  # noqa: N803
+        return 2 * np.asarray(X)
 
 
 def project(root: Path, *candidates: dict[str, Any], trials: int = 4) -> Project:
@@ -258,6 +270,12 @@ def test_what_cannot_work_is_refused_before_the_search(world: World, first: Trai
     unknown = LOGISTIC | {"params": {"sea": 1}}
     with pytest.raises(ConfigError, match="takes no parameter 'sea'"):
         world.train(project=project(world.root, unknown))
+    # The one candidate cannot be fitted either: whoever asks the search first hears of that.
+    foreign = project(world.root, BROKEN, trials=1)
+    custom = Custom(transformer=f"{__name__}:Doubled", columns=("z",))
+    foreign = foreign.model_copy(update={"features": foreign.features.model_copy(update={"custom": custom})})
+    with pytest.raises(DataError, match=r"features.custom: holds .*Doubled.*; if you trust it, .*trusted_types"):
+        world.train(project=foreign)
     assert first.version is not None
     with pytest.raises(ArtifactRefused):
         world.train(champion=replace(first.version, sha256="0" * 64))

@@ -20,6 +20,7 @@ from mlops_ray.errors import (
     BackendUnavailable,
     ConfigError,
     DataError,
+    DataRefused,
     GateRejected,
     IllegalMove,
     MlopsRayError,
@@ -194,6 +195,30 @@ def test_an_error_is_its_sentence_and_its_exit_code(
     out, err = capsys.readouterr()
     assert out == ""
     assert err.rstrip("\n").endswith(f"error {error}")
+
+
+def test_refused_data_are_a_document_for_machines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verbs: SimpleNamespace
+) -> None:
+    refused = DataRefused("p", ("9 good rows",), "9 rows read", {"n_read": 9, "findings": []}, "/lake/validation.html")
+
+    def prepare(*_: Any, **__: Any) -> dict[str, Any]:
+        raise refused
+
+    verbs.prepare = prepare
+    assert main(monkeypatch, "prepare", "-c", "x.yaml", "--json") == 3
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert (document["dataset"], document["report"]["n_read"], document["refused"]) == (None, 9, ["9 good rows"])
+    assert "9 good rows" in err
+    assert "/lake/validation.html" in err
+
+
+def test_a_page_that_cannot_be_written_is_said_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(monkeypatch, "prepare", "-c", str(QUICKSTART), "--html", "/nowhere/at/all.html") == 1
+    assert "/nowhere/at/all.html: its directory does not exist" in capsys.readouterr().err
 
 
 def test_a_broken_ledger_is_exit_code_1(

@@ -35,7 +35,7 @@ def transformed(
     Raises: DataError when an input is missing.
     """
     steps = [
-        (step, list(columns), fitted.output_indices_[name], _widths(step))
+        (step, list(columns), fitted.output_indices_[name], _widths(name, step))
         for name, step, columns in fitted.transformers_
         if name != "remainder"
     ]
@@ -64,16 +64,17 @@ def _frame(features: Features, columns: Columns, names: list[str]) -> pd.DataFra
     return pd.DataFrame(cells, columns=names)
 
 
-def _widths(step: Any) -> list[int] | None:
-    """Output columns per input column of an encoder, None for other steps."""
-    from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
+def _widths(label: str, step: Any) -> list[int] | None:
+    """Output columns per input column of a block's encoder; None for other steps, which see their rows as they are.
 
-    grouped = isinstance(step, OneHotEncoder) and (step.min_frequency or step.max_categories or step.drop is not None)
-    if isinstance(step, OneHotEncoder) and not grouped:
+    A custom encoder is one of them: it may know no "" (missing), or be of numbers."""
+    from sklearn.preprocessing import OneHotEncoder
+
+    if not label.startswith("categorical"):
+        return None
+    if isinstance(step, OneHotEncoder):
         return [len(known) for known in step.categories_]
-    if isinstance(step, OrdinalEncoder | TargetEncoder):
-        return [1] * step.n_features_in_
-    return None
+    return [1] * step.n_features_in_
 
 
 def _encode(

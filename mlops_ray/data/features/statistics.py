@@ -1,7 +1,7 @@
 """Feature statistics that merge over shards: one pass, the same sums in whatever order rows come.
 
 `fold` sees what the model will see: numeric values rounded to float32 (the precision of requests and of the ONNX
-graph), NaN and null alike as missing, and "" as the missing category.
+graph), NaN, null and what is not finite in float32 alike as missing, and "" as the missing category.
 
 Quantiles come from counts per value. When a feature has more than `MAX_VALUES` distinct float32 values, their lowest
 bits are dropped, one bit at a time, until no more than that many buckets are left. How many bits go depends only on the
@@ -376,14 +376,16 @@ def folds(keys: pa.ChunkedArray) -> npt.NDArray[np.int64]:
 def _numbers(cells: pa.ChunkedArray) -> npt.NDArray[np.float32]:
     wide = cells if pa.types.is_floating(cells.type) else cells.cast(pa.float64(), safe=False)
     with np.errstate(over="ignore"):
-        return np.asarray(wide.to_numpy()).astype(np.float32)
+        narrow = np.asarray(wide.to_numpy()).astype(np.float32)
+    narrow[np.isinf(narrow)] = np.nan  # what is infinite, or too big for float32, is no number to any step
+    return narrow
 
 
 def to_columns(features: Features, table: pa.Table, names: Iterable[str] | None = None) -> dict[str, npt.NDArray[Any]]:
     """The batch of inputs that models and profiles take (or of those called `names`), shape (n,) each.
 
-    Numbers float32 with NaN for missing, strings as objects with "" for missing, times float64 seconds since the epoch
-    with NaN for missing.
+    Numbers float32 with NaN for missing or beyond float32 (3.4e38), strings as objects with "" for missing, times
+    float64 seconds since the epoch with NaN for missing.
     Raises: DataError when `table` lacks an input.
     """
     wanted = features.inputs if names is None else tuple(names)

@@ -4,7 +4,7 @@ What it holds equals scikit-learn's own fit on the same rows (`to_frame(features
 counts, categories, lowest and highest values and target encodings exactly; means and variances to 1e-9; what comes from
 quantiles, and the power scale, exactly where a feature has at most `MAX_VALUES` distinct values, else within
 `ValueCounts.rank_error`. Steps are scikit-learn's own classes, so that any MLflow user can load a version; what has no
-such class is derived before it (`derive.py`).
+such class is derived before it (`derive.py`). One encoding differs on purpose, see `known_categories`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import functools
 import importlib
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ from mlops_ray.data.profile import Bins, Columns, Moments
 from mlops_ray.errors import DataError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from sklearn.compose import ColumnTransformer
 
 N_BINS = 10
@@ -97,9 +98,11 @@ def transformer(features: Features, partial: Partial) -> ColumnTransformer:
         fitted = ColumnTransformer(parts, sparse_threshold=0).fit(frame, labels)
     for label, set_up in settle.items():
         set_up(fitted.named_transformers_[label])
+    examples = {label: frame[list(columns)] for label, _, columns in fitted.transformers_ if label != "remainder"}
     for i, custom in enumerate(features.custom_blocks):
-        _put(fitted, f"custom_{i + 1}", *_custom(custom, partial.rows[i]))
-    _measure(fitted, frame)
+        made, own, examples[f"custom_{i + 1}"] = _custom(custom, partial.rows[i])
+        _put(fitted, f"custom_{i + 1}", made, own)
+    _measure(fitted, examples)
     return fitted
 
 
@@ -108,7 +111,11 @@ def _numeric_parts(features: Features) -> list[tuple[str, Numeric]]:
     parts = []
     for label, block in features.numeric_parts:
         if isinstance(block.clip, Quantiles) and len(block.columns) > 1:
-            parts += [(f"{label}_{name}", block.model_copy(update={"columns": (name,)})) for name in block.columns]
+            # Numbers after a dot, for a column may be called as another block's label ends: "2", or "missing".
+            parts += [
+                (f"{label}.{i + 1}", block.model_copy(update={"columns": (name,)}))
+                for i, name in enumerate(block.columns)
+            ]
         else:
             parts.append((label, block))
     return parts
@@ -118,12 +125,14 @@ def _categorical_blocks(features: Features) -> list[Categorical]:
     return [block for block in features.categorical_blocks if block.columns and block.encode != "hash"]
 
 
-def _measure(fitted: ColumnTransformer, frame: Any) -> None:
-    """Output positions as the replaced steps have them."""
+def _measure(fitted: ColumnTransformer, examples: Mapping[str, pd.DataFrame]) -> None:
+    """Output positions as the replaced steps have them; `examples` are rows that each step can transform."""
     start = 0
     positions = dict(fitted.output_indices_)
-    for name, step, columns in fitted.transformers_:
-        width = np.asarray(step.transform(frame[columns])).shape[1]
+    for name, step, _ in fitted.transformers_:
+        if name == "remainder":
+            continue
+        width = np.asarray(step.transform(examples[name])).shape[1]
         positions[name] = slice(start, start + width)
         start += width
     fitted.output_indices_ = positions
@@ -136,7 +145,8 @@ def _measure(fitted: ColumnTransformer, frame: Any) -> None:
 class _Facts:
     """One column as the last step of its block sees it: clipped, logarithm taken, and filled.
 
-    `values` float64, rising, with `counts`; `moments`; `n` rows that are not missing now; `fill` or None."""
+    `values` float64, rising, with `counts`; `moments`; `n` rows, missing or not, as scikit-learn counts them; `fill` or
+    None."""
 
     name: str
     values: Floats
@@ -183,7 +193,8 @@ def _facts(block: Numeric, name: str, partial: Partial) -> _Facts:
     values, counts = stats.values.middle, stats.values.counts
     if values.size:  # the ends of the outermost buckets are known
         values = np.concatenate([[stats.low], values[1:-1], [stats.high]]) if values.size > 1 else values
-    raw = _Facts(name, values, counts, stats.moments, int(counts.sum()), None, None)
+    n = stats.moments.n + stats.missing
+    raw = _Facts(name, values, counts, stats.moments, n, None, None)
     if isinstance(block.clip, Quantiles) and values.size:
         low, high = raw.quantiles(block.clip.quantiles).tolist()
         limits = (low, high)
@@ -204,7 +215,7 @@ def _facts(block: Numeric, name: str, partial: Partial) -> _Facts:
         place = int(np.searchsorted(values, fill))
         values, counts = np.insert(values, place, fill), np.insert(counts, place, stats.missing)
         moments += Moments(stats.missing, fill, 0.0)
-    return _Facts(name, values, counts, moments, int(counts.sum()), fill, limits)
+    return _Facts(name, values, counts, moments, n, fill, limits)
 
 
 def _fill(
@@ -339,11 +350,11 @@ def _set_min_max(scaler: Any, facts: Sequence[_Facts]) -> None:
     scaler.data_range_ = scaler.data_max_ - scaler.data_min_
     scaler.scale_ = 1.0 / _without_zeros(scaler.data_range_)
     scaler.min_ = 0.0 - scaler.data_min_ * scaler.scale_
-    scaler.n_samples_seen_ = max(each.n for each in facts)
+    scaler.n_samples_seen_ = facts[0].n
 
 
 def _set_quantile(scaler: Any, facts: Sequence[_Facts]) -> None:
-    scaler.n_quantiles_ = max(1, min(N_QUANTILES, max(each.n for each in facts)))
+    scaler.n_quantiles_ = min(N_QUANTILES, facts[0].n)
     scaler.references_ = np.linspace(0, 1, scaler.n_quantiles_, endpoint=True)
     shares = scaler.references_ * 100 / 100  # scikit-learn asks for percentiles; the rounding is its own
     found = np.stack([each.quantiles(shares) for each in facts], axis=1)
@@ -353,7 +364,13 @@ def _set_quantile(scaler: Any, facts: Sequence[_Facts]) -> None:
 def _set_power(scaler: Any, facts: Sequence[_Facts]) -> None:
     from scipy import stats
 
-    scaler.lambdas_ = np.array([1.0 if _is_constant(f.moments) else yeo_johnson(f.values, f.counts) for f in facts])
+    lambdas = []
+    for each in facts:
+        try:
+            lambdas.append(1.0 if _is_constant(each.moments) else yeo_johnson(each.values, each.counts))
+        except ValueError as exc:
+            raise DataError(each.name, f"`scale: power`: {exc}; give it another scale") from exc
+    scaler.lambdas_ = np.array(lambdas)
     moments = [
         _counted_moments(stats.yeojohnson(each.values, power), each.counts)
         for each, power in zip(facts, scaler.lambdas_.tolist(), strict=True)
@@ -364,7 +381,9 @@ def _set_power(scaler: Any, facts: Sequence[_Facts]) -> None:
 def yeo_johnson(values: Floats, counts: npt.NDArray[np.int64]) -> float:
     """The power that makes `values`, each standing for `counts` rows, most like a normal distribution.
 
-    Maximises the log-likelihood by Brent's method, as SciPy does on single rows. Source: Yeo and Johnson 2000."""
+    Maximises the log-likelihood by Brent's method, as SciPy does on single rows. Source: Yeo and Johnson 2000.
+    Raises: ValueError when there is no such power, for values that vary by less than float64 can square, say.
+    """
     from scipy import optimize, stats
 
     n = counts.sum()
@@ -377,7 +396,10 @@ def yeo_johnson(values: Floats, counts: npt.NDArray[np.int64]) -> float:
             return float("inf")
         return float(n / 2 * np.log(spread) - (power - 1) * slope)
 
-    return float(optimize.brent(loss, brack=(-2, 2), tol=1.48e-08))
+    try:
+        return float(optimize.brent(loss, brack=(-2, 2), tol=1.48e-08))
+    except RuntimeError as exc:  # the search found no bracket
+        raise ValueError("no power makes its values more normal") from exc
 
 
 def _set_bins(binner: Any, facts: Sequence[_Facts]) -> None:
@@ -393,6 +415,12 @@ def _set_bins(binner: Any, facts: Sequence[_Facts]) -> None:
         else:
             found = each.stepped(shares)
             edges[i] = found[np.ediff1d(found, to_begin=np.inf) > 1e-8]  # scikit-learn's own bound of a bin's width
+            if len(edges[i]) < 2:
+                raise DataError(
+                    each.name,
+                    "its values are within 1e-8 of each other, too close for bins at quantiles; give it bins of "
+                    "`strategy: uniform`, or multiply it in an expression",
+                )
     binner.bin_edges_ = edges
     binner.n_bins_ = np.array([len(each) - 1 for each in edges])
     if binner.encode == "onehot-dense":
@@ -419,6 +447,9 @@ def categories(features: Features, partial: Partial) -> dict[str, tuple[str, ...
 
 def known_categories(block: Categorical, name: str, partial: Partial) -> tuple[str, ...]:
     """The categories with enough rows, sorted; for a target encoding "" (missing) may be one.
+
+    Rows of any other category count in no encoding but in the target's mean. scikit-learn's TargetEncoder, given the
+    same list, counts them in its first category, whose encoding would then be of rows that it never stands for.
 
     Raises: DataError when there are none."""
     counts = dict(partial.categorical[name])
@@ -522,9 +553,11 @@ def training_matrix(
 # Custom ---------------------------------------------------------------------------------------------------------------
 
 
-def _custom(block: Custom, blocks: Sequence[npt.NDArray[Any]]) -> tuple[Any, Any]:
-    """The block's transformer, unfitted and fitted on all rows: in an order that does not hang on the shards'."""
+def _custom(block: Custom, blocks: Sequence[npt.NDArray[Any]]) -> tuple[Any, Any, pd.DataFrame]:
+    """The block's transformer, unfitted and fitted on all rows: in an order that does not hang on the shards'; and one
+    of these rows, for no made-up one need be in its domain."""
     import pandas as pd
+    from scipy import sparse
     from sklearn.base import clone
 
     module, name = re.split(r"[.:](?=\w+$)", block.transformer)
@@ -539,7 +572,16 @@ def _custom(block: Custom, blocks: Sequence[npt.NDArray[Any]]) -> tuple[Any, Any
         fitted = clone(made).fit(pd.DataFrame(rows, columns=list(block.columns)))
     except Exception as exc:
         raise DataError(where, f"cannot be fitted: {type(exc).__name__}: {exc}") from exc
-    return made, fitted
+    example = pd.DataFrame(rows[:1], columns=list(block.columns))
+    try:
+        answer = fitted.transform(example)
+    except Exception as exc:
+        raise DataError(where, f"cannot transform a row that it was fitted on: {type(exc).__name__}: {exc}") from exc
+    if sparse.issparse(answer):
+        raise DataError(where, "gives a sparse matrix; set its params to give a dense one (often sparse_output: false)")
+    if np.ndim(answer) != 2 or len(answer) != 1:
+        raise DataError(where, f"makes shape {np.shape(answer)} of one row; it must be (1, outputs)")
+    return made, fitted, example
 
 
 def _put(transformer: ColumnTransformer, label: str, made: Any, fitted: Any) -> None:

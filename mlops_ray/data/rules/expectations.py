@@ -10,6 +10,7 @@ are made only of what broke.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -315,6 +316,11 @@ class _Cells:
             bounds[1] is None or (largest < bounds[1] if strict else largest <= bounds[1])
         ):
             return None
+        if pa.types.is_integer(column.type):
+            # Compared as whole numbers: Arrow refuses to bring those beyond 2**53 to a float limit.
+            low, high, strict = _first_whole(low, strict), _last_whole(high, strict), False
+            if (low is not None and low > 2**63 - 1) or (high is not None and high < -(2**63)):
+                return column.is_valid()
         below, above = (pc.less_equal, pc.greater_equal) if strict else (pc.less, pc.greater)
         masks = [below(column, low)] if low is not None else []
         masks += [above(column, high)] if high is not None else []
@@ -367,6 +373,19 @@ class _Cells:
         if text not in self._values:
             self._values[text] = evaluate(_parsed(text, self.table.schema), self.table)
         return self._values[text]
+
+
+def _first_whole(low: float | None, strict: bool) -> int | None:
+    """The smallest int64 at least (above, where `strict`) `low`; no such limit where every int64 is."""
+    if low is None or low < -(2**63):
+        return None
+    return math.floor(low) + 1 if strict else math.ceil(low)
+
+
+def _last_whole(high: float | None, strict: bool) -> int | None:
+    if high is None or high > 2**63 - 1:
+        return None
+    return math.ceil(high) - 1 if strict else math.floor(high)
 
 
 def _number(end: Any, kind: pa.DataType) -> Any:

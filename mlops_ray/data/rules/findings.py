@@ -366,9 +366,9 @@ def _wanted(project: Project, e: AnyExpectation) -> str:
     if isinstance(e, DuplicateRows):
         return "no row occurs twice"
     if isinstance(e, ConflictingLabels):
-        return f"rows alike in {_listed(e.columns or project.features.columns)} have one label"
+        return f"rows alike in {_listed(e.columns or project.features.inputs)} have one label"
     if isinstance(e, Leakage):
-        columns = _listed(e.columns or project.features.columns)
+        columns = _listed(e.columns or project.features.inputs)
         return f"at most {e.max_share:.12g} of the holdout is alike in {columns} with a row of training"
     return _wanted_of_table(project, e)
 

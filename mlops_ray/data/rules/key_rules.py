@@ -61,10 +61,10 @@ def key_rules(project: Project) -> tuple[KeyRule, ...]:
         elif isinstance(expectation, DuplicateRows):
             rules.append(KeyRule(expectation.name, expectation.expect, every, True, *ends))
         elif isinstance(expectation, ConflictingLabels):
-            columns = expectation.columns or project.features.columns
+            columns = expectation.columns or project.features.inputs
             rules.append(KeyRule(expectation.name, expectation.expect, columns, expectation.quarantine, *ends))
         elif isinstance(expectation, Leakage):
-            columns = expectation.columns or project.features.columns
+            columns = expectation.columns or project.features.inputs
             rules.append(KeyRule(expectation.name, expectation.expect, columns, False, *ends))
     return tuple(rules)
 

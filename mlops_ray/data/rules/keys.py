@@ -99,10 +99,14 @@ def read(files: Sequence[KeyFile], first: int, end: int) -> tuple[Records, npt.N
     return every[order], owner[order]
 
 
-def payloads(file: KeyFile, first: int = 0, end: int = BUCKETS) -> Lanes:
-    """Payloads of all records of the buckets [first, end) of one file, shape (n,), in no order that means anything."""
-    payload: Lanes = _stored(file, first, end)["payload"]
-    return payload
+def payloads(file: KeyFile, without: npt.NDArray[np.int64], first: int = 0, end: int = BUCKETS) -> Lanes:
+    """Payloads of all records of the buckets [first, end) of one file, in no order that means anything.
+
+    Args: without: rows of the file to leave out, sorted.
+    """
+    stored = _stored(file, first, end)
+    payload: Lanes = stored["payload"]
+    return payload[~np.isin(stored["row"], without)] if without.size else payload
 
 
 def _stored(file: KeyFile, first: int, end: int) -> Records:

@@ -31,6 +31,8 @@ from mlops_ray.errors import DataError
 Rows = npt.NDArray[np.int64]
 Progress = Callable[[int, int], None]
 
+NOTHING: Rows = np.zeros(0, dtype=np.int64)
+
 
 @dataclass(frozen=True, eq=False)
 class Part:
@@ -166,55 +168,73 @@ class Compared:
 
 
 def compare(project: Project, parts: Sequence[Part]) -> Compared:
-    """Judges every rule over keys, each over all parts."""
+    """Judges every rule over keys, each over all parts: first those that drop rows, then the others over what stays."""
     broken: dict[str, dict[int, Rows]] = {}
     judged: dict[str, int] = {}
+    gone: dict[int, Rows] = {}
     n_good = sum(part.report.n_kept for part in parts)
-    for rule in key_rules(project):
+    # Sorting is stable: rules of a kind stay in the file's order.
+    for rule in sorted(key_rules(project), key=lambda rule: not rule.drops):
         owners = [i for i, part in enumerate(parts) if rule.id in part.keys]
         files = [parts[i].keys[rule.id] for i in owners]
-        cut, judged[rule.id] = _holdout(project, files) if rule.needs_cut else (None, n_good)
-        if rule.needs_cut and cut is None:
-            continue
+        without = [NOTHING if rule.drops else gone.get(i, NOTHING) for i in owners]
+        judged[rule.id] = n_good - sum(rows.size for rows in without)
+        cut: int | None = None
+        if rule.needs_cut:
+            cut, judged[rule.id] = _holdout(project, files, without)
+            if cut is None:
+                continue
         ranges = keys.ranges(files) if files else []
-        tasks = [_breaks_in.remote(rule, files, first, end, cut) for first, end in ranges]
+        tasks = [_breaks_in.remote(rule, files, without, first, end, cut) for first, end in ranges]
         found: dict[int, list[Rows]] = {}
         for unlabelled, by_file in ray.get(tasks):
             judged[rule.id] -= unlabelled
             for number, rows in by_file.items():
                 found.setdefault(owners[number], []).append(rows)
         broken[rule.id] = {i: np.sort(np.concatenate(rows)) for i, rows in found.items()}
+        if rule.drops:
+            gone |= {i: np.union1d(gone.get(i, NOTHING), rows) for i, rows in broken[rule.id].items()}
     return Compared(broken, judged)
 
 
-def _holdout(project: Project, files: Sequence[KeyFile]) -> tuple[int | None, int]:
+def _holdout(project: Project, files: Sequence[KeyFile], without: Sequence[Rows]) -> tuple[int | None, int]:
     """Where the holdout begins, as records of leakage say it, and its number of rows; None when nothing can be cut.
 
     It holds the times of all rows, 8 bytes each, as training will.
     """
-    payload = np.concatenate([np.zeros(0, dtype=np.uint64), *(keys.payloads(file) for file in files)]).view(np.int64)
+    found = [keys.payloads(file, rows) for file, rows in zip(files, without, strict=True)]
+    payload = np.concatenate([np.zeros(0, dtype=np.uint64), *found]).view(np.int64)
     begin = 1
     if project.split.by == "time":
         try:
-            found = _cut(project, payload)
+            cut = _cut(project, payload)
         except DataError:
             return None, 0
-        assert isinstance(found, splits.TimeCut)
-        begin = found.holdout
+        assert isinstance(cut, splits.TimeCut)
+        begin = cut.holdout
     return begin, int(np.count_nonzero(payload >= begin))
 
 
 @ray.remote
 def _breaks_in(
-    rule: KeyRule, files: Sequence[KeyFile], first: int, end: int, cut: int | None
+    rule: KeyRule, files: Sequence[KeyFile], without: Sequence[Rows], first: int, end: int, cut: int | None
 ) -> tuple[int, dict[int, Rows]]:
-    """Records without label, and by number of the file the rows that break the rule, in the buckets [first, end)."""
+    """Records without label, and by number of the file the rows that break the rule, in the buckets [first, end).
+
+    Rows that are gone already (`without`, by file) neither break a rule nor make others break it.
+    """
     found, owner = keys.read(files, first, end)
+    stays = np.ones(len(found), dtype=bool)
+    for i, gone in enumerate(without):
+        if gone.size:
+            stays &= ~((owner == i) & np.isin(found["row"], gone))
+    found, owner = found[stays], owner[stays]
     bad = breaks(rule, keys.starts_group(found), found["payload"], cut)
     rows = {int(number): found["row"][bad & (owner == number)].astype(np.int64) for number in np.unique(owner[bad])}
     unlabelled = 0
     if rule.kind == "no_conflicting_labels":
-        unlabelled = sum(int(np.count_nonzero(keys.payloads(file, first, end) == NO_LABEL)) for file in files)
+        left = (keys.payloads(file, gone, first, end) for file, gone in zip(files, without, strict=True))
+        unlabelled = sum(int(np.count_nonzero(payload == NO_LABEL)) for payload in left)
     return unlabelled, rows
 
 

@@ -29,12 +29,16 @@ def join(
     NaN is null here, as everywhere in the data room. The order of `left` is kept, and that of `right` within a match.
     Raises: DataError for a key that is missing or of two types, and for a column that both sides have.
     """
+    for place, side in (("first", left), ("second", right)):
+        for key in keys:
+            if key not in side.column_names:
+                raise DataError(key, f"the join's key is missing in the {place} source; it has {side.column_names}")
     both = [name for name in left.column_names if name in right.column_names and name not in keys]
     if both:
         raise DataError("join", f"columns {both} stand in several sources; drop or rename them in all but one")
     mine, theirs = _keyed(left, keys, declared, right), _keyed(right, keys, declared, left)
     names = [_KEY.format(i) for i in range(len(keys))]
-    rest = theirs.drop([k for k in keys if k in right.column_names])
+    rest = theirs.drop(list(keys))
     found = mine.join(rest, on=names, how=how, nulls_equal=False, maintain_order="left_right").drop(names)
     table: pa.Table = found.to_arrow()
     kinds = {f.name: f.type for f in [*right.schema, *left.schema]}
@@ -45,12 +49,10 @@ def _keyed(table: pa.Table, keys: Sequence[str], declared: Sequence[Column], oth
     known = {column.name: column for column in declared}
     extra: dict[str, pa.ChunkedArray] = {}
     for i, key in enumerate(keys):
-        if key not in table.column_names:
-            raise DataError(key, f"the join's key is missing in one of the sources; it has {table.column_names}")
         cells = table[key]
         if key in known:
             cells = conform(table.select([key]), [known[key]])[0][key]
-        elif key in other.column_names and other[key].type != cells.type:
+        elif other[key].type != cells.type:
             says = f"the join's key is {cells.type} in one source and {other[key].type} in another"
             raise DataError(key, f"{says}; list it in `columns:`, then it is read as its dtype")
         elif pa.types.is_floating(cells.type):

@@ -90,7 +90,7 @@ def _get(pool: urllib3.PoolManager, source: Source, page: Page, backoff_s: float
         says = f"{page_is} was answered {answer.status} {answer.reason or ''}".rstrip() + tried
         raise DataError(where, f"{says} ({text!r})" + (f"; {hint}" if hint else ""))
     try:
-        return orjson.loads(answer.data), ", ".join(answer.headers.getlist("Link"))
+        return text_files.parsed(answer.data), ", ".join(answer.headers.getlist("Link"))
     except orjson.JSONDecodeError as exc:
         kind = answer.headers.get("Content-Type", "of no stated type")
         raise DataError(where, f"{page_is} is no JSON but {kind}: {text!r}; check `url:` and `headers:`") from exc

@@ -12,6 +12,7 @@ import inspect
 import logging
 import operator
 import pickle
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,7 @@ from mlops_ray.config import Column, Source
 from mlops_ray.config.sources import FILE_READERS, without_secrets
 from mlops_ray.data.sources import joins, text_files
 from mlops_ray.data.sources import shards as sources
-from mlops_ray.data.sources.shards import HttpShard, Shard, SqlShard, TableShard
+from mlops_ray.data.sources.shards import FILE_SHARDS, FileShard, HttpShard, Shard, SqlShard, TableShard
 from mlops_ray.errors import DataError
 
 T = TypeVar("T")
@@ -36,6 +37,7 @@ Work = Callable[[Iterator[pa.Table]], T]
 Step = Callable[[pa.Table], pa.Table]
 """What happens to a batch between reading and work; picklable."""
 
+_UNKNOWN_OPTION = re.compile(r"unexpected keyword argument '(\w+)'")
 ROWS_PER_BLOCK = 100_000
 """Of tables that a Python function returns: one task's share of what is in memory already."""
 
@@ -84,16 +86,17 @@ def configure_data() -> None:
     logging.getLogger("ray.data._internal.datasource.iceberg_datasource").setLevel(logging.ERROR)
 
 
-def open_source(source: Source, columns: Sequence[Column] | None) -> Opened:
+def open_source(source: Source, columns: Sequence[Column] | None, *, csv_typed: bool = True) -> Opened:
     """Finds the rows of `source`; reads none of them where it can be helped. Ray must be running.
 
     Args: `columns` are those that are wanted, None for all with the dtypes that the source has (CSV, JSON and APIs,
-    which have none, are read once more for that).
+    which have none, are read once more for that). Without `csv_typed`, CSV stays text then, as it is written: a reader
+    that guesses makes the number 7 of the code 007.
     Raises: DataError naming what cannot be found or read, without secrets.
     """
     configure_data()
     try:
-        return _open(source, None if columns is None else tuple(columns))
+        return _open(source, None if columns is None else tuple(columns), csv_typed=csv_typed)
     except DataError as exc:
         raise _scrubbed(exc, source) from exc.__cause__
     except (ray.exceptions.RayError, OSError, pa.ArrowException) as exc:
@@ -115,6 +118,10 @@ def each(opened: Opened, work: Work[T]) -> Iterator[T]:
                 if isinstance(result, DataError):
                     raise _scrubbed(result, opened.source)
                 yield result
+        except ray.exceptions.RayTaskError as exc:
+            if part.dataset is None and isinstance(exc.cause, Exception):
+                raise exc.cause from exc  # a shard's reader complains by DataError: this is a fault of `work`
+            raise _as_data_error(exc, opened.source, part.kind, part.where) from exc
         except (ray.exceptions.RayError, OSError) as exc:
             raise _as_data_error(exc, opened.source, part.kind, part.where) from exc
 
@@ -144,7 +151,25 @@ def _over_shards(part: Part, work: Work[T]) -> Iterator[T | DataError]:
 @ray.remote
 def _task(shared: tuple[Work[Any], tuple[str, ...] | None, tuple[Step, ...]], shard: Shard) -> Any:
     work, names, steps = shared
-    return _value(work, _stepped(_read(shard, names), steps))
+    result = _value(work, _stepped(_readable(_read(shard, names), shard.where), steps), shard.where)
+    if isinstance(result, DataError) and isinstance(shard, FILE_SHARDS) and result.subject in (names or ()):
+        return _of_whole_file(result, work, steps, shard)
+    return result
+
+
+def _of_whole_file(complaint: DataError, work: Work[Any], steps: tuple[Step, ...], shard: FileShard) -> DataError:
+    """`complaint` about a column; where the file has none of that name, what `work` says of all those it has.
+
+    Only the columns that were asked for were read: among them, nothing is like the one that is missing.
+    """
+    try:
+        has = next(sources.read(shard, None)).slice(0, 0)
+    except DataError:
+        return complaint
+    if complaint.subject in has.column_names:
+        return complaint
+    again = _value(work, _stepped(iter([has]), steps), shard.where)
+    return again if isinstance(again, DataError) and again.subject == complaint.subject else complaint
 
 
 def _read(shard: Shard, names: tuple[str, ...] | None) -> Iterator[pa.Table]:
@@ -161,14 +186,25 @@ def _read(shard: Shard, names: tuple[str, ...] | None) -> Iterator[pa.Table]:
 
 
 def _over_dataset(part: Part, dataset: ray.data.Dataset, work: Work[T]) -> Iterator[T | DataError]:
-    run = functools.partial(_over_block, work, part.steps)
+    run = functools.partial(_over_block, work, part.steps, part.where)
     for row in dataset.map_batches(run, batch_format="pyarrow", batch_size=None).iter_rows():
         yield pickle.loads(row["result"])
 
 
-def _over_block(work: Work[T], steps: tuple[Step, ...], block: pa.Table) -> pa.Table:
-    result = _value(work, _stepped(iter([block]), steps))
+def _over_block(work: Work[T], steps: tuple[Step, ...], where: str, block: pa.Table) -> pa.Table:
+    result = _value(work, _stepped(iter([block]), steps), where)
     return pa.table({"result": pa.array([pickle.dumps(result)], pa.binary())})
+
+
+def _readable(batches: Iterator[pa.Table], where: str) -> Iterator[pa.Table]:
+    """`batches`; whatever a reader raises is a DataError, so that what is left are mistakes of whoever uses the rows."""
+    try:
+        yield from batches
+    except DataError:
+        raise
+    except Exception as exc:  # readers and their clients raise errors of their own
+        first = (str(exc).splitlines() or [""])[0]
+        raise DataError(where, f"cannot be read: {type(exc).__name__}: {first}") from exc
 
 
 def _stepped(batches: Iterator[pa.Table], steps: tuple[Step, ...]) -> Iterator[pa.Table]:
@@ -176,11 +212,12 @@ def _stepped(batches: Iterator[pa.Table], steps: tuple[Step, ...]) -> Iterator[p
         yield functools.reduce(lambda table, step: step(table), steps, batch)
 
 
-def _value(work: Work[T], batches: Iterator[pa.Table]) -> T | DataError:
+def _value(work: Work[T], batches: Iterator[pa.Table], where: str) -> T | DataError:
+    """What `work` makes of the rows; a complaint about them names the file, or whatever else they come from."""
     try:
         return work(batches)
-    except DataError as exc:
-        return exc  # as a value: raised here, it would reach the driver inside pages of Ray's own stack
+    except DataError as exc:  # as a value: raised here, it would reach the driver inside pages of Ray's own stack
+        return exc if where in f"{exc}" else DataError(exc.subject, f"{exc.detail} (in {where})")
 
 
 def _scrubbed(exc: DataError, source: Source) -> DataError:
@@ -190,6 +227,9 @@ def _scrubbed(exc: DataError, source: Source) -> DataError:
 def _as_data_error(exc: Exception, source: Source, kind: str, where: str) -> DataError:
     """The reader's complaint in our words: the first line of what was wrong, wherever in the cluster it was."""
     cause = exc.cause if isinstance(exc, ray.exceptions.RayTaskError) else exc
+    unknown = _UNKNOWN_OPTION.search(str(cause)) if isinstance(cause, TypeError) else None
+    if unknown is not None and unknown[1] in source.options:
+        return DataError("source.options", f"{unknown[1]}: kind {kind} knows no such option; check its name")
     first = source.scrub((str(cause).splitlines() or [""])[0])
     return DataError(f"source {where}", f"cannot be read as {kind}: {type(cause).__name__}: {first}")
 
@@ -197,12 +237,14 @@ def _as_data_error(exc: Exception, source: Source, kind: str, where: str) -> Dat
 # Opening --------------------------------------------------------------------------------------------------------------
 
 
-def _open(source: Source, columns: tuple[Column, ...] | None, also: tuple[str, ...] = ()) -> Opened:
+def _open(
+    source: Source, columns: tuple[Column, ...] | None, also: tuple[str, ...] = (), *, csv_typed: bool = True
+) -> Opened:
     """`also` are columns that are read with those that are wanted: keys of joins and times of ranges around."""
     if source.time_range is not None:
         also = (*also, source.time_range.column)
     if source.kind == "concat":
-        opened = [_open(part, columns, also) for part in source.sources]
+        opened = [_open(part, columns, also, csv_typed=csv_typed) for part in source.sources]
         counts = [part.n_rows for part in opened]
         found = Opened(
             source,
@@ -211,16 +253,16 @@ def _open(source: Source, columns: tuple[Column, ...] | None, also: tuple[str, .
             tuple(p for part in opened for p in part.parts),
         )
     elif source.kind == "join":
-        found = _joined(source, columns, also)
+        found = _joined(source, columns, also, csv_typed)
     else:
-        found = _one(source, columns, also)
+        found = _one(source, columns, also, csv_typed)
     if source.time_range is None:
         return found
     inside = functools.partial(sources.within, time_range=source.time_range)
     return replace(found, n_rows=0, parts=tuple(replace(p, steps=(*p.steps, inside)) for p in found.parts))
 
 
-def _one(source: Source, columns: tuple[Column, ...] | None, also: tuple[str, ...]) -> Opened:
+def _one(source: Source, columns: tuple[Column, ...] | None, also: tuple[str, ...], csv_typed: bool) -> Opened:
     names = None if columns is None else tuple(dict.fromkeys([*(column.name for column in columns), *also]))
     paths = [sources.absolute(path) for path in source.paths] if source.kind in FILE_READERS else list(source.paths)
     uris = tuple(map(without_secrets, paths)) or (source.where,)
@@ -242,7 +284,7 @@ def _one(source: Source, columns: tuple[Column, ...] | None, also: tuple[str, ..
     if shards is None:
         return Opened(source, uris, 0, (replace(part, dataset=_dataset(source, paths, names)),))
     part = replace(part, shards=tuple(shards))
-    if source.kind in ("csv", "json", "http") and names is None:
+    if source.kind in (("csv", "json", "http") if csv_typed else ("json", "http")) and names is None:
         part = _with_types(source, part)
     n_rows = sum(shard.n_rows for shard in shards)
     return Opened(source, uris, n_rows, (part,))
@@ -343,6 +385,14 @@ def _from_function(source: Source) -> tuple[ray.data.Dataset | None, tuple[Table
     except Exception as exc:
         raise DataError("source.function", f"{source.function} raised {type(exc).__name__}: {exc}") from exc
     if isinstance(rows, pd.DataFrame):
+        odd = [name for name in rows.columns if not isinstance(name, str | int)]
+        if odd:
+            says = f"returns columns that are not named by text, such as {odd[0]!r}; rename them"
+            raise DataError("source.function", f"{source.function} {says}")
+        rows = rows.rename(columns=str)
+        if not rows.columns.is_unique:
+            twice = sorted(set(rows.columns[rows.columns.duplicated()]))
+            raise DataError("source.function", f"{source.function} returns columns {twice} twice; rename them")
         # Without the zone (UTC is what `conform` takes then): pyarrow trips over a deprecation in pandas 3.1 otherwise.
         zoned = rows.select_dtypes("datetimetz")
         naive = rows.assign(**{str(name): zoned[name].dt.tz_convert(None) for name in zoned})
@@ -371,9 +421,10 @@ class _Lookup:
         return joins.join(table, ray.get(self.right), self.source.keys, self.source.how, self.declared)
 
 
-def _joined(source: Source, columns: tuple[Column, ...] | None, also: tuple[str, ...]) -> Opened:
+def _joined(source: Source, columns: tuple[Column, ...] | None, also: tuple[str, ...], csv_typed: bool) -> Opened:
     """The first source's parts with a step per further source, which is gathered whole."""
-    left, *others = (_open(part, columns, (*also, *source.keys)) for part in source.sources)
+    wanted = (*also, *source.keys)
+    left, *others = (_open(part, columns, wanted, csv_typed=csv_typed) for part in source.sources)
     steps: list[Step] = []
     for right in others:
         table = _gathered(source, right)

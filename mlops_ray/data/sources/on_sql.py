@@ -7,6 +7,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from datetime import date, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -105,6 +106,11 @@ def _engine(source: Source) -> Engine:
         if url.drivername in ("postgresql", "postgres"):
             url = url.set(drivername="postgresql+psycopg")
         options = {}
+        if url.get_backend_name() == "sqlite" and _no_such_file(url.database):
+            # SQLite would make an empty database of it.
+            raise DataError(
+                without_secrets(source.url or ""), "there is no such file; check `url:` (four slashes: /root)"
+            )
         if url.get_backend_name() == "postgresql":
             # Times without a zone are UTC here; so the server must compare, and answer, in UTC.
             options = {"options": f"{url.query.get('options', '')} -c timezone=UTC".strip(), "connect_timeout": 10}
@@ -114,6 +120,10 @@ def _engine(source: Source) -> Engine:
         if not isinstance(exc, ArgumentError):
             says = f"no driver for this address: {exc}; install it"
         raise DataError("source.url", source.scrub(says)) from exc
+
+
+def _no_such_file(database: str | None) -> bool:
+    return bool(database) and not str(database).startswith((":memory:", "file:")) and not Path(str(database)).exists()
 
 
 @contextlib.contextmanager

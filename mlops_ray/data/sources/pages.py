@@ -96,5 +96,7 @@ def rows_in(source: Source, page: Page, body: Any) -> list[Any]:
 
 def _with_params(url: str, params: Mapping[str, Any]) -> str:
     parts = urlsplit(url)
-    query = {**dict(parse_qsl(parts.query, keep_blank_values=True)), **{k: str(v) for k, v in params.items()}}
+    # A list: a name may stand several times (`a=1&a=2`), and only those that are set here are replaced.
+    kept = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if name not in params]
+    query = [*kept, *((name, str(value)) for name, value in params.items())]
     return urlunsplit((parts.scheme, parts.netloc, parts.path, urlencode(query), ""))

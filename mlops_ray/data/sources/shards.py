@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 import operator
+import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import quote, unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,7 +26,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, DeltaProtocolError, TableNotFoundError
 
 from mlops_ray.config import Column, Source, TimeRange
-from mlops_ray.config.sources import without_secrets
+from mlops_ray.config.sources import hidden, without_secrets
 from mlops_ray.data.schema import conform
 from mlops_ray.data.sources import text_files
 from mlops_ray.errors import DataError
@@ -73,11 +75,12 @@ def filesystem_of(uri: str) -> tuple[fs.FileSystem, str]:
 def find_files(paths: Sequence[str], kind: str) -> list[File]:
     """The files that `paths` mean: files, directories with all below them, and patterns with `*`, `?` and `**`.
 
-    Each path's files come in the order of their names; hidden ones (`.` or `_` in front) are left out. Files of no
-    bytes are left out of `csv` and `json`, unless there are no others: writers in parallel leave some.
+    Each path's files come in the order of their names, and each file once: where the first path that means it has it.
+    Hidden ones (`.` or `_` in front) are left out. Files of no bytes are left out of `csv` and `json`, unless there are
+    no others: writers in parallel leave some. A local name that exists is no pattern, whatever is in it.
     Raises: DataError for a path without files, or whose files are all empty; OSError.
     """
-    found: list[File] = []
+    found: dict[str, File] = {}
     for path in paths:
         filesystem, name = filesystem_of(path) if not _is_pattern(path) else filesystem_of(_base(path))
         address = _address(path, name)
@@ -96,15 +99,27 @@ def find_files(paths: Sequence[str], kind: str) -> list[File]:
                 what = f"the directory holds no {' or '.join(EXTENSIONS[kind][:1])} file; name a pattern such as *"
         if not infos:
             raise DataError(path, f"{what}; check the path and `kind:`")
-        found += [File(address(i.path), i.size or 0, _hive(i.path, name)) for i in infos]
-    full = [file for file in found if file.size or kind == "parquet"]
+        for info in infos:
+            file = File(address(info.path), info.size or 0, _hive(info.path, name))
+            before = found.get(_same(file.uri))
+            if before is None or len(before.fixed) < len(file.fixed):
+                found[_same(file.uri)] = file  # keeps the first one's place
+    full = [file for file in found.values() if file.size or kind == "parquet"]
     if not full:
-        raise DataError(", ".join(f.uri for f in found[:3]), "is empty: there are no bytes to read")
+        raise DataError(", ".join(f.uri for f in list(found.values())[:3]), "is empty: there are no bytes to read")
     return full
 
 
+def _same(uri: str) -> str:
+    """One name for a file, however its path was written."""
+    path = unquote(uri.removeprefix("file://")) if uri.startswith("file://") else uri
+    return path if "://" in path else posixpath.normpath(path)
+
+
 def _is_pattern(path: str) -> bool:
-    return bool(re.search(r"[*?\[]", path))
+    if not re.search(r"[*?\[]", path):
+        return False
+    return "://" in path or fs.LocalFileSystem().get_file_info(path).type == fs.FileType.NotFound
 
 
 def _base(path: str) -> str:
@@ -138,12 +153,13 @@ def _address(path: str, name: str) -> Any:
     if "://" not in path:
         return lambda inner: inner
     head, tail = base.partition("?")[0].rstrip("/"), base.partition("?")[2]
-    return lambda inner: head + inner[len(name.rstrip("/")) :] + (f"?{tail}" if tail else "")
+    return lambda inner: head + quote(inner[len(name.rstrip("/")) :], safe="/=+,:@") + (f"?{tail}" if tail else "")
 
 
 def _hive(path: str, base: str) -> tuple[tuple[str, str], ...]:
     inside = PurePosixPath(path[len(base) :].lstrip("/")).parts[:-1]
-    return tuple((k, v) for part in inside if "=" in part for k, _, v in [part.partition("=")])
+    # Writers encode what no folder's name can hold: `c=a%2Fb` (Hive, Spark, Arrow).
+    return tuple((unquote(k), unquote(v)) for part in inside if "=" in part for k, _, v in [part.partition("=")])
 
 
 def described(data: str, kind: str | None = None) -> Source:
@@ -251,6 +267,8 @@ class HttpShard:
 
 
 FileShard = ParquetShard | DeltaShard | TextShard | TableShard
+FILE_SHARDS = (ParquetShard, DeltaShard, TextShard, TableShard)
+"""What `read` reads."""
 Shard = FileShard | SqlShard | HttpShard
 
 
@@ -354,6 +372,9 @@ def delta_shards(uri: str, options: Mapping[str, Any], time_range: TimeRange | N
     except DeltaProtocolError as exc:
         first = str(exc).splitlines()[0]
         raise DataError(uri, f"cannot be read: {first}; write a plain copy of it (REORG, or Spark's INSERT)") from exc
+    except (TypeError, OverflowError) as exc:
+        says = "version must be a whole number from 0, storage_options text by name"
+        raise DataError("source.options", f"{says}; got {hidden(dict(options))}") from exc
     except (DeltaError, ValueError) as exc:
         raise DataError(uri, f"cannot be read as a Delta table: {str(exc).splitlines()[0]}") from exc
     schema = dataset.schema

@@ -5,8 +5,12 @@ Only where nobody declares columns are dtypes found here, from all rows: `kinds`
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
+import itertools
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
@@ -26,6 +30,10 @@ HEAD_BYTES = 1024 * 1024
 CSV_OPTIONS = frozenset({"delimiter", "quote_char", "escape_char", "encoding", "skip_rows", "column_names"})
 """`options:` of a CSV source that are read here; with any other, Ray Data's reader gets them all."""
 _SHOWN = 80
+_LONG_NUMBER = re.compile(rb"\d{19}")
+"""Whatever 64 bits cannot hold has at least as many digits."""
+
+_PLAIN = (pl.Boolean, pl.String, pl.Null)
 
 Kinds = dict[str, str]
 """Column name to dtype of the project file, or "null" for a column without a value."""
@@ -41,11 +49,19 @@ def csv_tables(
     """
     parse = {k: options[k] for k in ("delimiter", "quote_char", "escape_char") if k in options}
     encoding, skip = options.get("encoding", "utf8"), int(options.get("skip_rows", 0))
-    header = list(options.get("column_names") or _header(where, head, parse, encoding, skip))
+    first = _first_rows(head, parse, encoding, skip)
+    named = options.get("column_names")
+    if not named and not first:
+        raise DataError(where, "is empty: not even a header")
+    header = list(named or first[0])
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise DataError(where, f"columns {twice} stand twice in the header; rename them")
     keep = header if names is None else [name for name in header if name in set(names)]
+    if len(first) < (1 if named else 2) and len(head) < HEAD_BYTES:
+        # Arrow wants a line break after the header, which not every writer sets.
+        yield pa.table({name: pa.array([], pa.string()) for name in keep})
+        return
     broken: list[Any] = []
 
     def refuse(row: Any) -> str:
@@ -81,20 +97,19 @@ def csv_tables(
                 f"row {row.number + skip} has {row.actual_columns} fields where the header has {row.expected_columns}: "
                 f"{row.text[:_SHOWN]!r}; mend or remove the line (text with the delimiter in it needs quotes)",
             ) from exc
-        first = str(exc).splitlines()[0]
-        hint = f"; name its encoding, such as options: {{encoding: latin1}} (now {encoding})" if "UTF" in first else ""
-        raise DataError(where, f"cannot be read as CSV: {first}{hint}") from exc
+        says = str(exc).splitlines()[0]
+        hint = f"; name its encoding, such as options: {{encoding: latin1}} (now {encoding})" if "UTF" in says else ""
+        raise DataError(where, f"cannot be read as CSV: {says}{hint}") from exc
 
 
-def _header(where: str, head: bytes, parse: Mapping[str, Any], encoding: str, skip: int) -> list[str]:
+def _first_rows(head: bytes, parse: Mapping[str, Any], encoding: str, skip: int) -> list[list[str]]:
+    """Up to two rows of a CSV file that are not blank lines."""
     text = head.decode("utf-8-sig" if encoding.lower() in ("utf8", "utf-8") else encoding, errors="replace")
-    lines = text.splitlines(keepends=True)[skip:]
+    lines = itertools.islice(io.StringIO(text, newline=""), skip, None)
     quote = parse.get("quote_char", '"')
     quoting = {"quotechar": quote} if quote else {"quoting": csv.QUOTE_NONE}
-    found = next((row for row in csv.reader(lines, delimiter=parse.get("delimiter", ","), **quoting) if row), None)
-    if found is None:
-        raise DataError(where, "is empty: not even a header")
-    return found
+    rows = csv.reader(lines, delimiter=parse.get("delimiter", ","), **quoting)
+    return list(itertools.islice((row for row in rows if row), 2))
 
 
 def json_tables(where: str, stream: BinaryIO, names: Sequence[str] | None) -> Iterator[pa.Table]:
@@ -105,8 +120,9 @@ def json_tables(where: str, stream: BinaryIO, names: Sequence[str] | None) -> It
     Raises: DataError naming `where` and the line of what is no object.
     """
     rest, line, seen = b"", 1, False
+    mark = codecs.BOM_UTF8
     while block := stream.read(BLOCK_BYTES):
-        rest += block
+        rest, mark = (rest + block).removeprefix(mark), b""  # the mark stands at the beginning or nowhere
         if not seen and rest.lstrip()[:1] == b"[":
             yield from _json_list(where, rest + stream.read(), names)
             return
@@ -122,12 +138,27 @@ def json_tables(where: str, stream: BinaryIO, names: Sequence[str] | None) -> It
 
 def _json_list(where: str, text: bytes, names: Sequence[str] | None) -> Iterator[pa.Table]:
     try:
-        items = orjson.loads(text)
+        items = parsed(text)
     except orjson.JSONDecodeError as exc:
         raise DataError(where, f"is no JSON: {exc}") from exc
     size = 50_000
     for i in range(0, max(len(items), 1), size):
         yield objects(where, items[i : i + size], names)
+
+
+def parsed(text: bytes) -> Any:
+    """JSON as Python values; an integer beyond 64 bits is its own text, for as a float it would be another number.
+
+    A byte order mark in front is skipped (RFC 8259, section 8.1). Raises: orjson.JSONDecodeError.
+    """
+    text = text.removeprefix(codecs.BOM_UTF8)
+    found = orjson.loads(text)  # strict, and five times as fast as what follows
+    return json.loads(text, parse_int=_exact) if _LONG_NUMBER.search(text) else found
+
+
+def _exact(digits: str) -> int | str:
+    number = int(digits)
+    return number if -(2**63) <= number < 2**64 else digits
 
 
 def objects(where: str, items: Sequence[Any], names: Sequence[str] | None) -> pa.Table:
@@ -147,7 +178,7 @@ def json_rows(where: str, lines: bytes, names: Sequence[str] | None, line: int) 
             frame = pl.read_ndjson(io.BytesIO(lines), schema=dict.fromkeys(names, pl.String))
         else:
             frame = pl.read_ndjson(io.BytesIO(lines), infer_schema_length=None)
-            text = [n for n, t in frame.schema.items() if not (t.is_numeric() or t in (pl.Boolean, pl.String, pl.Null))]
+            text = [n for n, t in frame.schema.items() if t == pl.Int128 or not (t.is_numeric() or t in _PLAIN)]
             if text:
                 again = pl.read_ndjson(io.BytesIO(lines), schema=dict.fromkeys(text, pl.String))
                 frame = frame.with_columns(again)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import decimal
 from datetime import UTC, date, datetime
 
 import numpy as np
@@ -129,3 +130,16 @@ def test_floats_are_the_same_whatever_shows_that_they_are_finite(cells):
 def test_times_of_any_shape_stand_beside_plain_ones():
     cells = ["2013-01-01T00:00:00", None, "2013-01-01T01:00:00+01:00", "soon", "2013-01-01 00:00:00", "2013-01-01"]
     assert cast("timestamp", pa.array(cells)) == ([JAN, None, JAN, None, JAN, JAN], [False] * 3 + [True, False, False])
+
+
+def test_decimals_keep_every_digit():
+    big = [2**53 + 1, 2**53 + 2, 2**63 - 1, 2**63, -(2**63), None]
+    cells = pa.array([None if n is None else decimal.Decimal(n) for n in big], pa.decimal128(38, 0))
+    whole, uncast = conform(pa.table({"x": cells}), [Column(name="x", dtype="int")])
+    assert whole["x"].to_pylist() == [2**53 + 1, 2**53 + 2, 2**63 - 1, None, -(2**63), None]
+    assert uncast["x.dtype"].tolist() == [False, False, False, True, False, False]
+    text, uncast = conform(pa.table({"x": cells}), [Column(name="x", dtype="string")])
+    assert text["x"].to_pylist() == [None if n is None else str(n) for n in big]
+    assert not uncast
+    parts = pa.array([decimal.Decimal("1.00"), decimal.Decimal("2.50")], pa.decimal128(9, 2))
+    assert conform(pa.table({"x": parts}), [Column(name="x", dtype="int")])[0]["x"].to_pylist() == [1, None]

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
+from sklearn.base import clone
 from sklearn.decomposition import PCA
 from sklearn.feature_extraction import FeatureHasher
 from sklearn.feature_extraction.text import HashingVectorizer
@@ -18,6 +19,7 @@ from sklearn.utils import murmurhash3_32
 
 from mlops_ray.config import Features
 from mlops_ray.data.features.derive import derive, murmur3
+from mlops_ray.data.features.matrix import transformed
 from mlops_ray.data.features.statistics import fold, to_columns, to_frame
 from mlops_ray.data.features.transformer import bins, transformer
 from mlops_ray.errors import DataError
@@ -173,3 +175,35 @@ def test_a_custom_transformer_that_fails_is_said_in_a_sentence() -> None:
     odd = of(custom={**custom, "params": {"parts": 1}})
     with pytest.raises(DataError, match=r"cannot be made: .* fix the path or its params"):
         transformer(odd, fold(odd, rows()))
+
+
+DOMAINS = [
+    {"transformer": "sklearn.preprocessing:OrdinalEncoder", "columns": ["origin"], "kind": "categorical"},
+    {"transformer": "sklearn.preprocessing:OrdinalEncoder", "columns": ["b"]},
+    {"transformer": "sklearn.preprocessing:PowerTransformer", "params": {"method": "box-cox"}, "columns": ["pos"]},
+    {
+        "transformer": "sklearn.preprocessing:SplineTransformer",
+        "params": {"extrapolation": "error"},
+        "columns": ["pos"],
+    },
+]
+
+
+@pytest.mark.parametrize("custom", DOMAINS, ids=lambda each: f"{each['transformer'][22:]} of {each['columns'][0]}")
+def test_a_custom_transformer_sees_no_made_up_rows(custom: dict[str, Any]) -> None:
+    """Neither zeros nor "" need be among what it can transform."""
+    features = of(custom=custom, numeric={"columns": ["z"]})
+    table = rows().append_column("pos", pa.array(np.random.default_rng(1).uniform(5, 6, 300).astype(np.float32)))
+    fitted = transformer(features, fold(features, table))
+    frame = to_frame(features, to_columns(features, table))
+    own = clone(fitted).fit(frame)
+    assert fitted.output_indices_ == own.output_indices_
+    np.testing.assert_allclose(transformed(features, fitted, table), own.transform(frame), rtol=1e-9, atol=1e-6)
+
+
+def test_a_sparse_custom_transformer_is_refused_with_the_way_out() -> None:
+    features = of(
+        custom={"transformer": "sklearn.preprocessing:OneHotEncoder", "columns": ["origin"], "kind": "categorical"}
+    )
+    with pytest.raises(DataError, match=r"OneHotEncoder: gives a sparse matrix; .*sparse_output: false"):
+        transformer(features, fold(features, rows()))

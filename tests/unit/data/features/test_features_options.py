@@ -15,6 +15,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.preprocessing import PowerTransformer, TargetEncoder
 
 from mlops_ray.config import Features
+from mlops_ray.data.features.matrix import transformed
 from mlops_ray.data.features.statistics import FOLDS, Partial, TargetStats, fold, folds, to_columns, to_frame
 from mlops_ray.data.features.transformer import training_matrix, transformer
 from mlops_ray.demo.flights import flights
@@ -26,11 +27,12 @@ CUTS = ([], [1, 150, 150, 399])
 
 @functools.cache
 def generated(n: int = N, seed: int = 0) -> pa.Table:
-    """Nulls, infinities, rare categories, constants and a column without any value."""
+    """Nulls, infinities, numbers beyond float32, rare categories, constants and a column without any value."""
     rng = np.random.default_rng(seed)
     x = rng.lognormal(1, 1, n)
     x[rng.random(n) < 0.1] = np.nan
     x[rng.random(n) < 0.02] = np.inf
+    x[rng.random(n) < 0.02] = 1e39  # finite, but not in float32
     c = rng.choice(["a", "b", "c", "rare"], n, p=[0.5, 0.3, 0.19, 0.01]).astype(object)
     return pa.table(
         {
@@ -102,15 +104,10 @@ def own_fit(ours: ColumnTransformer, frame: Any, y: Any) -> ColumnTransformer:
         return clone(ours).fit(frame, y)
 
 
-def cleaned(features: Features, table: pa.Table) -> dict[str, Any]:
-    """The inputs as `conform` leaves them: an infinite number is none."""
-    columns = to_columns(features, table)
-    return {k: np.where(np.isinf(v), np.float32("nan"), v) if v.dtype == np.float32 else v for k, v in columns.items()}
-
-
 def compared(features: Features, table: pa.Table, *, rtol: float = 1e-9) -> ColumnTransformer:
     """Ours over several shardings and orders beside scikit-learn's; then both transform, whole and row by row."""
-    frame = to_frame(features, cleaned(features, table))
+    columns = to_columns(features, table)
+    frame = to_frame(features, columns)
     own = None
     for cuts, shuffled in itertools.product(CUTS, (False, True)):
         ours = transformer(features, statistics(features, table, cuts, shuffled=shuffled))
@@ -128,7 +125,7 @@ def compared(features: Features, table: pa.Table, *, rtol: float = 1e-9) -> Colu
     matrix = np.asarray(ours.transform(frame), dtype=float)
     np.testing.assert_allclose(matrix, np.asarray(own.transform(frame), float), rtol=max(rtol, 1e-7), atol=1e-9)
     for row in (0, 5, N - 1):
-        one = to_frame(features, {k: v[row : row + 1] for k, v in cleaned(features, table).items()})
+        one = to_frame(features, {k: v[row : row + 1] for k, v in columns.items()})
         np.testing.assert_array_equal(np.asarray(ours.transform(one), float)[0], matrix[row])
     return ours
 
@@ -169,8 +166,8 @@ def test_logarithms_and_quantile_limits(rows: str) -> None:
     features = Features.model_validate({"numeric": blocks})
     ours = compared(features, TABLES[rows]())
     columns = to_columns(features, TABLES[rows]())
-    for name in ("x", "z"):
-        limits = ours.named_transformers_[f"numeric_2_{name}"].named_steps["clip"].kw_args
+    for i, name in enumerate(("x", "z")):
+        limits = ours.named_transformers_[f"numeric_2.{i + 1}"].named_steps["clip"].kw_args
         finite = columns[name][np.isfinite(columns[name])].astype(np.float64)
         np.testing.assert_allclose([limits["a_min"], limits["a_max"]], np.percentile(finite, [5, 90]), rtol=1e-12)
 
@@ -254,6 +251,71 @@ def test_training_rows_are_encoded_by_the_other_folds(smooth: Any) -> None:
     np.testing.assert_array_equal(again[fold_of == fold_of[3]], matrix[fold_of == fold_of[3]])
 
 
+def test_what_float32_cannot_hold_is_missing() -> None:
+    """Also where a clip would otherwise make it the upper limit, which the fit never saw."""
+    blocks = [{"columns": ["x"], "impute": "median", "indicator": True}, {"columns": ["x"], "clip": [0, 5]}]
+    features = Features.model_validate({"numeric": blocks})
+    table = pa.table({"x": [1.0, 2.0, 6.0, 1e39, -1e300, np.inf, None]})
+    columns = to_columns(features, table)
+    np.testing.assert_array_equal(np.isnan(columns["x"]), [False] * 3 + [True] * 4)
+    matrix = transformed(features, transformer(features, fold(features, table)), table)
+    assert np.isfinite(matrix).all()
+    assert matrix[:, 1].tolist() == [0.0] * 3 + [1.0] * 4
+    assert (matrix[3:] == matrix[3]).all()
+
+
+@pytest.mark.parametrize("rows", [150, 2000])
+def test_quantiles_of_columns_with_gaps(rows: int) -> None:
+    """scikit-learn counts all rows for the number of quantiles, and only those with a value for the quantiles."""
+    rng = np.random.default_rng(2)
+    x = pa.array(rng.normal(size=rows), mask=rng.random(rows) < 0.6)
+    table = pa.table({"x": x, "z": pa.array(rng.normal(size=rows), mask=rng.random(rows) < 0.1)})
+    blocks = [{"columns": ["x", "z"], "scale": scale, "impute": "none"} for scale in ("quantile", "min_max")]
+    features = Features.model_validate({"numeric": [*blocks, {"columns": ["x"], "scale": "quantile"}]})
+    frame = to_frame(features, to_columns(features, table))
+    ours = transformer(features, fold(features, table))
+    own = own_fit(ours, frame, None)
+    for mine, theirs in zip(ours.named_transformers_.values(), own.named_transformers_.values(), strict=True):
+        expected, found = learnt(theirs), learnt(mine)
+        for name, value in expected.items():
+            same(name, found[name], value, 1e-9)
+    np.testing.assert_allclose(ours.transform(frame), own.transform(frame), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("least", [{"min_share": 0.05}, {"max_categories": 2, "min_share": 0}])
+def test_an_excluded_category_changes_no_others_encoding(least: dict[str, Any]) -> None:
+    """scikit-learn, told the same categories, would count its rows in the first one."""
+    table = generated().filter(generated()["c"].is_valid())
+    y = np.where(table["c"].to_numpy() == "rare", 1, table["y"].to_numpy())
+    table = table.set_column(table.column_names.index("y"), "y", pa.array(y))
+    features = Features.model_validate({"categorical": {"columns": ["c"], "encode": "target", **least}})
+    ours = transformer(features, statistics(features, table, [100])).named_transformers_["categorical"]
+    frame = to_frame(features, to_columns(features, table))
+    free = TargetEncoder(target_type="binary").fit(frame, y)
+    known = ours.categories[0].tolist()
+    assert "rare" not in known
+    at = [free.categories_[0].tolist().index(name) for name in known]
+    np.testing.assert_allclose(ours.encodings_[0], free.encodings_[0][at], rtol=1e-12)
+    told = clone(ours).fit(frame, y)
+    assert told.encodings_[0][0] != pytest.approx(ours.encodings_[0][0], rel=1e-3)
+    assert told.encodings_[0][1:] == pytest.approx(ours.encodings_[0][1:], rel=1e-12)
+    rare = frame[frame["c"] == "rare"]
+    assert ours.transform(rare)[:, 0] == pytest.approx(y.mean())
+
+
+def test_columns_may_be_called_as_labels_end() -> None:
+    clip = {"quantiles": [0.05, 0.9]}
+    blocks = [
+        {"columns": ["2", "missing"], "clip": clip, "indicator": True},
+        {"columns": ["x", "z"], "indicator": True},
+    ]
+    features = Features.model_validate({"numeric": blocks})
+    table = generated().rename_columns(
+        [{"n": "2", "one": "missing"}.get(name, name) for name in generated().column_names]
+    )
+    compared(features, table)
+
+
 def test_target_statistics_add() -> None:
     a = TargetStats(np.array(["", "b"], dtype=object), np.ones((2, FOLDS), int), np.zeros((2, FOLDS), int))
     b = TargetStats(np.array(["a", "b"], dtype=object), np.ones((2, FOLDS), int), np.ones((2, FOLDS), int))
@@ -292,5 +354,12 @@ def test_says_what_cannot_be_fitted() -> None:
         fit({"columns": ["z"], "log": True}, generated())
     with pytest.raises(DataError, match="none: has no value to fit `scale: robust`"):
         fit({"columns": ["none"], "scale": "robust", "impute": "none"}, generated())
+    tiny = pa.table({"x": np.random.default_rng(0).uniform(0, 1e-9, 500)})
+    with pytest.raises(DataError, match=r"x: its values are within 1e-8 of each other, .* `strategy: uniform`"):
+        fit({"columns": ["x"], "bins": {"n": 4}}, tiny)
+    fit({"columns": ["x"], "bins": {"n": 4, "strategy": "uniform"}}, tiny)
+    denormal = pa.table({"x": np.random.default_rng(0).uniform(0, 1e-40, 500)})
+    with pytest.raises(DataError, match="x: `scale: power`: no power makes its values more normal; give it another"):
+        fit({"columns": ["x"], "scale": "power"}, denormal)
     with pytest.raises(DataError, match="needs the target's and the key's columns"):
         fit({"columns": ["c"], "encode": "target"}, generated(), "categorical")

@@ -207,3 +207,25 @@ def test_rows_that_lack_columns_are_held_to_the_expectations_about_the_rest():
     assert check(whole, rows).report.broken == {"x.between": 1, "x.not_null": 1, "row: x < low": 1}
     some = about(whole, [column for column in whole.columns if column.name not in ("low", "c")])
     assert check(some, rows.drop_columns(["low", "c"])).report.broken == {"x.between": 1}
+
+
+@pytest.mark.parametrize(
+    ("column", "breaks"),
+    [
+        ({"min": 0}, [-5]),
+        ({"max": 1}, [2**60, 2**53 + 1, 2**63 - 1, 3]),
+        ({"min": 1.5, "max": 2.0**60}, [1, -5, 2**63 - 1]),
+        ({"min": -1e30, "max": 1e30}, []),
+        ({"min": 1e19}, [-5, 1, 3, 2**53 + 1, 2**60, 2**63 - 1]),
+    ],
+)
+def test_ranges_of_whole_numbers_beyond_2_to_the_53(column: dict[str, float], breaks: list[int]):
+    cells = [-5, 1, 3, 2**53 + 1, 2**60, 2**63 - 1]
+    body = PROJECT.model_dump(mode="json")
+    body["columns"] = [
+        {"name": "low", "dtype": "int"} | column if one["name"] == "low" else one for one in body["columns"]
+    ]
+    given, rows = Project.model_validate(body), table(*({"low": cell} for cell in cells))
+    assert check(given, rows).report.broken.get("low.range", 0) == len(breaks)
+    found = broken(given, conform(rows, given.columns)[0])
+    assert [cells[i] for i in np.flatnonzero(found.get("low.range", np.zeros(6, dtype=bool)))] == sorted(breaks)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import psycopg
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
@@ -116,6 +117,43 @@ def test_folders_name_columns(tmp_path: Path) -> None:
     assert found["year"].to_pylist() == ["2013", "2013", None, None]
 
 
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_folders_name_values_of_any_signs(tmp_path: Path, scheme: str) -> None:
+    values = ["50%", "a b", "x=y", "ü/x"]
+    ds.write_dataset(
+        pa.table({"id": range(4), "c": values}),
+        tmp_path,
+        format="parquet",
+        partitioning=["c"],
+        partitioning_flavor="hive",
+    )
+    found = read(sources.parquet_shards(sources.find_files([f"{scheme}{tmp_path}"], "parquet"), None))
+    assert sorted(found["c"].to_pylist()) == values
+
+
+def test_a_file_that_several_paths_mean_is_read_once(tmp_path: Path) -> None:
+    folder = tmp_path / "y=1"
+    folder.mkdir()
+    for name in ("b", "a"):
+        pq.write_table(rows(3), folder / f"{name}.parquet")
+    b, a = f"{folder}/b.parquet", f"{folder}/a.parquet"
+    paths = [b, f"{tmp_path}/y=1/../y=1/b.parquet", str(folder), f"{tmp_path}/**/*.parquet", f"file://{a}"]
+    found = sources.find_files(paths, "parquet")
+    assert [file.uri for file in found] == [b, a]
+    assert {file.fixed for file in found} == {(("y", "1"),)}  # as the path that knows the folder says
+
+
+def test_a_name_with_brackets_is_a_file_where_there_is_one(tmp_path: Path) -> None:
+    (tmp_path / "w[1].csv").write_text("a\n1\n")
+    (tmp_path / "w1.csv").write_text("a\n2\n")
+    (tmp_path / "d[2]").mkdir()
+    (tmp_path / "d[2]" / "0.csv").write_text("a\n3\n")
+    assert read(text_shards("csv", tmp_path / "w[1].csv"))["a"].to_pylist() == ["1"]
+    assert read(text_shards("csv", tmp_path / "w[1-2].csv"))["a"].to_pylist() == ["2"]
+    assert read(text_shards("csv", tmp_path / "d[2]"))["a"].to_pylist() == ["3"]
+    assert sources.described(str(tmp_path / "w[1].csv")).kind == "csv"
+
+
 def test_a_cut_parquet_file_is_named(tmp_path: Path) -> None:
     pq.write_table(rows(2000), tmp_path / "0.parquet")
     content = (tmp_path / "0.parquet").read_bytes()
@@ -151,6 +189,15 @@ def test_what_is_no_delta_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is no Delta table"):
         sources.delta_shards(str(tmp_path), {})
     write_deltalake(tmp_path, rows(3))
+    for options in (
+        {"version": "x"},
+        {"version": -1},
+        {"version": 1.5},
+        {"storage_options": "x"},
+        {"storage_options": {"password": 1}},
+    ):
+        with pytest.raises(DataError, match=r"^source.options: version must be a whole number"):
+            sources.delta_shards(str(tmp_path), options)
     with pytest.raises(DataError, match=r"cannot be read as a Delta table: .*7"):
         sources.delta_shards(str(tmp_path), {"version": 7})
     for file in tmp_path.glob("*.parquet"):
@@ -271,8 +318,15 @@ def test_a_broken_csv_is_named(
 
 
 def test_a_header_alone_is_no_row(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("a,b\n")
-    assert read(text_shards("csv", tmp_path / "a.csv")).to_pydict() == {"a": [], "b": []}
+    for content in ("a,b\n", "a,b", "\n\na,b\n\n", "\ufeffa,b"):
+        (tmp_path / "a.csv").write_text(content, encoding="utf-8")
+        assert read(text_shards("csv", tmp_path / "a.csv")).to_pydict() == {"a": [], "b": []}
+        assert read(text_shards("csv", tmp_path / "a.csv"), ["b"]).to_pydict() == {"b": []}
+    assert read(text_shards("csv", tmp_path / "a.csv", skip_rows=1, column_names=["x"])).to_pydict() == {"x": []}
+    with gzip.open(tmp_path / "b.csv.gz", "wt") as file:
+        file.write("a,b")
+    (tmp_path / "c.csv").write_text("a,b\n1,2")
+    assert read(text_shards("csv", tmp_path)).to_pylist() == [{"a": "1", "b": "2"}]
 
 
 # --- JSON ---
@@ -296,6 +350,34 @@ def test_json_of_mixed_types_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_numbers_survive_their_way_through_json(numbers: list[float | int | None]) -> None:
     found = text_files.objects("here", [{"a": v} for v in numbers], ["a"])["a"].to_pylist()
     assert [None if v is None else float(v) for v in found] == [None if v is None else float(v) for v in numbers]
+
+
+LONG = (12345678901234567890123, 12345678901234567890124, -(2**63) - 1, 2**64, 2**64 - 1, -(2**63), 7)
+
+
+def test_integers_of_any_length_stay_exact(tmp_path: Path) -> None:
+    items = [{"a": n} for n in LONG]
+    (tmp_path / "lines.json").write_text("\n".join(map(json.dumps, items)) + "\n")
+    (tmp_path / "list.json").write_text(json.dumps(items))
+    expected = list(map(str, LONG))
+    for name in ("lines", "list"):
+        assert read(text_shards("json", tmp_path / f"{name}.json"), ["a"])["a"].to_pylist() == expected
+        found = read(text_shards("json", tmp_path / f"{name}.json"))
+        assert text_files.kinds(found, quoted=True) == {"a": "string"}
+        assert found["a"].to_pylist() == expected
+    assert text_files.parsed(
+        b'{"n": 12345678901234567890, "x": 0.1234567890123456789, "t": "12345678901234567890123"}'
+    ) == {
+        "n": 12345678901234567890,
+        "x": 0.1234567890123456789,
+        "t": "12345678901234567890123",
+    }
+
+
+def test_a_byte_order_mark_is_no_part_of_json(tmp_path: Path) -> None:
+    for content in ('{"a": 1}\n{"a": 2}\n', '[{"a": 1}, {"a": 2}]'):
+        (tmp_path / "a.json").write_text(content, encoding="utf-8-sig")
+        assert read(text_shards("json", tmp_path / "a.json"), ["a"])["a"].to_pylist() == ["1", "2"]
 
 
 @pytest.mark.parametrize(
@@ -375,8 +457,10 @@ def test_keys_are_compared_as_what_they_are_declared() -> None:
     assert found.to_pydict() == {"k": ["7", "x", "08"], "v": [1.0, None, 2.0]}
     nan = pa.table({"k": [float("nan"), 1.0]})
     assert joins.join(nan, nan.append_column("v", pa.array([1, 2])), ["k"], "inner")["v"].to_pylist() == [2]
-    with pytest.raises(DataError, match="key is missing in one of the sources"):
+    with pytest.raises(DataError, match=r"^k: the join's key is missing in the second source; it has \['v'\]"):
         joins.join(left, right.drop(["k"]), ["k"], "left")
+    with pytest.raises(DataError, match=r"^k: the join's key is missing in the first source; it has \['v'\]"):
+        joins.join(right.drop(["k"]), right, ["k"], "left")
     with pytest.raises(DataError, match=r"columns \['v'\] stand in several"):
         joins.join(right, right, ["k"], "left")
 
@@ -399,6 +483,8 @@ def test_the_next_page_of_every_kind() -> None:
     assert follow(cursor, {"meta": {"c": "a b&"}}) == "http://h/api?q=true&after=a+b%26"
     assert follow({"kind": "page", "param": "p"}, []) == "http://h/api?q=true&p=2"
     assert follow({"kind": "page", "param": "p", "first": 0}, [], n_rows=0) is None
+    repeated = Source(kind="http", url="http://h/r?a=1&a=2&empty=&n=9", params={"n": 5})
+    assert pages.first_page(repeated).url == "http://h/r?a=1&a=2&empty=&n=5"
     assert follow({"kind": "offset", "param": "o"}, [], n_rows=50) == "http://h/api?q=true&o=50"
     with pytest.raises(DataError, match="on another server, http://evil/x; begin there"):
         follow({"kind": "next", "field": "n"}, {"n": "http://evil/x?y=1"})
@@ -578,6 +664,10 @@ def test_another_database_gives_the_same_rows(tmp_path: Path) -> None:
     found = sources.within(whole(on_sql.tables(on_sql.shard(source, None))), source.time_range)
     assert found.to_pydict()["id"] == [2, 3, 4]
     assert found["x"].to_pylist() == ["1.0", "word", "2.0"]
+    with pytest.raises(DataError, match=f"^sqlite:///{tmp_path}/typo.db: there is no such file"):
+        on_sql.shard(sql(f"sqlite:///{tmp_path}/typo.db"), None)
+    assert not (tmp_path / "typo.db").exists()
+    assert whole(on_sql.tables(on_sql.shard(sql("sqlite://", "SELECT 1 AS a"), None))).to_pydict() == {"a": [1]}
 
 
 @pytest.mark.parametrize(
