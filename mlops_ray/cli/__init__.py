@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mlops_ray.cli import data
-from mlops_ray.cli.output import AsJson, Config, day, progress, say, table_console
+from mlops_ray.cli.output import AsJson, Config, day, progress, say, table_console, writable
 from mlops_ray.cli.profile import drift, profile
 from mlops_ray.cli.schema import schema_app
 from mlops_ray.errors import DataRefused, MlopsRayError
@@ -76,7 +76,9 @@ def check(config: Config, as_json: AsJson = False) -> None:
 def prepare(
     config: Config,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, commit nothing.")] = False,
-    html: Annotated[Path | None, typer.Option(help="Write the validation report, with plots, to this file.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the validation report, with plots, to this file.", callback=writable)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Read the source, check every row, quarantine bad ones, and commit an immutable dataset version.

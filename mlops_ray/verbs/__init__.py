@@ -90,12 +90,10 @@ def prepare(
     """
     from mlops_ray.cluster.on_ray import connected
     from mlops_ray.data import lake, on_ray
-    from mlops_ray.errors import DataError, DataRefused
+    from mlops_ray.errors import DataRefused
 
     project = load(paths, env).project
     now = time.time()
-    if page is not None and not Path(page).absolute().parent.is_dir():
-        raise DataError(str(page), "its directory does not exist; nothing was done")
 
     def rows(done: int, total: int) -> None:
         on_progress("rows", done, total)

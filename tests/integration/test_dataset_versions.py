@@ -67,7 +67,8 @@ def on_disk(uri: str) -> set[str]:
     """Data files and what is kept beside versions, whole or not."""
     root = Path(uri)
     found = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}
-    return {p for p in found if not p.startswith(("_delta_log/0", "_mlops_ray/removed/")) and p != "_writer.lock"}
+    tables_own = ("_delta_log/0", "_mlops_ray/removed/", "_mlops_ray/current.json", "_writer.lock")
+    return {p for p in found if not p.startswith(tables_own)}
 
 
 def named(uri: str) -> set[str]:
@@ -85,6 +86,7 @@ BUTCHER = """
 import os, random, signal, sys, time
 import pyarrow as pa
 from mlops_ray.data import lake
+from mlops_ray.data.content import NO_ROWS, row_hash
 from deltalake import DeltaTable
 from mlops_ray.errors import DataError
 

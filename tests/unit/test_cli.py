@@ -217,8 +217,8 @@ def test_refused_data_are_a_document_for_machines(
 def test_a_page_that_cannot_be_written_is_said_before_the_work(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(monkeypatch, "prepare", "-c", str(QUICKSTART), "--html", "/nowhere/at/all.html") == 1
-    assert "/nowhere/at/all.html: its directory does not exist" in capsys.readouterr().err
+    assert main(monkeypatch, "prepare", "-c", str(QUICKSTART), "--html", "/nowhere/at/all.html") == 2
+    assert "there is no directory /nowhere/at" in capsys.readouterr().err
 
 
 def test_a_broken_ledger_is_exit_code_1(

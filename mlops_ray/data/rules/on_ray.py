@@ -140,7 +140,7 @@ class _Records:
 
     def write(self, uri: str, name: str) -> dict[str, KeyFile]:
         return {
-            rule: keys.write(uri, f"{name}.keys{number}", found)
+            rule: keys.write(uri, f"{name}.{number}.keys", found)
             for number, (rule, found) in enumerate(self._found.items())
         }
 

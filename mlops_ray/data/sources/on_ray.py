@@ -197,7 +197,7 @@ def _over_block(work: Work[T], steps: tuple[Step, ...], where: str, block: pa.Ta
 
 
 def _readable(batches: Iterator[pa.Table], where: str) -> Iterator[pa.Table]:
-    """`batches`; whatever a reader raises is a DataError, so that what is left are mistakes of whoever uses the rows."""
+    """`batches`; whatever a reader raises is a DataError, so that other errors are faults of whoever uses the rows."""
     try:
         yield from batches
     except DataError:
