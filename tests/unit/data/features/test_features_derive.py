@@ -181,7 +181,11 @@ DOMAINS = [
     {"transformer": "sklearn.preprocessing:OrdinalEncoder", "columns": ["origin"], "kind": "categorical"},
     {"transformer": "sklearn.preprocessing:OrdinalEncoder", "columns": ["b"]},
     {"transformer": "sklearn.preprocessing:PowerTransformer", "params": {"method": "box-cox"}, "columns": ["pos"]},
-    {"transformer": "sklearn.preprocessing:SplineTransformer", "params": {"extrapolation": "error"}, "columns": ["pos"]},
+    {
+        "transformer": "sklearn.preprocessing:SplineTransformer",
+        "params": {"extrapolation": "error"},
+        "columns": ["pos"],
+    },
 ]
 
 

@@ -305,7 +305,10 @@ def test_an_excluded_category_changes_no_others_encoding(least: dict[str, Any]) 
 
 def test_columns_may_be_called_as_labels_end() -> None:
     clip = {"quantiles": [0.05, 0.9]}
-    blocks = [{"columns": ["2", "missing"], "clip": clip, "indicator": True}, {"columns": ["x", "z"], "indicator": True}]
+    blocks = [
+        {"columns": ["2", "missing"], "clip": clip, "indicator": True},
+        {"columns": ["x", "z"], "indicator": True},
+    ]
     features = Features.model_validate({"numeric": blocks})
     table = generated().rename_columns(
         [{"n": "2", "one": "missing"}.get(name, name) for name in generated().column_names]
