@@ -6,9 +6,9 @@ graph), NaN, null and what is not finite in float32 alike as missing, and "" as 
 Quantiles come from counts per value. When a feature has more than `MAX_VALUES` distinct float32 values, their lowest
 bits are dropped, one bit at a time, until no more than that many buckets are left. How many bits go depends only on the
 set of all values, never on how rows were sharded or in which order shards were merged, so edges are repeatable. The
-rank error of a quantile is at most the share of rows in one bucket (`ValueCounts.rank_error`): some tenths of a per cent
-for values of one scale, but most of the rows where many distinct values lie near 0 and a dense cluster far from it.
-`rough` names such features.
+rank error of a quantile is at most the share of rows in one bucket (`ValueCounts.rank_error`): some tenths of a per
+cent for values of one scale, but most of the rows where many distinct values lie near 0 and a dense cluster far from
+it. `rough` names such features.
 """
 
 from __future__ import annotations
@@ -394,8 +394,8 @@ def _numbers(cells: pa.ChunkedArray) -> npt.NDArray[np.float32]:
 def to_columns(features: Features, table: pa.Table, names: Iterable[str] | None = None) -> dict[str, npt.NDArray[Any]]:
     """The batch of inputs that models and profiles take (or of those called `names`), shape (n,) each.
 
-    Numbers float32 with NaN for missing or beyond float32 (3.4e38), strings as objects with "" for missing, times float64 seconds since the epoch
-    with NaN for missing.
+    Numbers float32 with NaN for missing or beyond float32 (3.4e38), strings as objects with "" for missing, times
+    float64 seconds since the epoch with NaN for missing.
     Raises: DataError when `table` lacks an input.
     """
     wanted = features.inputs if names is None else tuple(names)

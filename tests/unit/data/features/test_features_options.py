@@ -355,7 +355,7 @@ def test_says_what_cannot_be_fitted() -> None:
     with pytest.raises(DataError, match="none: has no value to fit `scale: robust`"):
         fit({"columns": ["none"], "scale": "robust", "impute": "none"}, generated())
     tiny = pa.table({"x": np.random.default_rng(0).uniform(0, 1e-9, 500)})
-    with pytest.raises(DataError, match="x: its values are within 1e-8 of each other, .* `strategy: uniform`"):
+    with pytest.raises(DataError, match=r"x: its values are within 1e-8 of each other, .* `strategy: uniform`"):
         fit({"columns": ["x"], "bins": {"n": 4}}, tiny)
     fit({"columns": ["x"], "bins": {"n": 4, "strategy": "uniform"}}, tiny)
     denormal = pa.table({"x": np.random.default_rng(0).uniform(0, 1e-40, 500)})
