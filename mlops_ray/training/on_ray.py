@@ -29,7 +29,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from mlops_ray.config import Candidate, Features, Project, Search
 from mlops_ray.data import lake, profile, splits
-from mlops_ray.data.features.statistics import Partial, folds, to_columns, to_frame
+from mlops_ray.data.features.statistics import Partial, folds, rough, to_columns, to_frame
 from mlops_ray.data.features.transformer import bins, training_matrix, transformer
 from mlops_ray.data.lake import DatasetVersion
 from mlops_ray.data.on_ray import REPORT_HTML, REPORT_JSON, fit_features
@@ -206,7 +206,7 @@ def _train(
             run_id,
             params={"estimator": choice.estimator, **choice.params, "seed": project.seed, "split": split},
             metrics={**metrics, "validation.log_loss": loss, **parts},
-            tags={"verdict": result.verdict.value, "sha256": sha256, "engine": candidate.engine},
+            tags={"verdict": result.verdict.value, "sha256": sha256, "engine": candidate.engine, **_warnings(every)},
             at=now,
         )
         body = json.dumps(result.to_dict(), indent=1)
@@ -228,6 +228,12 @@ def _train(
             saved = version
             store.run(lambda tx: tx.save_version(saved))
     return Trained(run_id, result.verdict, result, version, artifact, sha256, choice, metrics, clock.seconds)
+
+
+def _warnings(every: Partial) -> dict[str, str]:
+    """A tag that says of which features the quantiles, and with them the monitor's bins, are rough; or none."""
+    said = [f"{name}: quantiles may be off by {error:.0%} of the rows" for name, error in rough(every).items()]
+    return {"warning.features": "; ".join(said)} if said else {}
 
 
 def _refuse_foreign(features: Features, fitted: ColumnTransformer) -> None:

@@ -12,7 +12,15 @@ from hypothesis import given, settings
 from sklearn.base import clone
 
 from mlops_ray.config import Features
-from mlops_ray.data.features.statistics import MAX_VALUES, Partial, ValueCounts, fold, to_columns, to_frame
+from mlops_ray.data.features.statistics import (
+    MAX_VALUES,
+    Partial,
+    ValueCounts,
+    fold,
+    rough,
+    to_columns,
+    to_frame,
+)
 from mlops_ray.data.features.transformer import bins, transformer
 from mlops_ray.data.profile import fold as fold_profile
 from mlops_ray.errors import DataError
@@ -199,3 +207,11 @@ def test_says_what_is_wrong():
     other = Features.model_validate({"numeric": {"columns": ["x"]}})
     with pytest.raises(DataError, match="different features"):
         _ = fold(FEATURES, table()) + fold(other, table())
+
+
+def test_features_with_rough_quantiles_are_named():
+    features = Features.model_validate({"numeric": {"columns": ["x", "mixed"]}})
+    rng = np.random.default_rng(5)
+    mixed = np.where(rng.random(50_000) < 0.7, rng.normal(20_000, 5, 50_000), rng.normal(0, 0.01, 50_000))
+    found = rough(fold(features, pa.table({"x": rng.normal(size=50_000), "mixed": mixed})))
+    assert found == {"mixed": pytest.approx(0.7, abs=0.01)}
