@@ -91,7 +91,7 @@ def main() -> None:
     args = parser.parse_args()
     import ray
 
-    from benchmarks.measure import show
+    from benchmarks.measure import show, start_ray
     from mlops_ray.config import Column, Features, Source
     from mlops_ray.data.features import on_ray as on_features
 
@@ -101,15 +101,7 @@ def main() -> None:
     columns = [Column(name=name, dtype="float", nullable=True) for name in NUMERIC]
     columns += [Column(name=name, dtype="string") for name in CATEGORICAL]
     source = Source.model_validate({"kind": "parquet", "path": str(folder)})
-    start = time.perf_counter()
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[1])}},
-    )
-    started = time.perf_counter() - start
+    started = start_ray()
     fit_s: list[float] = []
     transform_s: list[float] = []
 

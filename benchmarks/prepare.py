@@ -85,7 +85,7 @@ def main() -> None:
     args = parser.parse_args()
     import ray
 
-    from benchmarks.measure import show
+    from benchmarks.measure import show, start_ray
     from mlops_ray.data import lake
     from mlops_ray.data.features.transformer import transformer
     from mlops_ray.data.on_ray import fit_features, prepare
@@ -93,15 +93,7 @@ def main() -> None:
     from mlops_ray.demo import flights
 
     everything = TimeCut("event_time", 2**62, 2**62)  # all rows train, as they do in the other script
-    start = time.perf_counter()
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[1])}},
-    )
-    started = time.perf_counter() - start
+    started = start_ray()
     times: dict[str, list[float]] = {"prepare": [], "fit": [], "peer": []}
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)

@@ -27,6 +27,7 @@ def ours(folder: Path) -> None:
     import ray
 
     from benchmarks import payments
+    from benchmarks.measure import start_ray
     from mlops_ray.config import load_project
     from mlops_ray.data.on_ray import examine
 
@@ -34,21 +35,13 @@ def ours(folder: Path) -> None:
         file = Path(scratch, "payments.yaml")
         file.write_text(payments.project_text(folder, Path(scratch, "root")))
         project = load_project(file, env={})
-        start = time.perf_counter()
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            object_store_memory=256 * 1024**2,
-            runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[1])}},
-        )
+        start_s = start_ray(object_store_memory=256 * 1024**2)
         started = time.perf_counter()
         seen = examine(project, now=time.time())
         done = time.perf_counter()
         ray.shutdown()
     moments = seen.statistics.numeric["f01"].moments
-    _say(started - start, done - started, seen.report.n_read, seen.report.n_kept, moments.mean, moments.variance)
+    _say(start_s, done - started, seen.report.n_read, seen.report.n_kept, moments.mean, moments.variance)
 
 
 def peer(folder: Path) -> None:

@@ -312,6 +312,7 @@ def _prepared(result: dict[str, Any]) -> str:
         f"dataset v{dataset['version']} ({dataset['content_hash'][:12]}): {dataset['rows']:,} rows"
         if dataset
         else f"nothing was committed: {report['n_kept']:,} good rows"
+        + (f", {result['inputs']} columns for an estimator" if "inputs" in result else "")
     )
     lines = [f"{head}; {report['n_read']:,} read, {report['n_quarantined']:,} in quarantine"]
     for finding in report["findings"]:

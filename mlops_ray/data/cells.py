@@ -8,8 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 
-__all__ = ["as_json", "as_python", "value_of"]
-
 
 def as_python(cells: pa.Array | pa.ChunkedArray) -> list[Any]:
     """The cells, shape (n,), as Python has them; times beyond the years 1 to 9999, which it cannot say, as text."""

@@ -334,14 +334,20 @@ def _refuse_foreign(packed: bytes, artifact: str, features: Features) -> list[st
 
     The project's list stands in the artifact's signature, whose hash leads back to the registered one: no version can
     be given types that its project did not name when it was trained."""
-    import skops.io
-
-    types = skops.io.get_untrusted_types(data=packed)
-    foreign = sorted(set(types) - set(TRUSTED_TYPES) - set(features.trusted_types))
+    types, foreign = types_in(packed, features)
     if foreign:
         way = "use scikit-learn's own classes, or name it in features.trusted_types"
         raise ArtifactRefused(artifact, f"holds {foreign[0]}, not a type that we load; {way}")
-    return sorted(types)
+    return types
+
+
+def types_in(packed: bytes, features: Features) -> tuple[list[str], list[str]]:
+    """The types in what skops packed that it leaves to us to trust, sorted, and those of them that nobody trusts:
+    neither our list nor the project's `features.trusted_types`."""
+    import skops.io
+
+    types = set(skops.io.get_untrusted_types(data=packed))
+    return sorted(types), sorted(types - set(TRUSTED_TYPES) - set(features.trusted_types))
 
 
 def _answers(score: _Scorer, columns: Columns) -> bool:

@@ -242,8 +242,7 @@ def _refuse_foreign(features: Features, fitted: ColumnTransformer) -> None:
         return  # all else is scikit-learn's
     import skops.io
 
-    types = skops.io.get_untrusted_types(data=skops.io.dumps(fitted))
-    foreign = sorted(set(types) - set(model.TRUSTED_TYPES) - set(features.trusted_types))
+    _, foreign = model.types_in(skops.io.dumps(fitted), features)
     if foreign:
         raise DataError(
             "features.custom",

@@ -86,10 +86,13 @@ def prepare(
 ) -> dict[str, Any]:
     """Read the source, check every row, commit a dataset version; `dry_run` commits nothing. `page`: file for the HTML.
 
-    Raises: DataError; DataRefused (exit code 3) when the data are not as expected.
+    A dry run also fits the features on the good rows: `inputs` is the number of columns that an estimator would get.
+    Raises: DataError, also when the features cannot be fitted; DataRefused (exit code 3) when the data are not as
+    expected.
     """
     from mlops_ray.cluster.on_ray import connected
     from mlops_ray.data import lake, on_ray
+    from mlops_ray.data.features.transformer import transformer
     from mlops_ray.errors import DataRefused
 
     project = load(paths, env).project
@@ -100,7 +103,8 @@ def prepare(
 
     with connected(project, start_local=True):
         if dry_run:
-            validated, dataset = on_ray.examine(project, now=now, on_progress=rows).validated, None
+            seen = on_ray.examine(project, now=now, on_progress=rows)
+            validated, dataset = seen.validated, None
         else:
             try:
                 done = on_ray.prepare(project, now=now, on_progress=rows)
@@ -111,7 +115,11 @@ def prepare(
             validated, dataset = done.validated, _dataset(done.dataset)
     if page is not None:
         Path(page).write_text(validated.page, encoding="utf-8")
-    return {"dataset": dataset, "report": validated.to_dict(), "refused": list(on_ray.refusals(project, validated))}
+    refused = list(on_ray.refusals(project, validated))
+    result: dict[str, Any] = {"dataset": dataset, "report": validated.to_dict(), "refused": refused}
+    if dry_run and not refused:
+        result["inputs"] = len(transformer(project.features, seen.statistics).get_feature_names_out())
+    return result
 
 
 def train(paths: Paths, env: Env, on_progress: Progress = _silent) -> dict[str, Any]:

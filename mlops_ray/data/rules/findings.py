@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from mlops_ray.config import Project
 from mlops_ray.config.expectations import (
@@ -46,6 +47,7 @@ from mlops_ray.config.expectations import (
     Statistic,
     Unique,
 )
+from mlops_ray.data.cells import value_of
 from mlops_ray.data.distance import jensen_shannon, l_infinity, psi
 from mlops_ray.data.rules.expectations import Report
 from mlops_ray.data.rules.facts import ColumnFacts, Facts
@@ -422,8 +424,5 @@ def _listed(values: Iterable[object]) -> str:
 
 
 def _time(microseconds: float) -> str:
-    """Of times far beyond the calendar only the number can be said."""
-    try:
-        return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(microseconds))).isoformat()
-    except OverflowError:
-        return f"{microseconds} microseconds after 1970"
+    said = value_of(pa.scalar(int(microseconds), pa.timestamp("us", "UTC")))
+    return said.isoformat() if isinstance(said, datetime) else str(said)

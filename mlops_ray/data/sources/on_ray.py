@@ -109,7 +109,7 @@ def each(opened: Opened, work: Work[T]) -> Iterator[T]:
     `work` gets a shard's rows in batches of bounded size and must be picklable; what it returns should be small. A
     shard has at least one batch, which may be empty; batches have the columns that were asked for, as far as they are
     there, in the dtypes of the source, and may have others.
-    Raises: DataError for rows that cannot be read, and whatever DataError `work` raises.
+    Raises: DataError for rows that cannot be read, and whatever `work` raises, a DataError with the place of the rows.
     """
     for part in opened.parts:
         results = _over_shards(part, work) if part.dataset is None else _over_dataset(part, part.dataset, work)
