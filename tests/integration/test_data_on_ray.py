@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import random
@@ -17,6 +18,7 @@ import pytest
 import ray.data
 from deltalake import DeltaTable
 
+from mlops_ray import verbs
 from mlops_ray.config import Project, Split, load_project
 from mlops_ray.data import lake, splits
 from mlops_ray.data.content import row_hash
@@ -342,6 +344,18 @@ def test_rules_over_features_take_what_the_data_has_and_not_what_is_derived(tmp_
     derived = {"numeric": {"columns": ["x"]}, "expressions": {"twice": "x * 2"}, "datetime": {"columns": ["at"]}}
     given = Project.model_validate(made.model_dump(mode="json") | {"features": derived})
     assert [finding.passed for finding in prepare(given, now=NOW).validated.findings] == [True]
+
+
+def test_a_dry_run_fits_the_features_and_commits_nothing(tmp_path, monkeypatch):
+    # The session's Ray is up, and a process has one.
+    monkeypatch.setattr("mlops_ray.cluster.on_ray.connected", lambda *_, **__: contextlib.nullcontext())
+    given = project(tmp_path, parquet(tmp_path, [rows(100)]))
+    file = tmp_path / "tiny.yaml"
+    file.write_text(given.model_dump_json(exclude_defaults=True), encoding="utf-8")  # JSON is YAML
+    done = verbs.prepare([file], {}, dry_run=True)
+    assert (done["dataset"], done["refused"], done["report"]["n_kept"]) == (None, [], 100)
+    assert done["inputs"] == 4  # x, and a column for each of three categories
+    assert lake.latest(given.storage.path("data", given.project)) is None
 
 
 def test_a_version_is_compared_with_the_one_before(tmp_path):
