@@ -10,7 +10,8 @@ DAY_S = 86_400.0
 DTYPES = ("float", "int", "string", "bool", "timestamp")
 Share = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
-ImportPath = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*[.:][A-Za-z_]\w*$")]
+IMPORT_PATH = r"^[A-Za-z_][\w.]*[.:][A-Za-z_]\w*$"
+ImportPath = Annotated[str, Field(pattern=IMPORT_PATH)]
 
 
 class Config(BaseModel):

@@ -6,7 +6,7 @@ import difflib
 import importlib.util
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -16,8 +16,10 @@ from mlops_ray.config.expressions import KINDS, parse
 from mlops_ray.config.features import Categorical, Datetime, Features, Text, hashed_names
 from mlops_ray.config.operation import Capture, Cluster, Monitoring, Retraining, RolloutPlan, Serving, Storage
 from mlops_ray.config.sources import Source
-from mlops_ray.config.training import Gates, Search, Split
+from mlops_ray.config.training import TASK_METRICS, Gates, Metric, Search, Split
 from mlops_ray.config.validation import Column, Validation
+
+Task = Literal["binary", "multiclass", "regression"]
 
 Environment = Literal["training", "serving"]
 """Where rows are used: they have a target in training and none in serving."""
@@ -28,9 +30,9 @@ class Project(Config):
 
     project: Name
     """Name of the registered model and first segment of the URL."""
-    task: Literal["binary"]
+    task: Task
     target: str
-    """Column with the label: 0 or 1."""
+    """Column with the label: 0 or 1 (binary), a text or whole number (multiclass), a number (regression)."""
     key: str
     """Column that identifies the row's subject: assignment to a version sticks to it."""
     event_time: str
@@ -99,7 +101,7 @@ def cross_checks(raw: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
         elif dtypes[name] in DTYPES and dtypes[name] not in wanted:
             yield loc, f"column {name!r} is {dtypes[name]}; this place takes {' or '.join(wanted)}"
 
-    yield from known(("target",), raw.get("target"), ("int", "bool", "float"))
+    yield from known(("target",), raw.get("target"), _TARGETS.get(str(raw.get("task")), DTYPES))
     yield from known(("key",), raw.get("key"), ("string", "int"))
     yield from known(("event_time",), raw.get("event_time"), ("timestamp",))
     roles = [raw.get(role) for role in ("target", "key", "event_time")]
@@ -122,18 +124,76 @@ def cross_checks(raw: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
             yield ("split", "group", i), says
     for loc, what in expectation_checks(_items(validation.get("expectations")), dtypes, known):
         yield ("validation", "expectations", *loc), what
-    search = raw.get("search")
-    candidates = search.get("candidates") if isinstance(search, Mapping) else None
-    for i, candidate in enumerate(_items(candidates)):
-        path = candidate.get("estimator") if isinstance(candidate, Mapping) else None
-        if isinstance(path, str) and path and not _importable(path):
-            yield (
-                ("search", "candidates", i, "estimator"),
-                f"package {path.split('.')[0]!r} is not installed; install it or fix the path",
-            )
+    yield from _training(raw, known)
     yield from _sources_are_there(("source",), raw.get("source"))
     yield from _storage_fits_cluster(raw)
     yield from _times_and_ports(raw)
+
+
+def _training(raw: Mapping[str, Any], known: Known) -> Iterator[tuple[Loc, str]]:
+    """What `search:` and `gates:` may say about the task and the columns."""
+    task, numbers = str(raw.get("task")), ("float", "int", "bool")
+    search, gates = _mapping(raw.get("search")), _mapping(raw.get("gates"))
+    for i, candidate in enumerate(_items(search.get("candidates"))):
+        path = candidate.get("estimator") if isinstance(candidate, Mapping) else candidate
+        package = {"xgboost": "xgboost", "lightgbm": "lightgbm"}.get(str(path), "sklearn")
+        if isinstance(path, str) and path and not _importable(path if re.search("[.:]", path) else f"{package}:any"):
+            name = re.split("[.:]", path)[0]
+            yield (
+                ("search", "candidates", i, "estimator"),
+                f"package {name!r} is not installed; install it or fix the path",
+            )
+    if search.get("sample_weight") is not None:
+        yield from known(("search", "sample_weight"), search["sample_weight"], numbers)
+    if task not in TASK_METRICS:
+        return
+    measures = {"classification": {"log_loss", "brier", "roc_auc", "pr_auc"}, "regression": {"rmse", "mae", "pinball"}}
+    kind = "regression" if task == "regression" else "classification"
+    if isinstance(search.get("metric"), str) and search["metric"] not in measures[kind]:
+        says = f"{search['metric']!r} is no measure of a {task} task; take one of {', '.join(sorted(measures[kind]))}"
+        yield ("search", "metric"), says
+    if task != "binary" and search.get("threshold") is not None:
+        yield ("search", "threshold"), f"a {task} task has no threshold; remove it"
+    if kind == "regression":
+        for name in ("class_weight", "calibrate"):
+            if search.get(name) is not None and search[name] != "none":
+                yield ("search", name), "a regression has no classes; remove it"
+        for name in ("fairness", "calibration"):
+            if gates.get(name) is not None:
+                yield ("gates", name), "is for classification; remove it"
+    for i, limit in enumerate(_items(gates.get("limits"))):
+        metric = limit.get("metric") if isinstance(limit, Mapping) else None
+        if metric in get_args(Metric) and metric not in TASK_METRICS[task]:
+            says = f"{metric!r} is no metric of a {task} task; take one of {', '.join(sorted(TASK_METRICS[task]))}"
+            yield ("gates", "limits", i, "metric"), says
+    yield from _gate_columns(gates, known)
+    if task != "binary" and _target_encoded(raw):
+        yield ("features", "categorical"), f"`encode: target` needs a binary target, not {task}; encode otherwise"
+
+
+def _gate_columns(gates: Mapping[str, Any], known: Known) -> Iterator[tuple[Loc, str]]:
+    for name in ("slices", "fairness"):
+        block = _mapping(gates.get(name))
+        for i, column in enumerate(_items(block.get("columns"))):
+            yield from known(("gates", name, "columns", i), column, ("string", "int", "bool", "float"))
+    if gates.get("block_group") is not None:
+        yield from known(("gates", "block_group"), gates["block_group"], ("string", "int", "bool"))
+    block = _mapping(gates.get("robustness"))
+    for i, rule in enumerate(_items(block.get("monotonic"))):
+        if isinstance(rule, Mapping):
+            loc: Loc = ("gates", "robustness", "monotonic", i, "column")
+            yield from known(loc, rule.get("column"), ("float", "int", "bool"))
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _target_encoded(raw: Mapping[str, Any]) -> bool:
+    try:
+        return bool(Features.model_validate(raw.get("features")).target_encoded)
+    except ValueError:
+        return False
 
 
 def _sources_are_there(loc: Loc, source: object) -> Iterator[tuple[Loc, str]]:
@@ -147,6 +207,13 @@ def _sources_are_there(loc: Loc, source: object) -> Iterator[tuple[Loc, str]]:
     for i, part in enumerate(_items(source.get("sources"))):
         yield from _sources_are_there((*loc, "sources", i), part)
 
+
+_TARGETS = {
+    "binary": ("int", "bool", "float"),
+    "multiclass": ("string", "int"),
+    "regression": ("float", "int"),
+}
+"""Dtypes of the target, by task."""
 
 Known = Callable[[Loc, object, tuple[str, ...]], Iterator[tuple[Loc, str]]]
 

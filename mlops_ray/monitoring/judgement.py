@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mlops_ray.config import Monitoring
 from mlops_ray.data.profile import Profile
 from mlops_ray.monitoring import drift, performance
-from mlops_ray.training.model import Reference
+from mlops_ray.training.artifact.model import Reference
 
 # Detectors that share the false-alarm budget: drift over all features together, and quality.
 N_DETECTORS = 2

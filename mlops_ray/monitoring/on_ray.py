@@ -28,7 +28,7 @@ from mlops_ray.monitoring.on_prometheus import Exposition, rows_cursor
 from mlops_ray.serving import log
 from mlops_ray.serving.on_ray import labels_uri_of, local, log_uri
 from mlops_ray.state import Cursor, RetrainRow, Store, Tx, VersionRow, WindowRow
-from mlops_ray.training import model
+from mlops_ray.training.artifact import model
 
 _log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from mlops_ray.training.evaluation import CLIP
+from mlops_ray.training.target import CLIP
 
 Block = tuple[float, int, float, int]
 """Start (s), rows, summed log-loss (nats), positives: one block of the holdout."""

@@ -29,7 +29,7 @@ from mlops_ray.rollout.on_ray import save_start
 from mlops_ray.serving import log
 from mlops_ray.serving.on_ray import labels_uri_of, log_uri
 from mlops_ray.state import RetrainRow, Store, Tx, VersionRow
-from mlops_ray.training.gates import Verdict
+from mlops_ray.training.gates.verdict import Verdict
 from mlops_ray.training.on_ray import Trained, train
 
 MANUAL = "manual"

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from mlops_ray.config import RolloutPlan
 from mlops_ray.monitoring.performance import losses
-from mlops_ray.training.gates import Verdict
+from mlops_ray.training.gates.verdict import Verdict
 
 # Fractions of the largest bet that can never lose everything, and the share of the capital that each plays with.
 # Margins are small against the bounds, so the boldest bet is nearly always the best: the mixture costs it log(2) nats.

@@ -16,7 +16,7 @@ from typing import Any
 
 from mlops_ray.config import RolloutPlan
 from mlops_ray.errors import IllegalMove
-from mlops_ray.training.gates import Verdict
+from mlops_ray.training.gates.verdict import Verdict
 
 
 class Phase(StrEnum):

@@ -27,7 +27,7 @@ from mlops_ray.serving import applications, capture, log
 from mlops_ray.serving.http import application
 from mlops_ray.serving.service import Held, Scorer, Service, Wanted
 from mlops_ray.state import Lease, Store
-from mlops_ray.training import model
+from mlops_ray.training.artifact import model
 
 _log = logging.getLogger(__name__)
 _QUIET = {"enable_access_log": False}

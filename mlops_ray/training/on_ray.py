@@ -37,12 +37,15 @@ from mlops_ray.data.profile import Bins, Columns
 from mlops_ray.data.splits import HOLDOUT, TRAIN, VALIDATION, Cut, Sides
 from mlops_ray.errors import DataError
 from mlops_ray.state import Store, VersionRow
-from mlops_ray.training import candidates, evaluation, gates, model, report
-from mlops_ray.training.candidates import Choice
-from mlops_ray.training.evaluation import Floats
-from mlops_ray.training.gates import CheckResult, GateResult, Verdict
-from mlops_ray.training.model import Model, Reference
+from mlops_ray.training.artifact import model
+from mlops_ray.training.artifact.model import Model, Reference
+from mlops_ray.training.evaluation import intervals, metrics
+from mlops_ray.training.evaluation.intervals import Floats
+from mlops_ray.training.gates import judgement, report
+from mlops_ray.training.gates.verdict import CheckResult, GateResult, Verdict
 from mlops_ray.training.on_mlflow import Tracker
+from mlops_ray.training.search import candidates
+from mlops_ray.training.search.candidates import Choice
 
 if TYPE_CHECKING:
     from sklearn.base import ClassifierMixin
@@ -287,7 +290,7 @@ def _read(project: Project, dataset: DatasetVersion, rival: Model | None) -> _Ro
     order = np.argsort(instants, kind="stable")
     table, instants = table.take(pa.array(order)), instants[order]
     target = table[project.target].cast(pa.float64()).to_numpy()
-    evaluation.checked(target, np.zeros(len(target)))
+    metrics.checked(target, np.zeros(len(target)))
     columns = to_columns(project.features, table)
     cut = splits.cut(project.split, event_time=event_time, key=key, salt=project.project, times=instants)
     sides = splits.assign(cut, table)
@@ -420,15 +423,15 @@ def _pipeline(fitted: Any, estimator: ClassifierMixin) -> Pipeline:
 def _reference(project: Project, edges: Bins, rows: _Rows, scores: Floats) -> Reference:
     """Profiles of all rows per block of time, and losses of the holdout's; `scores` as no fit on a row gave them."""
     block_s = project.monitoring.block_s
-    grouped = evaluation.blocks(rows.times, block_s)
+    grouped = intervals.blocks(rows.times, block_s)
     starts = np.searchsorted(grouped.index, np.arange(len(grouped) + 1))
     profiles = tuple(
         (float(start), profile.fold(edges, _cut(rows.columns, a, b), scores[a:b]))
         for start, (a, b) in zip(grouped.starts, pairwise(starts), strict=True)
     )
     judged = rows.of(HOLDOUT)
-    y, late = rows.y[judged], evaluation.blocks(rows.times[judged], block_s)
-    sums = (late.sums(np.ones(len(y))), late.sums(evaluation.log_losses(y, scores[judged])), late.sums(y))
+    y, late = rows.y[judged], intervals.blocks(rows.times[judged], block_s)
+    sums = (late.sums(np.ones(len(y))), late.sums(metrics.log_losses(y, scores[judged])), late.sums(y))
     holdout = tuple(
         (float(start), int(n), float(loss), int(positives))
         for start, n, loss, positives in zip(late.starts, *sums, strict=True)
@@ -461,7 +464,7 @@ def _package(project: Project, pipeline: Pipeline, reference: Reference, rows: _
 
 def _judge(
     project: Project, candidate: Model, rival: Model | None, rows: _Rows
-) -> tuple[GateResult, tuple[evaluation.CalibrationBin, ...]]:
+) -> tuple[GateResult, tuple[metrics.CalibrationBin, ...]]:
     judged = rows.of(HOLDOUT)
     y, times = rows.y[judged], rows.times[judged]
     scores = candidate.score(rows.holdout)
@@ -474,7 +477,7 @@ def _judge(
         n = len(candidate.golden.scores)
         return CheckResult("golden_replay", Verdict.PASS, f"{n} golden answers repeated within {gap:.1g}", {"gap": gap})
 
-    result = gates.judge(
+    result = judgement.judge(
         project.gates, y, scores, others, times, extra_checks=[replay], rng=np.random.default_rng(project.seed)
     )
-    return result, evaluation.calibration(y, scores)
+    return result, metrics.calibration(y, scores)

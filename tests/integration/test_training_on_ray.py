@@ -22,8 +22,8 @@ from mlops_ray.data.lake import DatasetVersion, read
 from mlops_ray.data.on_ray import snapshot
 from mlops_ray.errors import ArtifactRefused, ConfigError, DataError
 from mlops_ray.state import Store
-from mlops_ray.training import model
-from mlops_ray.training.gates import Verdict
+from mlops_ray.training.artifact import model
+from mlops_ray.training.gates.verdict import Verdict
 from mlops_ray.training.on_ray import Trained, train
 
 pytestmark = pytest.mark.ray

@@ -111,7 +111,11 @@ def test_values_do_not_change_after_loading(tmp_path: Path) -> None:
 # One mistake each: what replaces what in the good file, and the one line that must come out.
 MISTAKES = [
     ("project: flights", "project: My Flights", "p.yaml:1: project: 'My Flights' does not match ^[a-z]"),
-    ("task: binary", "task: regression", "p.yaml:2: task: should be 'binary'; got 'regression'"),
+    (
+        "task: binary",
+        "task: ranking",
+        "p.yaml:2: task: should be 'binary', 'multiclass' or 'regression'; got 'ranking'",
+    ),
     ("task: binary\n", "", "p.yaml:1: task: is missing; add it"),
     ("task: binary", "task: binary\nseeed: 3", "p.yaml:3: seeed: unknown field 'seeed'; did you mean 'seed'?"),
     ("task: binary", "task: binary\nzzz: 3", "p.yaml:3: zzz: unknown field 'zzz'; remove it"),

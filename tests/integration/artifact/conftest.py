@@ -16,7 +16,7 @@ from mlops_ray.data import profile
 from mlops_ray.data.features import statistics as statistics_of
 from mlops_ray.data.features import transformer as feature_room
 from mlops_ray.data.profile import Columns
-from mlops_ray.training.model import Reference
+from mlops_ray.training.artifact.model import Reference
 
 DAY_S = 86_400.0
 FEATURES = Features.model_validate(

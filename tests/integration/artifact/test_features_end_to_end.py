@@ -26,8 +26,8 @@ from mlops_ray.errors import ArtifactRefused
 from mlops_ray.serving import log
 from mlops_ray.serving.capture import _strings
 from mlops_ray.serving.protocol import Form, parse_predict
-from mlops_ray.training import model
-from mlops_ray.training.model import Reference
+from mlops_ray.training.artifact import model
+from mlops_ray.training.artifact.model import Reference
 
 NOW = 1_400_000_000.0
 BLOCKS: dict[str, Any] = {

@@ -28,7 +28,7 @@ from mlops_ray.config import Features
 from mlops_ray.data.features import statistics as statistics_of
 from mlops_ray.data.features import transformer as feature_room
 from mlops_ray.errors import ArtifactRefused, DataError
-from mlops_ray.training import model
+from mlops_ray.training.artifact import model
 
 FEATURES = Features.model_validate(
     {"numeric": {"columns": ["pressure", "hour", "rain"]}, "categorical": {"columns": ["carrier", "origin"]}}
@@ -268,7 +268,7 @@ def test_a_serving_replica_imports_little(artifact: tuple[Path, str]) -> None:
     folder, found = artifact
     program = (
         "import sys, numpy as np\n"
-        "from mlops_ray.training import model\n"
+        "from mlops_ray.training.artifact import model\n"
         f"loaded = model.load({str(folder)!r}, {found!r})\n"
         "loaded.replay(); loaded.reference.total\n"
         "heavy = {'ray', 'mlflow', 'sklearn', 'skops', 'skl2onnx', 'onnx', 'pandas', 'scipy', 'pyarrow', 'optuna'}\n"

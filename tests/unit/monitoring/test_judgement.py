@@ -9,7 +9,7 @@ import pytest
 from mlops_ray.config import Monitoring
 from mlops_ray.data.profile import Bins, Profile, empty, fold
 from mlops_ray.monitoring.judgement import Judgement, judge_drift, judge_quality
-from mlops_ray.training.model import Reference
+from mlops_ray.training.artifact.model import Reference
 
 DAY_S = 86_400.0
 BINS = Bins({"x": (-1.0, 0.0, 1.0), "y": (0.0,)}, {})

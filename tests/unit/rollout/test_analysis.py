@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from mlops_ray.config import Margins, RolloutPlan
 from mlops_ray.rollout.analysis import Analysis, Outcomes, analyse, capital, per_key
-from mlops_ray.training.gates import Verdict
+from mlops_ray.training.gates.verdict import Verdict
 
 ALPHA = 0.05
 PLAN = RolloutPlan(alpha=ALPHA, min_keys=100, margins=Margins(log_loss=0.02, failures=0.01))

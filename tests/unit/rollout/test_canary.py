@@ -22,7 +22,7 @@ from mlops_ray.rollout.canary import (
     move,
     started,
 )
-from mlops_ray.training.gates import Verdict
+from mlops_ray.training.gates.verdict import Verdict
 
 PLAN = RolloutPlan(shares=(0.1, 0.5), step_min_s=10, step_max_s=100)
 CHOICES: tuple[Literal["rollback", "pause", "wait"], ...] = ("rollback", "pause", "wait")

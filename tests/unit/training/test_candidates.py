@@ -10,8 +10,8 @@ from sklearn.linear_model import LogisticRegression
 
 from mlops_ray.config import Candidate
 from mlops_ray.errors import ConfigError
-from mlops_ray.training import candidates
-from mlops_ray.training.candidates import Choice
+from mlops_ray.training.search import candidates
+from mlops_ray.training.search.candidates import Choice
 
 LOGISTIC = Candidate.model_validate(
     {

@@ -4,10 +4,10 @@ import time
 
 import numpy as np
 import pytest
-from sklearn import metrics
+from sklearn import metrics as sklearn_metrics
 
 from mlops_ray.errors import DataError
-from mlops_ray.training import evaluation
+from mlops_ray.training.evaluation import intervals, metrics
 
 DAY_S = 86_400.0
 
@@ -22,18 +22,18 @@ def scored(n: int, days: int = 20) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return (random.random(n) < p).astype(int), p, np.sort(random.uniform(0, days * DAY_S, n))
 
 
-def evaluate(y: np.ndarray, p: np.ndarray, times: np.ndarray) -> dict[str, evaluation.Estimate]:
-    return dict(evaluation.evaluate(y, p, times, block_s=DAY_S, resamples=500, alpha=0.05, rng=rng()))
+def evaluate(y: np.ndarray, p: np.ndarray, times: np.ndarray) -> dict[str, intervals.Estimate]:
+    return dict(metrics.evaluate(y, p, times, block_s=DAY_S, resamples=500, alpha=0.05, rng=rng()))
 
 
 def test_metrics_are_those_of_scikit_learn() -> None:
     y, p, times = scored(2000)
     p = np.round(p, 2)  # ties
     found = evaluate(y, p, times)
-    assert found["log_loss"].value == pytest.approx(metrics.log_loss(y, p))
-    assert found["brier"].value == pytest.approx(metrics.brier_score_loss(y, p))
-    assert found["roc_auc"].value == pytest.approx(metrics.roc_auc_score(y, p))
-    assert found["accuracy"].value == pytest.approx(metrics.accuracy_score(y, p >= 0.5))
+    assert found["log_loss"].value == pytest.approx(sklearn_metrics.log_loss(y, p))
+    assert found["brier"].value == pytest.approx(sklearn_metrics.brier_score_loss(y, p))
+    assert found["roc_auc"].value == pytest.approx(sklearn_metrics.roc_auc_score(y, p))
+    assert found["accuracy"].value == pytest.approx(sklearn_metrics.accuracy_score(y, p >= 0.5))
     for estimate in found.values():
         assert estimate.low < estimate.value < estimate.high
         assert (estimate.n, estimate.n_blocks) == (2000, 20)
@@ -41,13 +41,15 @@ def test_metrics_are_those_of_scikit_learn() -> None:
 
 def test_a_resample_is_the_metric_of_the_repeated_rows() -> None:
     y, p, times = scored(300, days=6)
-    grouped = evaluation.blocks(times, DAY_S)
-    weights = evaluation.resample(len(grouped), 3, rng())
-    concordant = evaluation._concordance(y.astype(float), p, grouped)
+    grouped = intervals.blocks(times, DAY_S)
+    weights = intervals.resample(len(grouped), 3, rng())
+    concordant = metrics._concordance(y.astype(float), p, grouped)
     for w in weights:
         rows = np.repeat(np.arange(300), w.astype(int)[grouped.index])
         positives, negatives = y[rows].sum(), (1 - y[rows]).sum()
-        assert w @ concordant @ w / (positives * negatives) == pytest.approx(metrics.roc_auc_score(y[rows], p[rows]))
+        assert w @ concordant @ w / (positives * negatives) == pytest.approx(
+            sklearn_metrics.roc_auc_score(y[rows], p[rows])
+        )
 
 
 def test_intervals_cover_as_promised_with_correlated_days() -> None:
@@ -56,7 +58,7 @@ def test_intervals_cover_as_promised_with_correlated_days() -> None:
     for _ in range(runs):
         days = np.repeat(np.arange(12), 60)
         y = (random.random(len(days)) < np.clip(0.3 + random.normal(0, 0.12, 12), 0.02, 0.98)[days]).astype(int)
-        found = evaluation.evaluate(
+        found = metrics.evaluate(
             y, np.zeros(len(y)), days * DAY_S, block_s=DAY_S, resamples=400, alpha=0.05, rng=random
         )["brier"]
         hits += found.low <= 0.3 <= found.high
@@ -64,11 +66,11 @@ def test_intervals_cover_as_promised_with_correlated_days() -> None:
 
 
 def test_the_corrected_tail() -> None:
-    assert evaluation.tail(0.05, 12) == pytest.approx(0.0303, abs=2e-4)
-    assert evaluation.tail(0.05, 100_000) == pytest.approx(0.05, abs=1e-4)
-    assert evaluation.resolves(0.05, 5, 2000)
-    assert not evaluation.resolves(0.05, 4, 2000)
-    assert not evaluation.resolves(0.05, 1, 2000)
+    assert intervals.tail(0.05, 12) == pytest.approx(0.0303, abs=2e-4)
+    assert intervals.tail(0.05, 100_000) == pytest.approx(0.05, abs=1e-4)
+    assert intervals.resolves(0.05, 5, 2000)
+    assert not intervals.resolves(0.05, 4, 2000)
+    assert not intervals.resolves(0.05, 1, 2000)
 
 
 def test_one_class_or_few_blocks_leave_no_interval() -> None:
@@ -81,7 +83,7 @@ def test_one_class_or_few_blocks_leave_no_interval() -> None:
 
 
 def test_certain_scores_have_a_finite_loss() -> None:
-    assert np.isfinite(evaluation.log_losses([1, 0], [0.0, 1.0])).all()
+    assert np.isfinite(metrics.log_losses([1, 0], [0.0, 1.0])).all()
 
 
 @pytest.mark.parametrize(
@@ -97,21 +99,21 @@ def test_certain_scores_have_a_finite_loss() -> None:
 )
 def test_what_is_no_label_or_probability_is_named(y: list[float], p: list[float], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        evaluation.checked(y, p)
+        metrics.checked(y, p)
 
 
 def test_calibration_bins_hold_all_rows() -> None:
     y, p, _ = scored(1003)
-    bins = evaluation.calibration(y, p)
+    bins = metrics.calibration(y, p)
     assert len(bins) == 10
     assert sum(b.n for b in bins) == 1003
     assert sum(b.rate * b.n for b in bins) == pytest.approx(y.sum())
     assert [b.mean_score for b in bins] == sorted(b.mean_score for b in bins)
-    assert len(evaluation.calibration([0, 1, 1], [0.1, 0.5, 0.9])) == 3
+    assert len(metrics.calibration([0, 1, 1], [0.1, 0.5, 0.9])) == 3
 
 
 def test_intervals_of_ten_thousand_rows_are_quick() -> None:
     y, p, times = scored(10_000, days=60)
     began = time.perf_counter()
-    evaluation.evaluate(y, p, times, block_s=DAY_S, resamples=2000, alpha=0.05, rng=rng())
+    metrics.evaluate(y, p, times, block_s=DAY_S, resamples=2000, alpha=0.05, rng=rng())
     assert time.perf_counter() - began < 1.0  # 0.03 s on an idle core; row-wise resampling takes ten

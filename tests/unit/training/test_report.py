@@ -5,8 +5,9 @@ import json
 import numpy as np
 
 from mlops_ray.config import Gates
-from mlops_ray.training import evaluation, gates, report
-from mlops_ray.training.gates import CheckResult, Verdict
+from mlops_ray.training.evaluation import metrics
+from mlops_ray.training.gates import judgement, report
+from mlops_ray.training.gates.verdict import CheckResult, Verdict
 
 
 def test_the_page_is_escaped_and_self_contained() -> None:
@@ -17,8 +18,8 @@ def test_the_page_is_escaped_and_self_contained() -> None:
     def hostile() -> CheckResult:
         return CheckResult("<script>", Verdict.FAIL, "1 < 2 & 3", {"n": 1})
 
-    result = gates.judge(Gates(resamples=200), y, p, None, times, extra_checks=[hostile], rng=rng)
-    page = report.html("Gates of <x>", result, evaluation.calibration(y, p), {"<key>": "<value>"})
+    result = judgement.judge(Gates(resamples=200), y, p, None, times, extra_checks=[hostile], rng=rng)
+    page = report.html("Gates of <x>", result, metrics.calibration(y, p), {"<key>": "<value>"})
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert "1 &lt; 2 &amp; 3" in page

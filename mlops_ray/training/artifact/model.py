@@ -33,7 +33,7 @@ from mlops_ray.config import Features
 from mlops_ray.data.features.derive import derive
 from mlops_ray.data.profile import Bins, Columns, Profile, empty
 from mlops_ray.errors import ArtifactRefused, DataError
-from mlops_ray.training import converters
+from mlops_ray.training.artifact import converters
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from mlops_ray.training.evaluation import CalibrationBin
-from mlops_ray.training.gates import GateResult
+from mlops_ray.training.evaluation.metrics import CalibrationBin
+from mlops_ray.training.gates.verdict import GateResult
 
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}"

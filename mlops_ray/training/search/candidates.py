@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from mlops_ray import config
 from mlops_ray.errors import ConfigError
-from mlops_ray.training.evaluation import Floats, log_losses
+from mlops_ray.training.evaluation.intervals import Floats
+from mlops_ray.training.evaluation.metrics import log_losses
 
 if TYPE_CHECKING:
     from sklearn.base import ClassifierMixin

@@ -5,61 +5,16 @@ A gate's outcome is a value with reasons. Too little data never passes: it is in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from enum import Enum
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mlops_ray.config import Gates, Limit, Metric
-from mlops_ray.training import evaluation
-from mlops_ray.training.evaluation import Blocks, Estimate, Floats
-
-
-class Verdict(Enum):
-    """Pass, fail, or not enough evidence for either."""
-
-    PASS = "pass"
-    FAIL = "fail"
-    INCONCLUSIVE = "inconclusive"
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """One demand: how it ended, a sentence for people, and the numbers behind it (JSON-friendly)."""
-
-    name: str
-    verdict: Verdict
-    detail: str
-    evidence: Mapping[str, Any] = field(default_factory=dict)
-
-
-Check = Callable[[], CheckResult]
-"""A demand that needs more than holdout rows (a running replica, a golden replay), handed in by the caller."""
-
-
-@dataclass(frozen=True)
-class GateResult:
-    """All checks, and the verdict they add up to: fail if one fails, else inconclusive if one is, else pass."""
-
-    verdict: Verdict
-    checks: tuple[CheckResult, ...]
-    metrics: Mapping[Metric, Estimate]
-
-    @property
-    def reasons(self) -> tuple[str, ...]:
-        """One sentence per check that did not pass."""
-        return tuple(f"{c.name}: {c.detail}" for c in self.checks if c.verdict is not Verdict.PASS)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result as JSON-friendly values."""
-        return {
-            "verdict": self.verdict.value,
-            "checks": [{**asdict(c), "verdict": c.verdict.value} for c in self.checks],
-            "metrics": {name: estimate.to_dict() for name, estimate in self.metrics.items()},
-        }
+from mlops_ray.config import Gates, Limit
+from mlops_ray.training.evaluation import intervals, metrics
+from mlops_ray.training.evaluation.intervals import Blocks, Estimate, Floats
+from mlops_ray.training.gates.verdict import Check, CheckResult, GateResult, Verdict, combine
 
 
 def judge(
@@ -82,30 +37,22 @@ def judge(
     Args: y: 0 or 1; candidate_scores, champion_scores: P(1); times: seconds since epoch; all of shape (n,).
     Raises: DataError when shapes differ or values are no labels or probabilities.
     """
-    labels, p = evaluation.checked(y, candidate_scores)
-    metrics = evaluation.evaluate(
+    labels, p = metrics.checked(y, candidate_scores)
+    estimates = metrics.evaluate(
         labels, p, times, block_s=gates.block_s, resamples=gates.resamples, alpha=gates.alpha, rng=rng
     )
-    losses = evaluation.log_losses(labels, p)
-    grouped = evaluation.blocks(times, gates.block_s)
-    checks = [_enough_rows(gates, labels), *(_limit(limit, metrics[limit.metric]) for limit in gates.limits)]
+    losses = metrics.log_losses(labels, p)
+    grouped = intervals.blocks(times, gates.block_s)
+    checks = [_enough_rows(gates, labels), *(_limit(limit, estimates[limit.metric]) for limit in gates.limits)]
     if champion_scores is not None:
-        _, champion = evaluation.checked(labels, champion_scores)
-        rivals, name, margin = evaluation.log_losses(labels, champion), "no_worse_than_champion", gates.margin
+        _, champion = metrics.checked(labels, champion_scores)
+        rivals, name, margin = metrics.log_losses(labels, champion), "no_worse_than_champion", gates.margin
     else:
         constant = np.full(len(labels), labels.mean())
-        rivals, name, margin = evaluation.log_losses(labels, constant), "better_than_base_rate", -gates.margin
+        rivals, name, margin = metrics.log_losses(labels, constant), "better_than_base_rate", -gates.margin
     checks.append(_compare(name, gates, losses - rivals, margin, grouped, rng))
     checks += [check() for check in extra_checks]
-    return GateResult(combine(c.verdict for c in checks), tuple(checks), metrics)
-
-
-def combine(verdicts: Iterator[Verdict] | Sequence[Verdict]) -> Verdict:
-    """Fail if one fails, else inconclusive if one is; nothing to judge is inconclusive."""
-    found = set(verdicts)
-    if Verdict.FAIL in found:
-        return Verdict.FAIL
-    return Verdict.PASS if found == {Verdict.PASS} else Verdict.INCONCLUSIVE
+    return GateResult(combine(c.verdict for c in checks), tuple(checks), estimates)
 
 
 def _enough_rows(gates: Gates, labels: Floats) -> CheckResult:
@@ -138,12 +85,12 @@ def _compare(
     One-sided 1 - alpha bounds by a bootstrap over blocks of time."""
     value = float(differences.mean())
     evidence: dict[str, Any] = {"difference": value, "margin": margin, "alpha": gates.alpha, "n_blocks": len(grouped)}
-    if not evaluation.resolves(gates.alpha, len(grouped), gates.resamples):
+    if not intervals.resolves(gates.alpha, len(grouped), gates.resamples):
         detail = f"{len(grouped)} blocks of {gates.block_s:g} s and {gates.resamples} resamples carry no bound"
         return CheckResult(name, Verdict.INCONCLUSIVE, detail, evidence)
-    weights = evaluation.resample(len(grouped), gates.resamples, rng)
+    weights = intervals.resample(len(grouped), gates.resamples, rng)
     means = (weights @ grouped.sums(differences)) / (weights @ grouped.sums(np.ones(len(differences))))
-    share = evaluation.tail(gates.alpha, len(grouped))
+    share = intervals.tail(gates.alpha, len(grouped))
     lower, upper = (float(q) for q in np.quantile(means, [share, 1 - share]))
     evidence |= {"lower": lower, "upper": upper}
     shown = f"log-loss differs by {value:+.4f}, bounds [{lower:+.4f}, {upper:+.4f}]"

@@ -8,33 +8,15 @@ weights and all resamples are one matrix product.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mlops_ray.config import Metric
 from mlops_ray.errors import DataError
-
-Floats = NDArray[np.float64]
-CLIP = 1e-6
-"""Scores are clipped to [CLIP, 1 - CLIP] before the log: a float32 graph answers exactly 1 where float64 does not."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its interval. `low` and `high` are NaN where too few blocks carry one."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-    n_blocks: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-friendly: NaN becomes None."""
-        return {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in asdict(self).items()}
+from mlops_ray.training.evaluation.intervals import Blocks, Estimate, Floats, blocks, resample, resolves, tail
+from mlops_ray.training.target import CLIP
 
 
 @dataclass(frozen=True)
@@ -46,63 +28,11 @@ class CalibrationBin:
     rate: float
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """Rows grouped into contiguous blocks of time.
-
-    index: block of each row, shape (n,), 0..len-1 in time order; starts: shape (blocks,), seconds since epoch.
-    """
-
-    index: NDArray[np.int64]
-    starts: Floats
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def sums(self, values: ArrayLike) -> Floats:
-        """Sum of `values`, shape (n,), per block: shape (blocks,)."""
-        weights = np.asarray(values, dtype=np.float64)
-        return np.bincount(self.index, weights=weights, minlength=len(self.starts)).astype(np.float64, copy=False)
-
-
-def blocks(times: ArrayLike, block_s: float) -> Blocks:
-    """Blocks of `block_s` seconds that hold at least one of `times` (n,); they begin at multiples of `block_s`."""
-    numbers = np.floor(np.asarray(times, dtype=np.float64) / block_s).astype(np.int64)
-    present, index = np.unique(numbers, return_inverse=True)
-    return Blocks(index.astype(np.int64), present.astype(np.float64) * block_s)
-
-
-def resample(n_blocks: int, resamples: int, rng: np.random.Generator) -> Floats:
-    """How often each block is drawn in each resample of `n_blocks` blocks, with replacement: (resamples, n_blocks)."""
-    return rng.multinomial(n_blocks, np.full(n_blocks, 1.0 / n_blocks), size=resamples).astype(np.float64)
-
-
 def log_losses(y: ArrayLike, scores: ArrayLike) -> Floats:
     """Log-loss per row in nats, shape (n,); scores clipped by `CLIP`."""
     p = np.clip(np.asarray(scores, dtype=np.float64), CLIP, 1 - CLIP)
     losses: Floats = -np.log(np.where(np.asarray(y) == 1, p, 1 - p))
     return losses
-
-
-def tail(alpha: float, n_blocks: int) -> float:
-    """Share of resamples to cut off for a one-sided 1 - `alpha` bound of a mean over `n_blocks` blocks.
-
-    The bootstrap's percentiles are too narrow for few blocks: they miss the factor sqrt(n / (n - 1)) and the step from
-    the normal to Student's t. Cutting at Phi(-t * sqrt(n / (n - 1))) restores both; for 12 blocks and alpha 0.05 that
-    is 0.030. Source: T. Hesterberg, What Teachers Should Know About the Bootstrap, 2015 (expanded percentiles).
-    """
-    from scipy import stats  # here, for workers that only need losses should not wait half a second for it
-
-    if n_blocks < 2:
-        return 0.0
-    return float(stats.norm.cdf(-stats.t.ppf(1 - alpha, n_blocks - 1) * np.sqrt(n_blocks / (n_blocks - 1))))
-
-
-def resolves(alpha: float, n_blocks: int, resamples: int) -> bool:
-    """Whether so many blocks and resamples carry a bound: ten resamples beyond it, or its place is noise.
-
-    With alpha 0.05 and 2,000 resamples that takes five blocks."""
-    return tail(alpha, n_blocks) * resamples >= 10
 
 
 def evaluate(

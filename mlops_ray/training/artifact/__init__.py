@@ -1,0 +1,1 @@
+"""The trained artifact: what training writes, and serving, monitoring and audits read."""

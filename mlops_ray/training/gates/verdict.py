@@ -1,0 +1,63 @@
+"""How a gate ends: a value with reasons. Too little data never passes: it is inconclusive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import Any
+
+from mlops_ray.config import Metric
+from mlops_ray.training.evaluation.intervals import Estimate
+
+
+class Verdict(Enum):
+    """Pass, fail, or not enough evidence for either."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One demand: how it ended, a sentence for people, and the numbers behind it (JSON-friendly)."""
+
+    name: str
+    verdict: Verdict
+    detail: str
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+Check = Callable[[], CheckResult]
+"""A demand that needs more than holdout rows (a running replica, a golden replay), handed in by the caller."""
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """All checks, and the verdict they add up to: fail if one fails, else inconclusive if one is, else pass."""
+
+    verdict: Verdict
+    checks: tuple[CheckResult, ...]
+    metrics: Mapping[Metric, Estimate]
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """One sentence per check that did not pass."""
+        return tuple(f"{c.name}: {c.detail}" for c in self.checks if c.verdict is not Verdict.PASS)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON-friendly values."""
+        return {
+            "verdict": self.verdict.value,
+            "checks": [{**asdict(c), "verdict": c.verdict.value} for c in self.checks],
+            "metrics": {name: estimate.to_dict() for name, estimate in self.metrics.items()},
+        }
+
+
+def combine(verdicts: Iterator[Verdict] | Sequence[Verdict]) -> Verdict:
+    """Fail if one fails, else inconclusive if one is; nothing to judge is inconclusive."""
+    found = set(verdicts)
+    if Verdict.FAIL in found:
+        return Verdict.FAIL
+    return Verdict.PASS if found == {Verdict.PASS} else Verdict.INCONCLUSIVE
