@@ -252,7 +252,7 @@ BLOCKS = [
     ("split: {by: group, group: [distance]}", ["split.group.0: column 'distance' is float; this place takes string"]),
     (
         "gates: {limits: [{metric: auc, max: 1}]}",
-        ["gates.limits.0.metric: should be 'log_loss', 'brier', 'roc_auc' or"],
+        ["gates.limits.0.metric: should be 'log_loss', 'brier', 'calibration_error', 'roc_auc'"],
     ),
     ("gates: {limits: [{metric: roc_auc}]}", ["gates.limits.0: give min, max or both"]),
     ("rollout: {shares: [0.5, 0.1]}", ["rollout.shares: shares must rise strictly, for example [0.1, 0.5]; got [0.5"]),
