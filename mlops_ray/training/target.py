@@ -63,7 +63,7 @@ def encode(task: Task, known: Classes, values: pa.ChunkedArray) -> Labels:
             row = int(np.argmax(labels < 0))
             raise DataError("target", f"row {row} is of class {cells[row]!r}, which is not among {list(known)[:20]}")
         return labels
-    numbers = values.cast(pa.float64()).to_numpy()
+    numbers: Labels = values.cast(pa.float64()).to_numpy()
     wrong = ~np.isfinite(numbers) if task == "regression" else (numbers != 0) & (numbers != 1)
     if wrong.any():
         row = int(np.argmax(wrong))

@@ -18,8 +18,8 @@ from mlops_ray.training.target import Classes, Labels, Scores
 class Fitted:
     """Rows that the candidate was fitted on, all or an even sample of them.
 
-    columns: the inputs, shape (m,) each; y: labels, shape (m,); scores: the candidate's own answers to them (in-sample),
-    (m,) or (m, classes); times: seconds since the epoch, shape (m,).
+    columns: the inputs, shape (m,) each; y: labels, shape (m,); scores: the candidate's own answers to them
+    (in-sample), (m,) or (m, classes); times: seconds since the epoch, shape (m,).
     """
 
     columns: Columns
