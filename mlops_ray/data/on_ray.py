@@ -29,7 +29,7 @@ from mlops_ray.data.rules.findings import Finding, conclude
 from mlops_ray.data.rules.on_ray import Part, Progress, compare, opened, passed, quarantine_uri, settle, table_uri
 from mlops_ray.data.rules.report import render
 from mlops_ray.data.schema import arrow_schema, conform
-from mlops_ray.data.splits import Cut
+from mlops_ray.data.splits import Cut, FoldCut
 from mlops_ray.errors import DataError, DataRefused
 
 REPORT_JSON, REPORT_HTML, FACTS = "validation.json", "validation.html", "facts.json"
@@ -185,7 +185,9 @@ def snapshot(
         raise
 
 
-def fit_features(project: Project, dataset: DatasetVersion, cut: Cut, parts: Sequence[int]) -> tuple[Partial, ...]:
+def fit_features(
+    project: Project, dataset: DatasetVersion, cut: Cut | FoldCut, parts: Sequence[int]
+) -> tuple[Partial, ...]:
     """Feature statistics of each of the `parts` (sides of `cut`), in that order: one pass, one task per file.
 
     Raises: DataError when a part holds no rows.
@@ -195,12 +197,16 @@ def fit_features(project: Project, dataset: DatasetVersion, cut: Cut, parts: Seq
     totals = tuple(functools.reduce(lambda a, b: a + b, partials) for partials in zip(*folded, strict=True))
     for total, part in zip(totals, parts, strict=True):
         if total.n == 0:
-            raise DataError(dataset.uri, f"version {dataset.version} has no row for {splits.NAMES[part]}; see `split:`")
+            raise DataError(dataset.uri, f"version {dataset.version} has no row for {_named(cut, part)}; see `split:`")
     return totals
 
 
+def _named(cut: Cut | FoldCut, part: int) -> str:
+    return f"part {part} of the cross-validation" if isinstance(cut, FoldCut) else splits.NAMES[part]
+
+
 @ray.remote
-def _fold_file(project: Project, uri: str, path: str, cut: Cut, parts: Sequence[int]) -> tuple[Partial, ...]:
+def _fold_file(project: Project, uri: str, path: str, cut: Cut | FoldCut, parts: Sequence[int]) -> tuple[Partial, ...]:
     needed = [*cut.columns, *project.features.inputs]
     if project.features.target_encoded:
         needed += [project.target, project.key]

@@ -67,6 +67,31 @@ class HashCut:
 Cut = TimeCut | HashCut
 
 
+@dataclass(frozen=True)
+class FoldCut:
+    """The rows before the holdout of `cut`, dealt into `n` parts, 0 to n - 1; the holdout is part -1.
+
+    By time the parts hold about equally many rows, oldest first: `bounds` are the first instants of all but the first,
+    microseconds since epoch. Else a row's part follows from the hash that picks its side, stirred once more.
+    """
+
+    cut: Cut
+    n: int
+    bounds: tuple[int, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What `assign` needs of a table."""
+        return self.cut.columns
+
+    @property
+    def fits(self) -> tuple[tuple[tuple[int, ...], int], ...]:
+        """Each fold's parts to train on, and the part to validate on: by time all older parts, else all others."""
+        if isinstance(self.cut, TimeCut):
+            return tuple((tuple(range(part)), part) for part in range(1, self.n))
+        return tuple((tuple(other for other in range(self.n) if other != part), part) for part in range(self.n))
+
+
 def columns(split: Split, *, event_time: str, key: str) -> tuple[str, ...]:
     """The columns that decide a row's side: the time, the declared groups, or the key."""
     return {"time": (event_time,), "group": split.group, "hash": (key,)}[split.by]
@@ -95,18 +120,39 @@ def cut(split: Split, *, event_time: str, key: str, salt: str, times: npt.ArrayL
     raise DataError("split", f"{n} rows at {len(np.unique(ordered))} instants cannot be split in three; give more rows")
 
 
-def assign(cut: Cut, table: pa.Table) -> Sides:
-    """The side of each row, shape (n,): `TRAIN`, `VALIDATION` or `HOLDOUT`. `table` has the columns of `cut`.
+def fold_cut(cut: Cut, folds: int, *, times: npt.ArrayLike) -> FoldCut:
+    """The parts of a cross-validation of `folds` folds: one more than folds by time, as many as folds else.
+
+    Args: times: of all rows, microseconds since epoch, any order; only a cut by time looks at them.
+    Raises: DataError when there are fewer instants before the holdout than parts.
+    """
+    if isinstance(cut, HashCut):
+        return FoldCut(cut, folds)
+    known = np.sort(np.asarray(times, dtype=np.int64))
+    known = known[known < cut.holdout]
+    bounds = tuple(int(known[len(known) * part // (folds + 1)]) for part in range(1, folds + 1)) if len(known) else ()
+    if len(set(bounds)) < folds or known[0] == bounds[0]:
+        at = len(np.unique(known))
+        raise DataError("search.cross_validation", f"{folds} folds need more than the {at} instants before the holdout")
+    return FoldCut(cut, folds + 1, bounds)
+
+
+def assign(cut: Cut | FoldCut, table: pa.Table) -> Sides:
+    """The side of each row, shape (n,): `TRAIN`, `VALIDATION` or `HOLDOUT`; of a `FoldCut` the part, -1 the holdout.
+    `table` has the columns of `cut`.
 
     Raises: DataError for rows without a time, when time decides.
     """
+    if isinstance(cut, FoldCut):
+        held = assign(cut.cut, table) == HOLDOUT
+        if isinstance(cut.cut, TimeCut):
+            found = np.searchsorted(cut.bounds, _instants(cut.cut, table), side="right")
+        else:
+            # Of the places above the holdout's, so that parts are equally large: the last digits, not the first.
+            found = np.floor(_places(cut.cut, table) * 2.0**26 % 1 * cut.n)
+        return np.where(held, -1, found).astype(np.int8)
     if isinstance(cut, TimeCut):
-        column = table[cut.column]
-        if column.null_count:
-            raise DataError(cut.column, f"{column.null_count} rows have none, so time cannot split them; prepare again")
-        if pa.types.is_timestamp(column.type):
-            column = column.cast(pa.timestamp("us", column.type.tz), safe=False)
-        times = pc.cast(column, pa.int64()).to_numpy()
+        times = _instants(cut, table)
         sides: Sides = np.searchsorted([cut.validation, cut.holdout], times, side="right").astype(np.int8)
         return sides
     place = _places(cut, table)
@@ -114,6 +160,17 @@ def assign(cut: Cut, table: pa.Table) -> Sides:
     sides[place < cut.holdout_share + cut.validation_share] = VALIDATION
     sides[place < cut.holdout_share] = HOLDOUT
     return sides
+
+
+def _instants(cut: TimeCut, table: pa.Table) -> npt.NDArray[np.int64]:
+    """Of each row, microseconds since epoch."""
+    column = table[cut.column]
+    if column.null_count:
+        raise DataError(cut.column, f"{column.null_count} rows have none, so time cannot split them; prepare again")
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.timestamp("us", column.type.tz), safe=False)
+    times: npt.NDArray[np.int64] = pc.cast(column, pa.int64()).to_numpy()
+    return times
 
 
 def _places(cut: HashCut, table: pa.Table) -> npt.NDArray[np.float64]:

@@ -120,3 +120,35 @@ def test_a_cut_is_recorded_whole():
             assert (again, record["columns"]) == (cut, list(cut.columns))
         else:
             assert TimeCut(record["column"], record["validation_us"], record["holdout_us"]) == cut
+
+
+@pytest.mark.parametrize("split", EACH, ids=lambda s: "+".join((s.by, *s.group)))
+def test_folds_deal_every_row_before_the_holdout_to_one_part(split):
+    table = flights(4000)
+    cut = cut_of(split, table)
+    folds = splits.fold_cut(cut, 4, times=table["at"].cast(pa.int64()).to_numpy())
+    parts, sides = splits.assign(folds, table), splits.assign(cut, table)
+    assert ((parts == -1) == (sides == HOLDOUT)).all()
+    assert set(parts) == {-1, *range(folds.n)}
+    sizes = np.bincount(parts[parts >= 0])
+    assert sizes.min() > 0.5 * sizes.max()
+    half = [splits.assign(folds, table.slice(0, 1500)), splits.assign(folds, table.slice(1500))]
+    assert (np.concatenate(half) == parts).all()
+    assert len(folds.fits) == 4
+    times = table["at"].cast(pa.int64()).to_numpy()
+    for train, validation in folds.fits:
+        assert validation not in train
+        if split.by == "time":
+            assert times[np.isin(parts, train)].max() < times[parts == validation].min()
+        else:
+            assert sorted((*train, validation)) == list(range(4))
+    if split.by == "group":
+        groups = table.select(list(split.group)).to_pandas().apply(tuple, axis=1)
+        assert (groups.groupby(groups).transform(lambda g: len(set(parts[g.index]))) == 1).all()
+
+
+def test_more_folds_than_instants_are_refused():
+    table = flights(300).slice(0, 40)
+    cut = cut_of(Split(), table)
+    with pytest.raises(DataError, match="20 folds need more than"):
+        splits.fold_cut(cut, 20, times=np.repeat([0, DAY_US, 2 * DAY_US, 80 * DAY_US], 10))
