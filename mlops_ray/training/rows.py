@@ -1,0 +1,176 @@
+"""A dataset version in memory, oldest row first, with what each row is for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from mlops_ray.config import Features, Project
+from mlops_ray.data import lake, splits
+from mlops_ray.data.features.statistics import Partial, folds, to_columns
+from mlops_ray.data.features.transformer import training_matrix, transformer
+from mlops_ray.data.lake import DatasetVersion
+from mlops_ray.data.profile import Columns
+from mlops_ray.data.splits import HOLDOUT, TRAIN, VALIDATION, Cut, FoldCut, Sides
+from mlops_ray.errors import DataError
+from mlops_ray.training import target
+from mlops_ray.training.evaluation.intervals import Floats
+from mlops_ray.training.target import Classes, Labels
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """What estimators see of some rows: `values` (n, width) and labels `y` (n,); the first `n_train` rows train, the
+    others validate. `weights` of rows, shape (n,), or None."""
+
+    values: Floats
+    y: Labels
+    weights: Floats | None
+    n_train: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All rows of a dataset version, oldest first: `times` in seconds since the epoch, labels, inputs, sides."""
+
+    table: pa.Table
+    times: Floats
+    y: Labels
+    classes: Classes
+    weights: Floats | None
+    columns: Columns
+    cut: Cut
+    sides: Sides
+    shown: tuple[str, ...]
+    """Columns of `table` that the gates look at."""
+    fold_of: Indices | None
+    """Fold of each row, where target encoding needs one."""
+
+    def of(self, *parts: int) -> Indices:
+        """Numbers of the rows of these sides, oldest first."""
+        return np.flatnonzero(np.isin(self.sides, parts))
+
+    def inputs(self, numbers: Indices) -> Columns:
+        """Inputs of these rows."""
+        return {name: values[numbers] for name, values in self.columns.items()}
+
+    def groups(self, numbers: Indices) -> dict[str, NDArray[np.object_]]:
+        """Of these rows the columns that the gates look at, as they stand in the data."""
+        rows = self.table.select(list(self.shown)).take(pa.array(numbers))
+        return {name: np.array(rows[name].to_pylist(), dtype=object) for name in self.shown}
+
+    def columns_for(self, features: Features, numbers: Indices) -> Columns:
+        """Inputs of another version's features of these rows."""
+        return to_columns(features, self.table.take(pa.array(numbers)))
+
+    def matrix(self, project: Project, y: Labels, fitting: Indices, others: Indices, partial: Partial) -> Matrix:
+        """What estimators see of the rows `fitting`, then of `others`, by a transform fitted on `fitting` alone.
+
+        Args: y: labels of all rows; partial: the feature statistics of the rows `fitting`."""
+        numbers = np.concatenate([fitting, others])
+        fold_of = None
+        if self.fold_of is not None:
+            # -1 from the first of the others on, whose labels no encoding saw
+            fold_of = np.where(np.arange(len(numbers)) < len(fitting), self.fold_of[numbers], -1)
+        fitted = transformer(project.features, partial)
+        values = training_matrix(project.features, partial, fitted, self.inputs(numbers), fold_of)
+        weights = None if self.weights is None else self.weights[numbers]
+        return Matrix(values, y[numbers], weights, len(fitting))
+
+    def search_cut(self, project: Project) -> Cut | FoldCut:
+        """How the rows before the holdout are dealt for the search."""
+        plan = project.search.cross_validation
+        return self.cut if plan is None else splits.fold_cut(self.cut, plan.folds, times=self.times * 1e6)
+
+    def folds(self, project: Project, cut: Cut | FoldCut, y: Labels, partials: Mapping[int, Partial]) -> list[Matrix]:
+        """One matrix per fold of the search; without cross-validation there is one.
+
+        Args: cut: as `search_cut` made it; y: labels of all rows; partials: feature statistics of each part of `cut`.
+        """
+        parts = splits.assign(cut, self.table)
+        fits = cut.fits if isinstance(cut, FoldCut) else (((TRAIN,), VALIDATION),)
+        made = []
+        for train, validation in fits:
+            fitting, others = np.flatnonzero(np.isin(parts, train)), np.flatnonzero(parts == validation)
+            made.append(self.matrix(project, y, fitting, others, reduce(add, (partials[part] for part in train))))
+        return made
+
+
+def read(project: Project, dataset: DatasetVersion, also: Iterable[str] = ()) -> Rows:
+    """The rows of `dataset` as `project` splits and reads them; `also` names further columns to keep in `table`.
+
+    Raises: DataError for rows without a time or a label, a label that the task does not know, a side without rows, a
+        training side that nothing can be learnt from, weights that are negative or missing.
+    """
+    event_time, key = project.event_time, project.key
+    there = set(lake.opened(dataset, lake.files(dataset)[0]).schema_arrow.names)
+    shown = [name for name in gate_columns(project) if name in there]
+    needed = dict.fromkeys((event_time, project.target, *project.features.inputs, *also, *shown))
+    needed |= dict.fromkeys(splits.columns(project.split, event_time=event_time, key=key))
+    needed |= dict.fromkeys([key] if project.features.target_encoded else [])
+    weighed = project.search.sample_weight
+    if weighed is not None:
+        if weighed not in there:
+            raise DataError(weighed, f"search.sample_weight is no column of {label(dataset)}; it must be a feature")
+        needed |= {weighed: None}
+    table = lake.read(dataset, list(needed))
+    for name in (event_time, project.target):
+        if table[name].null_count:
+            raise DataError(name, f"{table[name].null_count} rows of {label(dataset)} have none; run prepare again")
+    instants = table[event_time].cast(pa.int64()).to_numpy()
+    order = np.argsort(instants, kind="stable")
+    table, instants = table.take(pa.array(order)), instants[order]
+    cut = splits.cut(project.split, event_time=event_time, key=key, salt=project.project, times=instants)
+    sides = splits.assign(cut, table)
+    for part, name in enumerate(splits.NAMES):
+        if not (sides == part).any():
+            raise DataError("split", f"no row of {label(dataset)} falls to {name}; split otherwise, or give more rows")
+    known = target.classes(project.task, table[project.target].filter(pa.array(sides != HOLDOUT)))
+    y = target.encode(project.task, known, table[project.target])
+    target.learnable(project.task, y[sides == TRAIN], side="train")
+    return Rows(
+        table,
+        instants / 1e6,
+        y,
+        known,
+        None if weighed is None else _weights(weighed, table[weighed]),
+        to_columns(project.features, table),
+        cut,
+        sides,
+        tuple(shown),
+        folds(table[key]) if project.features.target_encoded else None,
+    )
+
+
+def gate_columns(project: Project) -> tuple[str, ...]:
+    """Columns that the gates look at besides the features."""
+    gates = project.gates
+    named = [block.columns for block in (gates.slices, gates.fairness) if block is not None]
+    return tuple(
+        dict.fromkeys([name for each in named for name in each] + ([gates.block_group] if gates.block_group else []))
+    )
+
+
+def label(dataset: DatasetVersion) -> str:
+    """How runs, versions and messages name a dataset version."""
+    return f"{dataset.uri}@{dataset.version}"
+
+
+def _weights(name: str, column: pa.ChunkedArray) -> Floats:
+    values: Floats = pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy()
+    wrong = ~(np.isfinite(values) & (values >= 0))
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise DataError(name, f"a weight is a finite number of at least 0; row {row} has {values[row]:g}")
+    if not (values > 0).any():
+        raise DataError(name, "all weights are 0; give rows some weight")
+    return values
