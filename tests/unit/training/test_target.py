@@ -45,7 +45,7 @@ def test_targets_that_teach_nothing_are_refused() -> None:
         target.classes("multiclass", column(*range(1001)))
     with pytest.raises(DataError, match="all 3 rows of the train side have one class, 1"):
         target.learnable("binary", np.ones(3), side="train")
-    with pytest.raises(DataError, match="one value, 2.5"):
+    with pytest.raises(DataError, match=r"one value, 2\.5"):
         target.learnable("regression", np.full(4, 2.5), side="train")
     with pytest.raises(DataError, match="no rows"):
         target.learnable("regression", np.empty(0), side="train")
