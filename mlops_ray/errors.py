@@ -57,13 +57,13 @@ class DataRefused(DataError):
 
 
 class GateRejected(MlopsRayError):
-    """A candidate did not pass its gates; `reasons` says which and by how much."""
+    """A candidate did not pass its gates; `reasons` says which and by how much, `report` (JSON) all that was seen."""
 
     exit_code = 3
 
-    def __init__(self, candidate: str, reasons: tuple[str, ...]) -> None:
-        super().__init__(candidate, reasons)
-        self.candidate, self.reasons = candidate, reasons
+    def __init__(self, candidate: str, reasons: tuple[str, ...], report: dict[str, Any] | None = None) -> None:
+        super().__init__(candidate, reasons, report)
+        self.candidate, self.reasons, self.report = candidate, reasons, report or {}
 
     def __str__(self) -> str:
         return f"{self.candidate} was refused by its gates: " + "; ".join(self.reasons)
