@@ -19,24 +19,29 @@ among these (Bahadur and Savage 1956). `benchmarks/gates.py` measures all this.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlops_ray.training.evaluation.intervals import Blocks, Floats, resample
+from mlops_ray.training.gates.verdict import plain
 
 MIN_BLOCKS = 5
 """With fewer, one block decides: the critical value of four is above 5.6."""
 _MAX_BLOCKS_ASKED = 1_000_000
 _EXACT = 1e-12
 """Standard errors below this share of the differences' size are rounding, not noise."""
+_ROUNDING = 1e-7
+"""The same of a resample, whose squares cancel (a root of float64's 1e-16, and some)."""
 
 
 @dataclass(frozen=True)
 class Comparison:
     """A mean difference per row with one-sided bounds, each of level 1 - alpha; NaN where nothing carries a bound.
 
-    value: over all rows. se: its standard error over blocks. critical: that of the upper bound, in standard errors.
+    value: over all rows. se: its standard error over blocks. critical: of the upper bound, in standard errors. n,
+    n_blocks: rows and blocks that count.
     """
 
     value: float
@@ -46,12 +51,18 @@ class Comparison:
     critical: float
     n: int
     n_blocks: int
+    alpha: float
     _draws: tuple[Floats, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def resolved(self) -> bool:
         """Whether there are bounds at all."""
         return bool(np.isfinite(self.upper))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-friendly: what cannot be told is None."""
+        names = ("value", "se", "lower", "upper", "critical", "n", "n_blocks")
+        return {name: plain(getattr(self, name)) for name in names}
 
     def p_above(self, margin: float) -> float:
         """P-value of "the true mean is at most `margin`", small when it is above; 1 where nothing carries a bound."""
@@ -90,12 +101,11 @@ class Comparison:
             return None
         if self.se == 0:
             return self.n_blocks
-        level = float(stats.t.sf(self.critical_of_student, self.n_blocks - 1))
-        extra = max(self.critical - self.critical_of_student, 0.0)
+        extra = max(self.critical - float(stats.t.isf(self.alpha, self.n_blocks - 1)), 0.0)
 
         def enough(n: int) -> bool:
             shrink = (self.n_blocks / n) ** 0.5
-            critical = float(stats.t.isf(level, n - 1)) + extra * shrink
+            critical = float(stats.t.isf(self.alpha, n - 1)) + extra * shrink
             return _power(margin / (self.se * shrink), critical, n) >= power
 
         low, high = MIN_BLOCKS - 1, MIN_BLOCKS
@@ -107,9 +117,6 @@ class Comparison:
             middle = (low + high) // 2
             low, high = (low, middle) if enough(middle) else (middle, high)
         return high
-
-    critical_of_student: float = float("nan")
-    """What a normal parent and blocks of equal size would ask."""
 
 
 def compare(
@@ -132,23 +139,19 @@ def compare(
     nan = float("nan")
     value = float(values.mean()) if n else nan
     if n_blocks < MIN_BLOCKS or alpha * resamples < 10:
-        return Comparison(value, nan, nan, nan, nan, n, n_blocks)
-    from scipy import stats
-
-    sums = np.bincount(index, weights=values, minlength=n_blocks)
+        return Comparison(value, nan, nan, nan, nan, n, n_blocks, alpha)
+    # Around the mean: squares cancel less.
+    sums = np.bincount(index, weights=values - value, minlength=n_blocks).astype(np.float64)
     sizes = np.bincount(index, minlength=n_blocks).astype(np.float64)
     _, error = _studentise(sums, sizes, np.ones((1, n_blocks)))
     se = float(error[0])
     if se <= _EXACT * float(np.abs(values).max(initial=0.0)):
-        return Comparison(value, 0.0, value, value, 0.0, n, n_blocks, critical_of_student=0.0)
+        return Comparison(value, 0.0, value, value, 0.0, n, n_blocks, alpha)
     draws = (*_guards(sizes, resamples, rng), _bootstrap_t(sums, sizes, resamples, rng))
     place = int(alpha * (resamples + 1)) - 1
     high = max(-float(np.partition(drawn, place)[place]) for drawn in draws)
     low = max(-float(np.partition(drawn, place)[place]) for drawn in (*draws[:-1], -draws[-1]))
-    student = float(stats.t.isf(alpha, n_blocks - 1))
-    return Comparison(
-        value, se, value - low * se, value + high * se, high, n, n_blocks, draws, critical_of_student=student
-    )
+    return Comparison(value, se, value - low * se, value + high * se, high, n, n_blocks, alpha, draws)
 
 
 def _studentise(sums: Floats, sizes: Floats, weights: Floats) -> tuple[Floats, Floats]:
@@ -164,12 +167,12 @@ def _studentise(sums: Floats, sizes: Floats, weights: Floats) -> tuple[Floats, F
 
 
 def _bootstrap_t(sums: Floats, sizes: Floats, resamples: int, rng: np.random.Generator) -> Floats:
+    """Studentised means of resampled blocks, whose truth is 0: `sums` are of values less their mean."""
     n = len(sums)
-    sums = sums - sums.sum() / sizes.sum() * sizes  # around the mean: the squares cancel less, and the truth is 0
     mean, se = _studentise(sums, sizes, resample(n, resamples, rng))
-    floor = 1e-9 * float(np.sqrt((sums**2).sum())) / float(sizes.sum())
+    floor = _ROUNDING * float(np.sqrt((sums**2).sum())) / float(sizes.sum())
     # A resample of one block over and over has no spread: infinitely far, on its side.
-    return np.where(se > floor, mean / np.maximum(se, floor), np.sign(mean) * np.inf)
+    return np.where(se > floor, mean / np.maximum(se, floor), np.copysign(np.inf, mean))
 
 
 def _guards(sizes: Floats, resamples: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
