@@ -123,7 +123,8 @@ def checked(y: ArrayLike, scores: ArrayLike) -> tuple[Labels, Scores]:
 
 def _share(above: Floats, below: Floats) -> Floats:
     """`above` / `below`, NaN for 0/0."""
-    return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below != 0)
+    quotient: Floats = np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below != 0)
+    return quotient
 
 
 def _mean(values: Floats, few: Blocks, weights: Floats) -> Floats:
