@@ -17,6 +17,8 @@ from sqlalchemy.exc import DBAPIError
 
 # MLflow reports its use over the internet unless told otherwise before its first import.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# With a server it prints an address when a run ends, on the standard output, where our one line of JSON belongs.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 

@@ -230,16 +230,23 @@ def test_a_driver_elsewhere_is_gone_when_its_lease_has_expired(room: Room) -> No
 
 def test_a_driver_that_was_taken_over_writes_no_more(room: Room) -> None:
     tracker = Tracker(room.project, room.store)
-    with pytest.raises(LeaseLost), tracker.run("slow", {}) as run:
-        hold = tracker._holds[run]
-        room.store.release(hold.lease)
-        taken = room.store.acquire(hold.lease.name, "another", 60.0, time.time())
-        with pytest.raises(LeaseLost) as caught:
-            room.store.renew(hold.lease, 60.0, time.time())
-        hold.lost = caught.value
-        tracker.log(run, params={"late": 1}, at=1.0)
-    assert tracker.client.get_run(run).info.status == "RUNNING"  # it is the other's to end
-    room.store.release(taken)
+    runs = []
+
+    def slow() -> None:
+        with tracker.run("slow", {}) as run:
+            runs.append(run)
+            hold = tracker._holds[run]
+            room.store.release(hold.lease)
+            room.store.acquire(hold.lease.name, "another", 0.5, time.time())
+            with pytest.raises(LeaseLost) as caught:
+                room.store.renew(hold.lease, 60.0, time.time())  # as its heartbeat does
+            hold.lost = caught.value
+            tracker.log(run, params={"late": 1}, at=1.0)
+
+    with pytest.raises(LeaseLost, match="another"):
+        slow()
+    assert tracker.client.get_run(runs[0]).info.status == "RUNNING"  # it is the other's to end
+    assert "late" not in tracker.client.get_run(runs[0]).data.params
 
 
 # One store is enough for what follows.
@@ -294,13 +301,20 @@ def test_a_search_outlives_a_restart_of_its_server(
         assert sorted(children(tracker, run)) == list("012345")
         assert {r.info.status for r in children(tracker, run).values()} == {"FINISHED"}
         monkeypatch.setattr(on_mlflow, "DRAIN_S", 1.0)
-        with pytest.raises(BackendUnavailable, match="1 records still wait"), tracker.run("to the end", {}) as lost:
-            server.stop()
-            log_trial(tracker, lost, 0)
+        lost = []
+
+        def to_the_end() -> None:
+            with tracker.run("to the end", {}) as run:
+                lost.append(run)
+                server.stop()
+                log_trial(tracker, run, 0)
+
+        with pytest.raises(BackendUnavailable, match="1 records still wait"):
+            to_the_end()
         assert "left as running" in caplog.text
         server.start()
         again = Tracker(project, store)
-        assert again.client.get_run(lost).info.status == "FAILED"
+        assert again.client.get_run(lost[0]).info.status == "FAILED"
     finally:
         server.stop()
 
