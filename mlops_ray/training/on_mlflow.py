@@ -116,29 +116,33 @@ class Tracker(Connection):
         started: float,
         ended: float,
         error: str | None = None,
+        cut_short: bool = False,
     ) -> None:
         """One trial that has ended, as a child run; queued, so a slow or restarting server does not hold up the search.
 
-        Args: number: the trial's, unique in its search: the same again changes nothing. name: how lists show it.
+        Args: number: the trial's, unique in its search: the same again changes nothing, unless the one on record was
+            cut short, by the search's time budget or a crash, and was run again. name: how lists show it.
             status: `stopped` is stopped early, with a score or without. steps: (rounds, score) as it went, kept under
             the name `metric`. metrics: further ones. started, ended: seconds since the epoch. error: why it failed.
         """
-        tags = {"trial": str(number), "outcome": {"stopped": "stopped early"}.get(status, status)}
-        tags |= {"error": error} if error is not None else {}
+        # One without a score has no result; one that was stopped behind others has.
+        cut_short = cut_short or (status == "stopped" and score is None)
+        outcome = "cut short" if cut_short else {"stopped": "stopped early"}.get(status, status)
+        tags = {"outcome": outcome, **({"error": error} if error is not None else {})}
         curve = [(metric, value, step) for step, value in steps]
         if score is not None and (not curve or curve[-1][1] != score):
             curve.append((metric, score, curve[-1][2] if curve else 0))
         curve += [(key, value, 0) for key, value in (metrics or {}).items()]
-        # A trial that was cut off before it had a score has no result; one that was stopped behind others has.
-        ending = "FAILED" if status == "failed" else "KILLED" if score is None else "FINISHED"
+        ending = "FAILED" if status == "failed" else "KILLED" if cut_short else "FINISHED"
 
         def write() -> None:
             try:
                 with self.mapped():
-                    run_id = self._child(parent, number, name, tags, started)
+                    run_id = self._child(parent, number, name, started)
                     if run_id is not None:
-                        self._fill(run_id, curve, params, ending, ended)
-                        self._trials[parent][str(number)] = None
+                        self._fill(run_id, curve, params, tags, ending, ended)
+                        if ending != "KILLED":
+                            self._trials[parent][str(number)] = None
             except BackendUnavailable:
                 self._trials.pop(parent, None)  # what was asked for may be there all the same: look before the next try
                 raise
@@ -190,12 +194,12 @@ class Tracker(Connection):
 
     # how
 
-    def _child(self, parent: str, number: int, name: str, tags: Mapping[str, str], started: float) -> str | None:
-        """The run of a trial, made unless it is there; None when that has ended."""
+    def _child(self, parent: str, number: int, name: str, started: float) -> str | None:
+        """The run of a trial, made unless it is there; None when that has ended of itself."""
         if parent not in self._trials:
             where = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`{TRIAL}` != ''"
             found = self._search(where)
-            torn = [run.info.run_id for run in found if run.info.status == "RUNNING" or ABANDONED in run.data.tags]
+            torn = [r.info.run_id for r in found if r.info.status in ("RUNNING", "KILLED") or ABANDONED in r.data.tags]
             for run_id in torn:
                 self._untag(run_id)
             self._trials[parent] = {
@@ -207,7 +211,7 @@ class Tracker(Connection):
             own[PROJECT] = self.project.project
             if (hold := self._holds.get(parent)) is not None:
                 own[LEASE] = f"{hold.lease.name}:{number}"
-            given, at = short_tags({**tags, **own}), int(started * 1000)
+            given, at = short_tags(own), int(started * 1000)
             known[str(number)] = self.client.create_run(self.experiment_id, start_time=at, tags=given).info.run_id
         return known[str(number)]
 
@@ -216,12 +220,13 @@ class Tracker(Connection):
         run_id: str,
         metrics: Sequence[tuple[str, float, int]],
         params: Mapping[str, object],
+        tags: Mapping[str, str],
         status: str,
         ended: float,
     ) -> None:
         """A child's content, and its end; also when MLflow refuses the content."""
         try:
-            self._batches(run_id, metrics, params, {}, ended)
+            self._batches(run_id, metrics, params, tags, ended)
         except MlflowException as exc:
             if exc.error_code == "INVALID_PARAMETER_VALUE":
                 self.client.set_terminated(run_id, "FAILED", end_time=int(ended * 1000))

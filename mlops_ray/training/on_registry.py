@@ -158,7 +158,9 @@ class Registry(Connection):
         run = self.client.get_run(run_id)
         marks = short_tags({**tags, BEGUN: run.data.tags.get(LEASE, "")})
         source = f"{run.info.artifact_uri}/model"
-        made = self.client.create_model_version(name, source, run_id, tags=marks, description=description)
+        made = self.client.create_model_version(
+            name, source, run_id, tags=marks, description=description, await_creation_for=None
+        )
         return int(made.version)
 
     def _unmark(self, number: int) -> None:

@@ -35,7 +35,7 @@ def tracker(room: Room) -> Tracker:
 
 def children(tracker: Tracker, parent: str) -> dict[str, Run]:
     found = tracker.client.search_runs([tracker.experiment_id], f"tags.mlflow.parentRunId = '{parent}'")
-    return {run.data.tags["trial"]: run for run in found}
+    return {run.data.tags["mlops_ray.trial"]: run for run in found}
 
 
 def log_trial(tracker: Tracker, parent: str, number: int, **changes: Any) -> None:
@@ -97,6 +97,7 @@ def test_trials_are_children_with_a_metric_per_step(tracker: Tracker) -> None:
         log_trial(tracker, parent, 1, steps=[(10, 0.6), (20, 0.5), (30, 0.45)], score=0.45, metrics={"fit_s": 1.5})
         log_trial(tracker, parent, 2, steps=[(10, 0.9)], score=0.9, status="stopped")
         log_trial(tracker, parent, 3, score=None, status="stopped")
+        log_trial(tracker, parent, 7, score=0.7, status="stopped", cut_short=True)
         log_trial(tracker, parent, 4, score=None, status="failed", error="ValueError: C must be positive")
         log_trial(
             tracker, parent, 5, params={f"p{i}": i for i in range(250)}, steps=[(i, 1 / i) for i in range(1, 1501)]
@@ -111,6 +112,7 @@ def test_trials_are_children_with_a_metric_per_step(tracker: Tracker) -> None:
         "4": "FAILED",
         "5": "FINISHED",
         "6": "FINISHED",
+        "7": "KILLED",
     }
     assert found["0"].info.end_time - found["0"].info.start_time == 1500
     assert found["0"].data.params == {"estimator": "LogisticRegression", "C": "0.5"}
@@ -123,6 +125,20 @@ def test_trials_are_children_with_a_metric_per_step(tracker: Tracker) -> None:
     assert len(tracker.client.get_metric_history(found["5"].info.run_id, "log_loss")) == 1501  # the score comes last
     assert found["5"].data.metrics["log_loss"] == 0.3
     assert found["6"].data.params == {"odd name _%_".replace("%", "_"): "None"}
+
+
+def test_a_trial_that_was_cut_short_may_run_again_and_others_not(tracker: Tracker) -> None:
+    with tracker.run("search", {}) as parent:
+        log_trial(tracker, parent, 0, steps=[(10, 0.6)], score=0.6, status="stopped", cut_short=True, ended=2.0)
+        log_trial(tracker, parent, 1, score=None, status="failed", error="boom")
+        tracker.flush()
+        for _ in range(2):
+            log_trial(tracker, parent, 0, steps=[(10, 0.6), (20, 0.5)], score=0.5, ended=9.0)
+            log_trial(tracker, parent, 1, score=0.1)
+    found = tracker.client.search_runs([tracker.experiment_id], f"tags.mlflow.parentRunId = '{parent}'")
+    ended = {r.data.tags["mlops_ray.trial"]: (r.info.status, r.data.tags["outcome"], r.data.metrics) for r in found}
+    assert len(found) == 2
+    assert ended == {"0": ("FINISHED", "done", {"log_loss": 0.5}), "1": ("FAILED", "failed", {})}
 
 
 def test_files_are_texts_and_bytes(tracker: Tracker, tmp_path: Path) -> None:
@@ -150,7 +166,8 @@ with tracker.run("killed", {}) as run:
                       score=0.5, started=1.0, ended=2.0)
     tracker.flush()
     # What a kill between two of a trial's calls leaves behind.
-    torn = tracker._child(run, 2, "trial 2", {"trial": "2"}, 1.0)
+    torn = tracker._child(run, 2, "trial 2", 1.0)
+    tracker.client.log_metric(torn, "log_loss", 0.5, timestamp=2500, step=0)
     print(run, torn, flush=True)
     time.sleep(600)
 """
@@ -193,7 +210,7 @@ def test_a_killed_search_is_resumed_and_no_trial_is_logged_twice(room: Room) -> 
         for number in range(4):
             log_trial(tracker, run, number, params={"C": number}, score=0.5)
     found = tracker.client.search_runs([tracker.experiment_id], f"tags.mlflow.parentRunId = '{run}'")
-    assert sorted(r.data.tags["trial"] for r in found) == ["0", "1", "2", "3"]
+    assert sorted(r.data.tags["mlops_ray.trial"] for r in found) == ["0", "1", "2", "3"]
     assert {r.info.status for r in found} == {"FINISHED"}
     assert not [r for r in found if "abandoned" in r.data.tags or "error" in r.data.tags]
     assert tracker.client.get_run(run).info.status == "FINISHED"
