@@ -105,6 +105,22 @@ class IllegalMove(MlopsRayError):
         return f"a rollout that is {self.phase} cannot {self.move}; possible now: {legal}"
 
 
+class ApprovalPending(MlopsRayError):
+    """A version that waits for an approval gets no traffic."""
+
+    exit_code = 2
+
+    def __init__(self, project: str, version: int) -> None:
+        super().__init__(project, version)
+        self.project, self.version = project, version
+
+    def __str__(self) -> str:
+        return (
+            f"v{self.version} of {self.project} is pending: `gates.approval` asks for somebody's approval, and none is "
+            f"on record; it gets no traffic until `mlops_ray.governance.approvals.approve` has recorded one"
+        )
+
+
 class LeaseLost(MlopsRayError):
     """Another process holds the lease, or has taken it since: this one must not act."""
 

@@ -240,11 +240,11 @@ class Collector:
         return False
 
     def _known_bins(self) -> Bins:
-        """The project's bins, from the newest registered version's reference."""
+        """The project's bins, from the reference of the newest version that may serve."""
         if self._bins is None:
             with self._store.read() as tx:
                 versions = tx.versions(self._project.project)
-            newest = max(versions, key=lambda v: v.version)
+            newest = max((v for v in versions if v.may_serve), key=lambda v: v.version)
             trusted = self._project.features.trusted_types
             self._bins = local(newest.artifact, newest.sha256, trusted=trusted).reference.bins
         return self._bins

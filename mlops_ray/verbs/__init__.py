@@ -205,9 +205,9 @@ def _reach(project: Project) -> Store:
     Raises: BackendUnavailable."""
     store = open_store(project)
     if project.storage.tracking.startswith("http"):
-        from mlops_ray.training.on_mlflow import Tracker
+        from mlops_ray.training.on_connection import Connection
 
-        Tracker(project)
+        Connection(project)
     return store
 
 
