@@ -1,0 +1,416 @@
+"""The search on Ray Tune.
+
+Tune runs `concurrency` long-lived *lanes*, one Tune trial of one CPU each, and not one Tune trial per point: a Tune
+trial costs 0.12 s to 1.6 s, a point of a lane some milliseconds. Lanes ask an actor without a CPU of its own, the desk,
+for the next point, evaluate it on folds that lie in the object store once, and report through Tune, whose callbacks run
+in the driver. Each finished trial is a file before anything else hears of it, so a driver that dies loses only what was
+running.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import importlib
+import logging
+import os
+import queue
+import re
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+from ray import tune
+
+from mlops_ray import config
+from mlops_ray.config import Task
+from mlops_ray.errors import BackendUnavailable, ConfigError, DataError
+from mlops_ray.training import target
+from mlops_ray.training.search import candidates, lane, measures
+from mlops_ray.training.search.candidates import Choice
+from mlops_ray.training.search.desk import Desk
+from mlops_ray.training.search.presets import Searched
+from mlops_ray.training.search.stages import wants_single
+from mlops_ray.training.search.study import Study
+from mlops_ray.training.search.trials import FoldData, Folder, Job, Order, TrialEnded, digest
+from mlops_ray.training.target import Classes
+
+Progress = Callable[[str, int, int], None]
+"""Called with stage, done and total."""
+IDLE_DEATHS = 3
+"""Lanes that die without a trial, one after the other, until the search gives up: then it is not the trials' fault."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The winner: `choice` has the number of rounds at which it was best, `score` is in the metric's own unit.
+
+    `trials` are all that ended, also those of earlier attempts, by number."""
+
+    choice: Choice
+    score: float
+    rounds: int | None
+    trials: tuple[TrialEnded, ...]
+
+
+def search(
+    plan: config.Search,
+    task: Task,
+    folds: Sequence[FoldData],
+    *,
+    seed: int,
+    storage: str,
+    name: str,
+    classes: Classes = (0, 1),
+    on_trial: Callable[[TrialEnded], None] = lambda trial: None,
+    on_progress: Progress = lambda stage, done, total: None,
+) -> Found:
+    """The best of the points that the plan's budget reaches. Ray must be initialised.
+
+    Args: folds: one, whose other rows validate, or several of a cross-validation, whose mean counts.
+        storage, name: finished trials are kept in `<storage>/<name>`; a search that finds some there goes on from them
+        with what is left of the budget. classes: of a multiclass target, by place.
+        on_trial: called with each trial that ends in this attempt, after it was kept, from a thread of ours, one at a
+        time. What it raises ends the search and is raised here.
+    Returns: the best trial that ran to its end; one that was stopped only where none did.
+    Raises: ConfigError for candidates that cannot be built; DataError for labels that nothing can be learnt from, for a
+        folder of another search, and when no trial succeeds; BackendUnavailable when lanes do not start.
+    """
+    candidates.check(plan.candidates, seed=seed, task=task, plan=plan)
+    _check_rows(task, folds)
+    listed = candidates.resolved(plan.candidates, task)
+    metric = measures.metric_of(plan.metric, task)
+    job = Job(
+        task=task,
+        metric=metric,
+        seed=seed,
+        n_classes=len(classes) if task == "multiclass" else None,
+        class_weight=candidates.class_weights(plan.class_weight, classes),
+        early_stopping=plan.early_stopping,
+    )
+    folder = Folder(f"{storage.rstrip('/')}/{name}")
+    kept = folder.open(_fingerprint(plan, listed, job, folds))
+    spent = max((trial.at_s for trial in kept), default=0.0)
+    book = _Book(folder, plan.trials, kept, on_trial, on_progress)
+    if len(kept) < plan.trials and spent < plan.max_s:
+        others = [_foreign(callback) for callback in plan.callbacks]
+        with book:
+            _run(plan, listed, job, folds, book, spent, storage, others)
+    return _best(metric, book.trials, book.reason)
+
+
+def _check_rows(task: Task, folds: Sequence[FoldData]) -> None:
+    for number, fold in enumerate(folds, 1):
+        which = "" if len(folds) == 1 else f" of fold {number}"
+        target.learnable(task, fold.y[: fold.n_train], side=f"train{which}")
+        if len(fold.y) <= fold.n_train:
+            raise DataError("search", f"the validation side{which} has no rows; give more, or fewer folds")
+    if not folds:
+        raise DataError("search", "there is no fold to search on")
+
+
+def _fingerprint(
+    plan: config.Search, listed: Sequence[Searched], job: Job, folds: Sequence[FoldData]
+) -> dict[str, Any]:
+    """What makes two searches the same: all but budgets and concurrency, which may differ when one is resumed."""
+    return {
+        "candidates": repr([(c.path, sorted(c.params.items()), sorted(c.space.items())) for c in listed]),
+        "job": repr(job),
+        "rows": digest(folds),
+    }
+
+
+def _best(metric: config.SearchMetric, trials: Sequence[TrialEnded], reason: str | None) -> Found:
+    scored = [trial for trial in trials if trial.score is not None and trial.status != "failed"]
+    full = [trial for trial in scored if trial.status == "done"] or scored
+    if not full:
+        said = reason or next((trial.error for trial in trials if trial.error), None)
+        raise DataError("search", f"no trial succeeded; {said or 'give search.max_s more seconds'}")
+    best = min(full, key=lambda trial: (measures.loss(metric, trial.score or 0.0), trial.number))
+    return Found(best.fitting, float(best.score or 0.0), best.rounds, tuple(trials))
+
+
+# --- the driver ----------------------------------------------------------------------------------------------------
+
+
+class _Book:
+    """Keeps and announces the trials that end, in a thread of its own: lanes need not wait for a slow tracker."""
+
+    def __init__(
+        self,
+        folder: Folder,
+        total: int,
+        kept: Sequence[TrialEnded],
+        on_trial: Callable[[TrialEnded], None],
+        on_progress: Progress,
+    ) -> None:
+        self._folder, self._total, self._on_trial, self._on_progress = folder, total, on_trial, on_progress
+        self._trials = {trial.number: trial for trial in kept}
+        self._queue: queue.SimpleQueue[TrialEnded | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write, name="search-book")
+        self.failure: BaseException | None = None
+        self.reason: str | None = None
+
+    @property
+    def trials(self) -> tuple[TrialEnded, ...]:
+        return tuple(self._trials[number] for number in sorted(self._trials))
+
+    @property
+    def full(self) -> bool:
+        return len(self._trials) >= self._total
+
+    def __enter__(self) -> None:
+        self._on_progress("search", len(self._trials), self._total)
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        if self.failure is not None:
+            raise self.failure
+
+    def add(self, trial: TrialEnded) -> None:
+        self._trials[trial.number] = trial
+        self._queue.put(trial)
+
+    def _write(self) -> None:
+        done = len(self._trials)
+        while (trial := self._queue.get()) is not None:
+            if self.failure is not None:
+                continue
+            try:
+                if not trial.cut_short:
+                    self._folder.keep(trial)
+                self._on_trial(trial)
+                done += 1
+                self._on_progress("search", done, self._total)
+            except BaseException as exc:  # noqa: BLE001 - raised again by __exit__, in the caller's thread
+                self.failure = exc
+
+
+class _Clerk(tune.Callback):
+    """Takes what lanes report, and clears up after those that die."""
+
+    def __init__(self, desk: Any, book: _Book, spent: float) -> None:
+        self._desk, self._book, self._spent = desk, book, spent
+        self._began = time.monotonic()
+        self._last: dict[str, TrialEnded] = {}
+        self._idle_deaths = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune saves its callbacks for a restore that we never ask for; threads and databases do not pickle."""
+        return {}
+
+    @property
+    def hopeless(self) -> bool:
+        return self._idle_deaths >= IDLE_DEATHS
+
+    def add(self, trial: TrialEnded) -> None:
+        now = time.time()
+        if not trial.ended:
+            trial = replace(trial, started=now - trial.seconds, ended=now)
+        self._book.add(replace(trial, at_s=self._spent + time.monotonic() - self._began))
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        """A lane has finished a trial."""
+        ended = TrialEnded.from_json(result["trial"])
+        self._last[trial.trial_id] = ended
+        self._idle_deaths = 0
+        self.add(ended)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """A lane died and will be started again."""
+        reason = _reason(str(trial.get_error() or ""))
+        last = self._last.get(trial.trial_id)
+        lost = ray.get(self._desk.lost.remote(trial.trial_id, reason, last))
+        if lost is not None:
+            self._idle_deaths = 0
+            self.add(lost)
+        elif last is None:
+            self._idle_deaths += 1
+            self._book.reason = f"lanes end before they begin: {reason}"
+
+    on_trial_error = on_trial_recover
+
+
+class _Until(tune.Stopper):
+    """Ends the lanes when the time is up, when all is done, or when it cannot go on."""
+
+    def __init__(self, deadline: float, book: _Book, clerk: _Clerk) -> None:
+        self._deadline, self._book, self._clerk = deadline, book, clerk
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        over = time.monotonic() > self._deadline
+        return over or self._book.full or self._clerk.hopeless or self._book.failure is not None
+
+
+def _run(
+    plan: config.Search,
+    listed: Sequence[Searched],
+    job: Job,
+    folds: Sequence[FoldData],
+    book: _Book,
+    spent: float,
+    storage: str,
+    others: Sequence[Any],
+) -> None:
+    _quiet()
+    deadline = time.monotonic() + plan.max_s - spent
+    desk = _DeskActor.remote(plan, tuple(listed), job, book.trials, plan.max_s - spent)
+    clerk = _Clerk(desk, book, spent)
+    given = {"desk": desk, "folds": put(folds, [c.path for c in listed]), "job": job}
+    with tempfile.TemporaryDirectory() as local:
+        tuner = tune.Tuner(
+            tune.with_resources(tune.with_parameters(_lane, **given), {"cpu": 1}),
+            tune_config=tune.TuneConfig(num_samples=plan.concurrency, max_concurrent_trials=plan.concurrency),
+            run_config=tune.RunConfig(
+                name="lanes",
+                storage_path=f"{storage.rstrip('/')}/tune" if "://" in storage else local,
+                stop=_Until(deadline, book, clerk),
+                # Each death uses up a trial, or counts as idle.
+                failure_config=tune.FailureConfig(max_failures=plan.trials + IDLE_DEATHS),
+                verbose=0,
+                callbacks=[clerk, *others],
+            ),
+        )
+        tuner.fit()
+    for trial in ray.get(desk.rest.remote()):
+        clerk.add(trial)
+    if clerk.hopeless and not book.trials:
+        raise BackendUnavailable("the search", book.reason or "its lanes end before they begin")
+
+
+def put(folds: Sequence[FoldData], paths: Sequence[str]) -> Any:
+    """A reference to the folds in the object store, in float32 too where one of the estimators at `paths` works so."""
+    if any(wants_single(path) for path in paths):
+        folds = [replace(fold, single=fold.matrix.astype("float32")) for fold in folds]
+    return ray.put(tuple(folds))
+
+
+def _quiet() -> None:
+    logging.getLogger("ray.tune").setLevel(logging.WARNING)
+    for name in ("ray.tune.tune", "ray.tune.execution.tune_controller"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # they print the stack of each lane that our log records
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output prints tables even with verbose=0
+    # Tune would swallow an interrupt and return as if the search had ended.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+
+
+def _foreign(wanted: config.Callback) -> Any:
+    """Somebody else's callback. Raises: ConfigError when it cannot be made."""
+    module, name = re.split(r"[.:](?=\w+$)", wanted.callback)
+    try:
+        return getattr(importlib.import_module(module), name)(**wanted.options)
+    except (ImportError, AttributeError, TypeError, ValueError) as exc:
+        problem = f"{wanted.callback} cannot be made ({exc}); install its package or fix its options"
+        raise ConfigError("search.callbacks", (problem,)) from exc
+
+
+def _reason(error: str) -> str:
+    """Why a lane died, in a sentence, of what Ray says about it in many."""
+    if "OutOfMemory" in error or "memory monitor" in error:
+        return "ran out of memory: Ray ended its process; lower search.concurrency, or give the machine more"
+    if "died" in error or "ActorUnavailable" in error:
+        return "its process died: killed (out of memory?), exited, or crashed in native code"
+    lines = error.strip().splitlines()
+    return lines[-1].strip() if lines else "failed without a message"
+
+
+# --- what workers run ----------------------------------------------------------------------------------------------
+
+
+class _Actor:
+    """The desk as an actor: lanes that must wait for one another do so here."""
+
+    def __init__(
+        self, plan: config.Search, listed: Sequence[Searched], job: Job, finished: Sequence[TrialEnded], left_s: float
+    ) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = Study(plan, listed, job.metric, seed=job.seed)
+        self._desk = Desk(plan, study, finished, deadline=time.monotonic() + left_s)
+        self._changed = asyncio.Condition()
+
+    async def order(self, who: str, ended: TrialEnded | None) -> Order | None:
+        if ended is not None:
+            self._desk.end(who, ended)
+            await self._wake()
+        while (found := self._desk.take(who, time.monotonic())) is False:
+            async with self._changed:
+                with suppress(TimeoutError):  # the search's time may be up while nobody ends
+                    await asyncio.wait_for(self._changed.wait(), timeout=1.0)
+        asyncio.get_running_loop().call_soon(self._desk.prepare)
+        return found or None
+
+    async def step(self, who: str, steps: lane.Steps) -> None:
+        self._desk.step(who, steps)
+
+    async def lost(self, who: str, reason: str, last: TrialEnded | None) -> TrialEnded | None:
+        lost = self._desk.lost(who, reason, time.monotonic(), last)
+        await self._wake()
+        return lost
+
+    async def rest(self) -> list[TrialEnded]:
+        return self._desk.rest(time.monotonic())
+
+    async def _wake(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+
+_DeskActor: Any = ray.remote(num_cpus=0)(_Actor)
+
+
+def _lane(given: dict[str, Any], *, desk: Any, folds: Any, job: Job) -> None:
+    """Evaluates one point after the other until the desk has no more."""
+    # Before NumPy's and scikit-learn's libraries are loaded: one lane, one thread.
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"
+    data: Sequence[FoldData] = ray.get(folds)
+    me = tune.get_context().get_trial_id()
+    ended: TrialEnded | None = None
+    while (order := ray.get(desk.order.remote(me, ended))) is not None:
+        # A fit that hangs may hold the interpreter's lock: this timer runs outside of it, and ends the process.
+        faulthandler.dump_traceback_later(order.limit_s, exit=True, file=sys.__stderr__ or sys.stderr)
+        ended = _trial(order, data, job, lambda steps: desk.step.remote(me, steps))
+        faulthandler.cancel_dump_traceback_later()
+        shown: dict[str, Any] = {"number": ended.number, "candidate": ended.choice.label, "status": ended.status}
+        if ended.score is not None:
+            shown[job.metric] = ended.score
+        tune.report({**shown, "seconds": ended.seconds, "trial": ended.to_json()})
+
+
+def _trial(order: Order, folds: Sequence[FoldData], job: Job, on_step: Callable[[lane.Steps], Any]) -> TrialEnded:
+    began, started = time.perf_counter(), time.time()
+    try:
+        outcome = lane.evaluate(order, folds, job, on_step=on_step)
+    except Exception as exc:  # noqa: BLE001 - an estimator raises what it likes, and the search goes on
+        said = f"{type(exc).__name__}: {str(exc).strip()}"[:500]
+        outcome = lane.Outcome("failed", None, error=said)
+    return TrialEnded(
+        number=order.number,
+        choice=order.choice,
+        status=outcome.status,
+        score=outcome.score,
+        steps=tuple(outcome.steps),
+        seconds=time.perf_counter() - began,
+        started=started,
+        ended=time.time(),
+        error=outcome.error,
+        rungs=tuple(outcome.rungs),
+        rounds=outcome.rounds,
+        refit=outcome.refit,
+    )
