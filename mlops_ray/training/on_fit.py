@@ -86,7 +86,9 @@ def refit(project: Project, rows: Rows, y: Labels, prepared: Prepared, choice: C
     estimator, crossed = ray.get([whole, folds])
     scores = crossed.scores
     if plan.calibrate != "none":
-        estimator, scores = decision.calibrated(estimator, plan.calibrate, crossed, made.y, made.weights)
+        method, known = plan.calibrate, estimator.classes_
+        scores = decision.cross_calibrated(method, known, crossed, made.y, weights=made.weights)
+        estimator = decision.calibrated(estimator, method, crossed.raw, made.y, weights=made.weights)
     threshold = None
     if plan.threshold is not None:
         threshold = decision.best_threshold(plan.threshold, made.y, scores, made.weights)

@@ -44,7 +44,8 @@ _log = logging.getLogger(__name__)
 DRAIN_S = 60.0
 """How long the end of a run waits for trials that are not written yet."""
 PROJECT, TRIAL, LEASE, ABANDONED = "mlops_ray.project", "mlops_ray.trial", "mlops_ray.lease", "abandoned"
-"""Tags of runs: whose they are, a child's trial, the lease of who drives them, why nobody does."""
+FINGERPRINT = "mlops_ray.fingerprint"
+"""Tags of runs: whose they are, a child's trial, the lease of who drives them, why nobody does; what they want."""
 _BATCH = 100  # MLflow takes 100 parameters, 100 tags and 1,000 metrics in one call
 _COLUMN_TYPES = {"float": "double", "int": "long", "string": "string", "bool": "boolean", "timestamp": "datetime"}
 
@@ -100,6 +101,20 @@ class Tracker(Connection):
             self.write(lambda: self.client.update_run(run_id, status="RUNNING"))
             with self._driven(run_id, hold):
                 yield run_id
+
+    def interrupted(self, fingerprint: str) -> str:
+        """The newest run that wanted the same and did not end well, for `resume`.
+
+        Args: fingerprint: tag `mlops_ray.fingerprint` of runs over the same rows with the same settings.
+        Raises: DataError when there is none."""
+        where = f"tags.`{FINGERPRINT}` = '{fingerprint}' and attributes.status IN ('FAILED', 'KILLED')"
+        newest = ["attributes.start_time DESC"]
+        found = self.write(lambda: self.client.search_runs([self.experiment_id], where, order_by=newest, max_results=1))
+        if not found:
+            says = "no interrupted search over the same rows with the same settings; run without --resume"
+            raise DataError(self.project.project, says)
+        run_id: str = found[0].info.run_id
+        return run_id
 
     def trial(
         self,

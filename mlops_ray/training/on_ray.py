@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,17 +30,16 @@ from mlops_ray.errors import DataError
 from mlops_ray.state import Store, VersionRow
 from mlops_ray.training import packaging, recipe, report
 from mlops_ray.training import rows as rows_of
-from mlops_ray.training.artifact import model
-from mlops_ray.training.artifact.lock import distributions_of
+from mlops_ray.training.artifact import engines, model
+from mlops_ray.training.artifact.lock import distributions_of, environment_lock
 from mlops_ray.training.artifact.model import Model
-from mlops_ray.training.artifact.on_environment import environment_lock
 from mlops_ray.training.gates import judgement
 from mlops_ray.training.gates.case import Case, Fitted
 from mlops_ray.training.gates.on_replica import infrastructure
-from mlops_ray.training.gates.verdict import GateResult, Verdict
+from mlops_ray.training.gates.verdict import CheckResult, GateResult, Verdict
 from mlops_ray.training.on_fit import Prepared, Winner, features, refit
 from mlops_ray.training.on_machine import checkout
-from mlops_ray.training.on_mlflow import Tracker
+from mlops_ray.training.on_mlflow import FINGERPRINT, Tracker
 from mlops_ray.training.on_registry import Registry
 from mlops_ray.training.recipe import Recipe
 from mlops_ray.training.report import Pages
@@ -145,7 +145,7 @@ def train(
             registry = Registry(project, store)
         same = _fingerprint(project, dataset, shuffle_target)
         given = {**(tags or {}), "dataset": rows_of.label(dataset), "dataset.content_hash": dataset.content_hash}
-        recorded = given | {"mlops_ray.fingerprint": same}
+        recorded = given | {FINGERPRINT: same}
         opened = (
             tracker.resume(tracker.interrupted(same)) if resume else tracker.run(f"train {project.project}", recorded)
         )
@@ -184,13 +184,20 @@ def _train(run: _Run, registry: Registry) -> Trained:
         candidate = model.load(folder, sha256, trusted=project.features.trusted_types)
         case = _case(run, rows, y, candidate, winner)
         plan, rng = project.gates, np.random.default_rng(project.seed)
-        checks = infrastructure(plan.infrastructure, artifact, sha256, candidate.lock, candidate.engine)
-        result = judgement.judge(plan, case, extra_checks=[lambda check=check: check for check in checks], rng=rng)
+        checks = infrastructure(
+            plan.infrastructure,
+            artifact,
+            sha256,
+            candidate.lock,
+            candidate.engine,
+            trusted=project.features.trusted_types,
+        )
+        result = judgement.judge(plan, case, extra_checks=[partial(_found, check) for check in checks], rng=rng)
     metrics: dict[str, float] = {name: estimate.value for name, estimate in result.metrics.items()}
     with clock.stage("report"):
         described = {"run": run.run_id, "dataset": run.tags["dataset"], "estimator": found.choice.estimator}
         facts = packaging.facts_of(project, candidate, described | dict(found.choice.params) | {"rows": len(rows.y)})
-        pages = report.pages(project, case, result, facts, rng=rng)
+        pages = report.pages(f"Gates of {project.project}", plan, case, result, facts, rng=rng)
     with clock.stage("log"):
         _log(run, rows, prepared.every, found, candidate, result, metrics, pages)
     version = None
@@ -226,6 +233,10 @@ def _train(run: _Run, registry: Registry) -> Trained:
     )
 
 
+def _found(check: CheckResult) -> CheckResult:
+    return check
+
+
 def _search(run: _Run, rows: Rows, prepared: Prepared) -> Found:
     """The winner of the search; each trial becomes a child run when it has ended."""
     project = run.project
@@ -241,10 +252,11 @@ def _search(run: _Run, rows: Rows, prepared: Prepared) -> Found:
             metric=f"validation.{measure}",
             score=ended.score,
             steps=ended.steps,
-            seconds=ended.seconds,
+            metrics={"seconds": ended.seconds},
             started=ended.started,
             ended=ended.ended,
             error=ended.error,
+            cut_short=ended.cut_short,
         )
 
     found = search(
@@ -266,7 +278,7 @@ def _package(run: _Run, rows: Rows, prepared: Prepared, winner: Winner, found: F
     """Address and hash of the artifact."""
     project, holdout = run.project, rows.of(HOLDOUT)
     inputs = rows.inputs(holdout)
-    answers = model.sklearn_scores(winner.pipeline, project.task, project.features, inputs)
+    answers = engines.sklearn_scorer(winner.pipeline, project.features, project.task)(inputs)
     scores = np.empty((len(rows.y), *answers.shape[1:]))
     scores[rows.of(TRAIN, VALIDATION)], scores[holdout] = winner.scores, answers
     code = checkout()

@@ -16,9 +16,8 @@ from mlops_ray.errors import DataError
 from mlops_ray.state import VersionRow
 from mlops_ray.training import recipe
 from mlops_ray.training import rows as rows_of
-from mlops_ray.training.artifact import model
-from mlops_ray.training.artifact.lock import differences
-from mlops_ray.training.artifact.on_environment import environment_lock
+from mlops_ray.training.artifact import engines, model
+from mlops_ray.training.artifact.lock import differences, environment_lock
 from mlops_ray.training.on_fit import Prepared, features, refit
 from mlops_ray.training.on_machine import checkout
 from mlops_ray.training.recipe import Recipe, Reproduction
@@ -61,8 +60,8 @@ def reproduce(project: Project, row: VersionRow, *, search: bool, on_progress: P
         on_progress("refit", 0, 1)
         winner = refit(then, rows, y, prepared, made.winner)
         inputs = rows.inputs(rows.of(HOLDOUT))
-        now = model.sklearn_scores(winner.pipeline, then.task, then.features, inputs)
-        before = model.sklearn_scores(stored.pipeline(), then.task, then.features, inputs)
+        now = engines.sklearn_scorer(winner.pipeline, then.features, then.task)(inputs)
+        before = engines.sklearn_scorer(stored.pipeline(), then.features, then.task)(inputs)
         on_progress("refit", 1, 1)
     same, gap = recipe.compare(then.task, made.scores_sha256, before, now)
     code = checkout()

@@ -25,7 +25,7 @@ from mlops_ray.errors import ArtifactRefused
 FORMAT = 2
 """2: tasks, the lock, answers of several classes. 1 knew binary models only."""
 MANIFEST = "manifest.json"
-ALWAYS = ("model.skops", "reference.json", "golden.json", "signature.json")
+ALWAYS = ("model.skops", "reference.json", "golden.json", "signature.json", "recipe.json")
 GRAPH = "model.onnx"
 MAX_BYTES = {MANIFEST: 1 << 20, "signature.json": 16 << 20, "golden.json": 64 << 20, "reference.json": 1 << 30}
 """Largest files that are read at all; of others, `MAX_MODEL_BYTES`."""

@@ -141,6 +141,11 @@ class Model:
         """Read, checked and parsed at the first call. Raises: ArtifactRefused."""
         return self._parsed("golden.json", self._golden)
 
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """What the version was made of; read at the first call. Raises: ArtifactRefused."""
+        return self._parsed("recipe.json", dict)
+
     def replay(self) -> float:
         """Largest difference between the golden answers and today's, in units of `golden.scale`.
 
@@ -193,6 +198,7 @@ def save(
     reference: Reference,
     holdout: Columns,
     lock: Mapping[str, str],
+    recipe: Mapping[str, Any],
     threshold: float | None = None,
     n_golden: int = 16,
 ) -> str:
@@ -201,7 +207,7 @@ def save(
     Args: classes: as `target.classes` finds them; the estimator was fitted on their places 0 .. K-1.
         holdout: rows (n >= 1) that choose the engine: ONNX where it agrees with scikit-learn, else scikit-learn.
         lock: `lock.environment_lock(lock.distributions_of(pipeline))`.
-        threshold: see `Model`.
+        recipe: what the version was made of (JSON), kept as it is. threshold: see `Model`.
         n_golden: how many of the rows become golden requests, besides one of missing values and unknown categories,
             where the model answers to that.
     Returns: SHA-256 of the manifest, the hash to register and to hand to `load`.
@@ -232,6 +238,7 @@ def save(
         "reference.json": files.dump(reference.to_dict()),
         "golden.json": files.dump(_golden(score, features, holdout, n_golden, engines.spread(task, expected))),
         "signature.json": signature,
+        "recipe.json": files.dump(dict(recipe)),
     }
     if graph is not None:
         contents[files.GRAPH] = graph

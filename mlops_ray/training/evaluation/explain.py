@@ -118,7 +118,7 @@ def _values(shap: Any, model: Any, matrix: Floats, kept: np.ndarray[Any, np.dtyp
     try:
         explainer = shap.LinearExplainer(model, matrix) if hasattr(model, "coef_") else shap.TreeExplainer(model)
         return np.asarray(explainer.shap_values(matrix[kept]), dtype=np.float64)
-    except Exception as exc:  # noqa: BLE001 - shap refuses a model with a bare Exception, a TypeError or its own error
+    except Exception as exc:
         kind = type(model).__name__
         raise NoExplanation(f"{kind} has no explainer ({exc}); use permutation importance instead") from exc
 
