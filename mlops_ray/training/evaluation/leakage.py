@@ -108,12 +108,15 @@ def _encoded(values: NDArray[Any], response: Floats) -> Floats:
     place: dict[str, int] = {}
     codes = np.array([place.setdefault(str(v), len(place)) for v in values.tolist()], dtype=np.int64)
     fold = np.arange(len(codes)) % FOLDS
-    cells = codes * FOLDS + fold
-    shape = (len(place), FOLDS)
-    n = np.bincount(cells, minlength=len(place) * FOLDS).reshape(shape).astype(np.float64)
-    sums = np.bincount(cells, weights=response - response.mean(), minlength=len(place) * FOLDS).reshape(shape)
-    n, sums = n.sum(axis=1, keepdims=True) - n, sums.sum(axis=1, keepdims=True) - sums
-    return np.asarray((sums / (n + SMOOTHING))[codes, fold], dtype=np.float64)
+    centred, result = response - response.mean(), np.empty(len(codes))
+    for i in range(FOLDS):
+        # Summed over the others afresh: a total less the fold's own would carry the own label in its last bits, and
+        # ranks see those.
+        others, mine = codes[fold != i], fold == i
+        n = np.bincount(others, minlength=len(place))
+        sums = np.bincount(others, weights=centred[fold != i], minlength=len(place))
+        result[mine] = (sums / (n + SMOOTHING))[codes[mine]]
+    return result
 
 
 def _ranks(values: Floats) -> Floats:
