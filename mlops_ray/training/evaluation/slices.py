@@ -36,6 +36,8 @@ MAX_TRIED = 300
 """Slices, by falling t, that are looked at for standing apart from those already named."""
 _FEW = 5
 """Up to so many distinct numbers are slices one by one."""
+_BLOCKS = 200
+"""Blocks of the search; more are bundled. Each costs a column of every slice."""
 _CELLS = 8_000_000
 """Flips times slices at a time, 32 MB."""
 
@@ -335,7 +337,7 @@ def _prepared(
     for part in parts:
         if len(part.codes) != len(values):
             raise DataError(part.column, f"has {len(part.codes)} rows and the losses have {len(values)}")
-    return _Rows.of(values, intervals.bundled(given, rng)), parts
+    return _Rows.of(values, intervals.bundled(given, rng, _BLOCKS)), parts
 
 
 def _inside(parts: Sequence[Partition], where: Where) -> NDArray[np.bool_]:

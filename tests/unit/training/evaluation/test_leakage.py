@@ -31,6 +31,17 @@ def test_numbers_have_their_auc_up_or_down() -> None:
     assert found["none"] < 0.54
 
 
+def test_a_number_may_know_without_rising() -> None:
+    random = rng()
+    code = random.integers(0, 8, 4000).astype(np.float32)
+    y = np.isin(code, [1, 2, 5]).astype(int)
+    wide = np.where(y == 1, 0, random.choice([-1.0, 1.0], 4000)) + random.normal(0, 0.1, 4000)
+    found = strengths(leakage.probes("binary", {"code": code, "wide": wide}, y, rng=random))
+    assert sk.roc_auc_score(y, code) < 0.6
+    assert found["code"] == 1
+    assert found["wide"] > 0.97
+
+
 def test_a_key_is_not_leaky_and_a_copy_of_the_label_is() -> None:
     """Ordered by its own rows each key would know every label: 2,000 keys of one row, or of three, know none."""
     random = rng()

@@ -169,7 +169,7 @@ def test_the_calibration_error_of_a_calibrated_model_may_be_zero(bend: float, le
     steps = np.linspace(0.2, 0.8, 200_001)
     truth = float(np.mean([abs(part.mean()) for part in np.array_split(bend * np.sin(5 * steps), 10)]))
     for _ in range(runs):
-        p = random.uniform(0.2, 0.8, 1500)
+        p = np.round(random.uniform(0.2, 0.8, 1500), 2)
         y = (random.random(1500) < p).astype(int)
         grouped = intervals.grouped(random.integers(0, 30, 1500))
         found = evaluate("binary", y, p + bend * np.sin(5 * p), grouped, resamples=300, rng=random)
