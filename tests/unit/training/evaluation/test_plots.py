@@ -51,7 +51,8 @@ def test_plots_are_self_contained_and_repeat(task: str, names: set[str]) -> None
             "http://www.w3.org/1999/xlink",
         }
         assert not re.search(r"<(script|image|metadata|!DOCTYPE)", text)
-        assert root.get("width") == "100%"
+        assert 300 < float(root.get("width", "nan")) < 1100
+        assert root.get("style") == "max-width:100%;height:auto"
         assert "height" not in root.attrib
         assert plots.png(figure) == plots.png(again[name])
         assert plots.png(figure).startswith(b"\x89PNG")
