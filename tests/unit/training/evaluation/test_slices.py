@@ -139,6 +139,18 @@ def test_declared_slices_are_all_listed() -> None:
     assert weighted == pytest.approx(0, abs=1e-9)
 
 
+def test_many_blocks_are_bundled_and_counted_as_they_are() -> None:
+    random = rng()
+    columns = inputs(3000, random)
+    patient = random.integers(0, 900, 3000)
+    bad = columns["c0"] == "a"
+    losses = random.exponential(size=3000) + bad
+    found = slices.weak(columns, losses, intervals.grouped(patient), rng=random, **SETTINGS)
+    assert [s.name for s in found] == ["c0 = a"]
+    assert found[0].loss.n_blocks == len(np.unique(patient[bad]))
+    assert found[0].difference.low < 1 - bad.mean() < found[0].difference.high
+
+
 def test_nothing_to_search() -> None:
     given = intervals.grouped(np.arange(100) % 10)
     assert slices.weak({}, np.ones(100), given, rng=rng(), **SETTINGS) == ()
@@ -157,6 +169,8 @@ def test_mistakes_are_named() -> None:
     given = intervals.grouped(np.arange(10))
     with pytest.raises(DataError, match="there are x"):
         slices.declared({"x": np.ones(10)}, ["y"], np.ones(10), given, rng=rng(), **SETTINGS)
+    with pytest.raises(DataError, match="row 1 is no finite number"):
+        slices.weak({"x": np.ones(2)}, [1.0, np.nan], intervals.grouped([1, 2]), rng=rng(), **SETTINGS)
     with pytest.raises(DataError, match="has 9 rows and the losses have 10"):
         slices.weak({"x": np.ones(9)}, np.ones(10), given, rng=rng(), **SETTINGS)
 
