@@ -32,10 +32,12 @@ MAX_VALUES = 50
 """Of a category, the most frequent; the others are in no slice of it."""
 MAX_PAIRED = 40
 """Features whose pairs are searched, in the order given: 780 pairs take a second or two on 10,000 rows."""
-MAX_TRIED = 300
+MAX_TRIED = 1000
 """Slices, by falling t, that are looked at for standing apart from those already named."""
 _FEW = 5
 """Up to so many distinct numbers are slices one by one."""
+_BLOCKS = 200
+"""Blocks of the search; more are bundled. Each costs a column of every slice."""
 _CELLS = 8_000_000
 """Flips times slices at a time, 32 MB."""
 
@@ -170,17 +172,19 @@ class _Cells:
 
 @dataclass(frozen=True)
 class _Rows:
-    """What is known of the rows: losses less their mean, blocks, sums of both per block."""
+    """What is known of the rows: losses, those less their mean and summed per block, blocks before and after
+    bundling."""
 
     losses: Floats
     centred: Floats
+    unbundled: Blocks
     given: Blocks
     all_sums: Floats
 
     @classmethod
-    def of(cls, losses: Floats, given: Blocks) -> _Rows:
-        centred = losses - losses.mean()
-        return cls(losses, centred, given, given.sums(centred))
+    def of(cls, losses: Floats, unbundled: Blocks, rng: np.random.Generator) -> _Rows:
+        centred, given = losses - losses.mean(), intervals.bundled(unbundled, rng, _BLOCKS)
+        return cls(losses, centred, unbundled, given, given.sums(centred))
 
     def contributions(self, n: Floats, sums: Floats) -> Floats:
         """Of slices with `n` (slices,) rows and centred losses `sums` (slices, blocks)."""
@@ -264,7 +268,7 @@ def declared(
     """All slices of the columns `names`, in their order; those below `min_rows` rows have p NaN.
 
     Args: columns: at least these, shape (n,) each; losses: any loss per row, or a paired difference, shape (n,).
-    Raises: DataError when a column is not there, or is not as long as `losses`."""
+    Raises: DataError when a column is not there, or is not as long as `losses`; for a loss that is not finite."""
     rows, parts = _prepared({name: _column(columns, name) for name in names}, losses, given, rng)
     tested = _joined([_cells(rows, parts, (i,), min_rows) for i in range(len(parts))], len(rows.given))
     p = {}
@@ -274,9 +278,7 @@ def declared(
     every: list[Where] = [
         ((i, k),) for i, part in enumerate(parts) for k in range(len(part.labels)) if part.rows(k).any()
     ]
-    return tuple(
-        _described(rows, parts, where, float(p.get(where, np.nan)), resamples, alpha, given, rng) for where in every
-    )
+    return _described(rows, parts, every, [float(p.get(where, np.nan)) for where in every], resamples, alpha, rng)
 
 
 def weak(
@@ -298,7 +300,7 @@ def weak(
     reach the same critical t.
 
     Args: columns: inputs, shape (n,) each; losses: any loss per row, or a paired difference, shape (n,).
-    Raises: DataError when a column is not as long as `losses`."""
+    Raises: DataError when a column is not as long as `losses`; for a loss that is not finite."""
     rows, parts = _prepared(columns, losses, given, rng)
     singles = [_cells(rows, parts, (i,), min_rows) for i in range(len(parts))]
     paired = min(len(parts), MAX_PAIRED)
@@ -317,7 +319,8 @@ def weak(
         if not named or _stands_apart(rows, inside & free, min_rows, largest, alpha):
             named.append(int(place))
             free &= ~inside
-    found = [_described(rows, parts, tested.conditions[i], float(p[i]), resamples, alpha, given, rng) for i in named]
+    where, adjusted = [tested.conditions[i] for i in named], [float(p[i]) for i in named]
+    found = _described(rows, parts, where, adjusted, resamples, alpha, rng)
     return tuple(sorted(found, key=lambda s: -s.effect))
 
 
@@ -332,10 +335,12 @@ def _prepared(
 ) -> tuple[_Rows, list[Partition]]:
     values = np.asarray(losses, dtype=np.float64)
     parts = [partition(name, cells) for name, cells in columns.items()]
+    if not np.isfinite(values).all():
+        raise DataError("losses", f"row {int(np.argmin(np.isfinite(values)))} is no finite number; leave such rows out")
     for part in parts:
         if len(part.codes) != len(values):
             raise DataError(part.column, f"has {len(part.codes)} rows and the losses have {len(values)}")
-    return _Rows.of(values, intervals.bundled(given, rng)), parts
+    return _Rows.of(values, given, rng), parts
 
 
 def _inside(parts: Sequence[Partition], where: Where) -> NDArray[np.bool_]:
@@ -354,23 +359,29 @@ def _stands_apart(rows: _Rows, rest: NDArray[np.bool_], min_rows: int, largest: 
 def _described(
     rows: _Rows,
     parts: Sequence[Partition],
-    where: Where,
-    p: float,
+    every: Sequence[Where],
+    p: Sequence[float],
     resamples: int,
     alpha: float,
-    given: Blocks,
     rng: np.random.Generator,
-) -> Slice:
-    inside = _inside(parts, where)
-    loss = intervals.mean(rows.losses, given, resamples=resamples, alpha=alpha, rng=rng, rows=inside)
-    # Both means in one resample: the slice's share of what moves all rows cancels.
+) -> tuple[Slice, ...]:
+    """The slices with their intervals; resamples serve them all, and leave out those that draw no row of a slice."""
     weights = np.vstack([np.ones(len(rows.given)), intervals.resample(len(rows.given), resamples, rng)])
-    n, all_n = rows.given.sums(inside), rows.given.sums(np.ones(len(inside)))
-    drawn = weights @ rows.given.sums(np.where(inside, rows.centred, 0.0))
-    below = weights @ n
-    drawn = np.divide(drawn, below, out=np.full(len(below), np.nan), where=below > 0)
-    drawn = drawn - (weights @ rows.all_sums) / (weights @ all_n)
-    difference = intervals.interval(float(drawn[0]), drawn[1:], n=loss.n, n_blocks=loss.n_blocks, alpha=alpha)
-    sd = float(rows.losses.std())
-    labels = tuple((parts[i].column, parts[i].labels[k]) for i, k in where)
-    return Slice(labels, loss, difference, difference.value / sd if sd else 0.0, p)
+    all_means = (weights @ rows.all_sums) / (weights @ rows.given.sums(np.ones(len(rows.losses))))
+    mean, sd = float(rows.losses.mean()), float(rows.losses.std())
+
+    def described(where: Where, adjusted: float) -> Slice:
+        inside = _inside(parts, where)
+        n, n_blocks = int(inside.sum()), len(np.unique(rows.unbundled.index[inside]))
+        below = weights @ rows.given.sums(inside)
+        above = weights @ rows.given.sums(np.where(inside, rows.centred, 0.0))
+        means = np.divide(above, below, out=np.full(len(below), np.nan), where=below > 0)
+        # Both means of one resample: what moves all rows cancels in their difference.
+        loss, difference = (
+            intervals.interval(float(drawn[0]), drawn[1:], n=n, n_blocks=n_blocks, alpha=alpha)
+            for drawn in (mean + means, means - all_means)
+        )
+        labels = tuple((parts[i].column, parts[i].labels[k]) for i, k in where)
+        return Slice(labels, loss, difference, difference.value / sd if sd else 0.0, adjusted)
+
+    return tuple(described(where, adjusted) for where, adjusted in zip(every, p, strict=True))
