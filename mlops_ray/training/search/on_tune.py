@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -226,7 +227,8 @@ class _Clerk(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A lane died and will be started again."""
-        reason = _reason(str(trial.get_error() or ""))
+        said = Path(trial.error_file)  # a local file, which reaches the storage only later
+        reason = _reason(said.read_text(encoding="utf-8") if said.is_file() else "")
         last = self._last.get(trial.trial_id)
         lost = ray.get(self._desk.lost.remote(trial.trial_id, reason, last))
         if lost is not None:
@@ -374,18 +376,17 @@ class _Actor:
 _DeskActor: Any = ray.remote(num_cpus=0)(_Actor)
 
 
-def _lane(given: dict[str, Any], *, desk: Any, folds: Any, job: Job) -> None:
-    """Evaluates one point after the other until the desk has no more."""
+def _lane(given: dict[str, Any], *, desk: Any, folds: Sequence[FoldData], job: Job) -> None:
+    """Evaluates one point after the other until the desk has no more. Tune hands in what `folds` refers to."""
     # Before NumPy's and scikit-learn's libraries are loaded: one lane, one thread.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
-    data: Sequence[FoldData] = ray.get(folds)
     me = tune.get_context().get_trial_id()
     ended: TrialEnded | None = None
     while (order := ray.get(desk.order.remote(me, ended))) is not None:
         # A fit that hangs may hold the interpreter's lock: this timer runs outside of it, and ends the process.
         faulthandler.dump_traceback_later(order.limit_s, exit=True, file=sys.__stderr__ or sys.stderr)
-        ended = _trial(order, data, job, lambda steps: desk.step.remote(me, steps))
+        ended = _trial(order, folds, job, lambda steps: desk.step.remote(me, steps))
         faulthandler.cancel_dump_traceback_later()
         shown: dict[str, Any] = {"number": ended.number, "candidate": ended.choice.label, "status": ended.status}
         if ended.score is not None:
