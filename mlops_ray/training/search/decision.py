@@ -96,6 +96,9 @@ def _told(known: NDArray[Any], *, decides: bool) -> Any:
     class Told(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
         classes_ = known
 
+        def __sklearn_is_fitted__(self) -> bool:
+            return True
+
         def fit(self, said: Scores, y: Labels) -> Any:
             return self
 
