@@ -97,8 +97,8 @@ class Signature(Config):
 
 
 def dump(body: Any) -> bytes:
-    """As JSON. Raises: ValueError for NaN and infinities."""
-    return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    """As JSON, in the order given: features are in the order of their names. Raises: ValueError for NaN, infinities."""
+    return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
 
 
 def digest(content: bytes) -> str:
