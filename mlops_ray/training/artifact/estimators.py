@@ -24,7 +24,7 @@ def estimator_model(estimator: Any, width: int, rough: NDArray[np.bool_] | None 
     """ModelProto of a fitted classifier or regressor.
 
     Args: rough: features that ONNX computes to the last bits only, shape (width,); see `trees.tolerant`.
-    Returns: input `features` float64 (n, width); output `probabilities` float64 (n, classes), or `prediction` float64 (n, 1).
+    Returns: input `features` float64 (n, width); output `probabilities` float64 (n, classes), or `prediction` (n, 1).
     Raises: NotImplementedError, or what skl2onnx raises, for estimators without a form in ONNX.
     """
     from onnx import TensorProto, helper

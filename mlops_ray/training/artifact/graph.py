@@ -56,7 +56,14 @@ def _rough(transformer: Any, width: int) -> NDArray[np.bool_]:
         TargetEncoder,
     )
 
-    exact = (MissingIndicator, SimpleImputer, KBinsDiscretizer, MinMaxScaler, OneHotEncoder, OrdinalEncoder)
+    exact: tuple[type, ...] = (
+        MissingIndicator,
+        SimpleImputer,
+        KBinsDiscretizer,
+        MinMaxScaler,
+        OneHotEncoder,
+        OrdinalEncoder,
+    )
     exact += (RobustScaler, StandardScaler, TargetEncoder)
     found = np.zeros(width, dtype=bool)
     for name, step, _ in transformer.transformers_:

@@ -1,4 +1,4 @@
-"""ONNX beside Python: each default estimator x each feature option x each task, on missing values and unseen categories.
+"""ONNX beside Python: each default estimator x each feature option x each task, with missing and unseen values.
 
 A graph is two graphs put together at `features`, float64 (n, width): the transformer's and the estimator's, each made
 without looking at the other. So the product is covered by its factors, where each is compared on all the values that
