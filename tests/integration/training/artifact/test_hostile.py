@@ -15,7 +15,7 @@ import re
 import shutil
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -710,13 +710,6 @@ REASONS = {  # of a registrar's attacks: which line of defence they meet
 }
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
-    here = os.getcwd()
-    yield tmp_path
-    assert os.getcwd() == here
-
-
 def test_the_honest_ones_are_taken(honest: dict[str, tuple[Path, str]]) -> None:
     for engine, (folder, found) in honest.items():
         used(folder, found)
@@ -729,15 +722,15 @@ def test_there_are_enough_of_them() -> None:
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_hostile_artifact_does_nothing_and_is_refused(
-    place: Path, honest: dict[str, tuple[Path, str]], name: str
+    tmp_path: Path, honest: dict[str, tuple[Path, str]], name: str
 ) -> None:
     engine = "sklearn" if "skops" in name and "model.onnx" not in name else "onnx"
-    canary = place / "canary"
+    canary = tmp_path / "canary"
     original, found = honest[engine]
-    folder = place / "artifact"
+    folder = tmp_path / "artifact"
     shutil.copytree(original, folder)
     ATTACKS[name](folder, canary)
-    before = listing(place)
+    before = listing(tmp_path)
     with pytest.raises(ArtifactRefused):
         used(folder, found)
     by_registrar = registered(folder, name)
@@ -747,7 +740,7 @@ def test_a_hostile_artifact_does_nothing_and_is_refused(
         if re.match(attacks, name):
             assert re.search(reason, str(refusal.value)), refusal.value
     assert not canary.exists()
-    assert listing(place) == before
+    assert listing(tmp_path) == before
 
 
 @pytest.mark.parametrize("sha", ["../../x", "/tmp/x", "", "Z" * 64, "0" * 63])
