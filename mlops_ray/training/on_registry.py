@@ -159,7 +159,7 @@ class Registry(Connection):
         marks = short_tags({**tags, BEGUN: run.data.tags.get(LEASE, "")})
         source = f"{run.info.artifact_uri}/model"
         made = self.client.create_model_version(
-            name, source, run_id, tags=marks, description=description, await_creation_for=None
+            name, source, run_id, tags=marks, description=description, await_creation_for=0
         )
         return int(made.version)
 

@@ -70,7 +70,7 @@ class Outbox:
                 continue
             with self._changed:
                 self._changed.wait_for(lambda: self._hurry, pause)
-            time.sleep(0.2)  # also in a hurry: a server that refuses connections does so at once
+                self._changed.wait(0.2)  # also in a hurry: a server that refuses connections does so at once
             pause = min(2 * pause, self._pause_s)
 
     def _done(self, what: str, work: Callable[[], None]) -> bool:
