@@ -18,7 +18,8 @@ import numpy as np
 from mlops_ray.config import SearchMetric, Task
 from mlops_ray.errors import ConfigError
 from mlops_ray.training.search import sums
-from mlops_ray.training.search.candidates import Choice
+from mlops_ray.training.search.candidates import Choice, build
+from mlops_ray.training.search.measures import loss
 from mlops_ray.training.search.shards import Batch
 from mlops_ray.training.target import Scores
 
@@ -74,17 +75,15 @@ def unfitted(choice: Choice, task: Task, *, seed: int) -> XGBClassifier | XGBReg
 
     Raises: ConfigError for a class of the wrong task, for parameters that histograms over shards cannot serve, and for
     those that XGBoost refuses, which it is asked by a fit of a few rows."""
-    import xgboost
+    from xgboost import XGBClassifier, XGBRegressor
 
-    wanted = "XGBRegressor" if task == "regression" else "XGBClassifier"
-    if choice.label not in ("xgboost", wanted):
-        raise _refusal(choice, f"is of another task; for {task} name xgboost or xgboost:{wanted}")
-    params = {"random_state": seed, **choice.params}
-    if params.get("tree_method") not in (None, "auto", "hist") or params.get("booster") not in (None, "gbtree", "dart"):
+    estimator: XGBClassifier | XGBRegressor = build(choice, seed=seed, task=task)
+    if type(estimator) not in (XGBClassifier, XGBRegressor):
+        raise _refusal(choice, "does not train data-parallel; take xgboost, or remove workers")
+    if estimator.tree_method not in (None, "auto", "hist") or estimator.booster not in (None, "gbtree", "dart"):
         raise _refusal(choice, "trains data-parallel, by histograms: leave tree_method and booster at their defaults")
-    if params.get("enable_categorical") or callable(params.get("objective")) or params.get("callbacks"):
+    if estimator.enable_categorical or callable(estimator.objective) or estimator.callbacks:
         raise _refusal(choice, "trains data-parallel on plain numbers: no enable_categorical, callbacks or callables")
-    estimator: XGBClassifier | XGBRegressor = getattr(xgboost, wanted)(**params)
     return estimator
 
 
@@ -222,14 +221,13 @@ def boost(
     booster = Booster(plan.params, cache, model_file=bytearray(begin) if begin is not None else None)
     best, best_round = json.loads(booster.attr(_BEST) or "[NaN, 0]")
     last, stopped = math.nan, False
-    worse = -1.0 if sums.rises(metric) else 1.0
     done = booster.num_boosted_rounds()
     while done < plan.rounds and not stopped:
         booster.update(fit, iteration=done)
         done += 1
         if judge is not None:
             last = _judged(booster, judge, metric, task, n_classes)
-            if math.isnan(best) or worse * (last - best) < 0:
+            if math.isnan(best) or loss(metric, last) < loss(metric, best):
                 best, best_round = last, done
         signal = after_round(done, last, functools.partial(_resumable, booster, best, best_round))
         if judge is not None and plan.patience is not None and done - best_round >= plan.patience:
