@@ -25,7 +25,18 @@ from mlops_ray.errors import BackendUnavailable, DataError
 from mlops_ray.training.search import boosting
 from mlops_ray.training.search.boosting import Boosted
 from mlops_ray.training.search.candidates import Choice
-from mlops_ray.training.search.on_workers import RETRIES, SAVE_S, THREADS, Event, Job, Relay, Wanted, Worker, reason_of
+from mlops_ray.training.search.on_workers import (
+    RETRIES,
+    SAVE_S,
+    THREADS,
+    Event,
+    Job,
+    Place,
+    Relay,
+    Wanted,
+    Worker,
+    reason_of,
+)
 from mlops_ray.training.search.shards import Shards, Survey, deal
 
 if TYPE_CHECKING:
@@ -78,6 +89,7 @@ class Team:
         self._job = Job(shared, dealt, width, bool(shards.judge), scratch, "", deaths, save_s)
         self._relay: Any = None
         self._end: Any = None
+        self._place: Place | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -108,13 +120,14 @@ class Team:
         """Ends the run and its processes, whatever they do: Ray ends what an actor owns when it ends."""
         if self._relay is None:
             return
-        place = None
-        with contextlib.suppress(RayActorError, GetTimeoutError):
-            place = ray.get(self._relay.place.remote(), timeout=5)
         ray.kill(self._relay)
         self._relay = None
-        if place is not None:  # Ray keeps the room of an actor that was killed until the driver ends
-            remove_placement_group(place)
+        if self._place is not None:
+            # Their room is nobody's then, and Ray would keep it until the driver ends. Not before they are gone: while
+            # Ray Train lives, it would make another.
+            _gone(self._place.first, GOODBYE_S)
+            remove_placement_group(self._place.group)
+            self._place = None
         filesystem, root = filesystem_of(self._job.scratch)
         folder = f"{root}/{self._job.name}"
         if filesystem.get_file_info(folder).type == fs.FileType.Directory:
@@ -144,6 +157,7 @@ class Team:
         while True:
             left = began + timeout_s - time.monotonic()
             event = self._heard(ticket, stop, left, timeout_s)
+            self._place = event.place or self._place
             if event.kind == "broken" and event.error is not None:
                 self._kill()
                 raise event.error
@@ -175,3 +189,13 @@ class Team:
             self._kill()
             raise BackendUnavailable("Ray Train", f"the run {reason_of(exc)}") from exc
         raise BackendUnavailable("Ray Train", "the run ended before the fit did; run again")
+
+
+def _gone(actor: Any, timeout_s: float) -> None:
+    """Waits until an actor that was ended is not there any more, at most so long."""
+    end = time.monotonic() + timeout_s
+    with contextlib.suppress(RayActorError):
+        while time.monotonic() < end:
+            with contextlib.suppress(GetTimeoutError):
+                ray.get(actor.__ray_ready__.remote(), timeout=1)
+            time.sleep(0.1)

@@ -26,7 +26,7 @@ from ray.util.placement_group import get_current_placement_group
 from mlops_ray.config import SearchMetric
 from mlops_ray.errors import BackendUnavailable, MlopsRayError
 from mlops_ray.training.search import boosting
-from mlops_ray.training.search.boosting import Boosted, Plan, Signal
+from mlops_ray.training.search.boosting import Boosted, Plan
 from mlops_ray.training.search.shards import Piece, Shards, reader
 
 if TYPE_CHECKING:
@@ -63,11 +63,19 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Event:
-    """What the workers say: a `round` with its metric, that a fit is `done`, that it `failed`, or that the run is
-    `broken` for any fit."""
+class Place:
+    """Where a group of workers runs: its placement group, and the handle of its first worker."""
 
-    kind: Literal["round", "done", "failed", "broken"]
+    group: Any
+    first: Any
+
+
+@dataclass(frozen=True)
+class Event:
+    """What the workers say: that they `began` and where, a `round` with its metric, that a fit is `done`, that it
+    `failed`, or that the run is `broken` for any fit."""
+
+    kind: Literal["began", "round", "done", "failed", "broken"]
     order: int = -1
     ticket: int = 0
     round: int = 0
@@ -76,6 +84,7 @@ class Event:
     workers: tuple[Worker, ...] = ()
     starts: int = 0
     error: MlopsRayError | None = None
+    place: Place | None = None
 
 
 class Relay:
@@ -87,7 +96,6 @@ class Relay:
         self._starts = 0
         self._closed = False
         self._death = ""
-        self._place: Any = None
         self._changed = asyncio.Condition()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._said = 0
@@ -103,11 +111,9 @@ class Relay:
             self._order, self._starts, self._death, self._closed = order, 0, "", order is None
             self._changed.notify_all()
 
-    async def take(self, place: Any) -> Wanted | None:
-        """For the first worker, at its `place`ment group: the fit that is wanted, as soon as there is one; None at the
-        end."""
+    async def take(self) -> Wanted | None:
+        """For the first worker: the fit that is wanted, as soon as there is one; None at the end."""
         async with self._changed:
-            self._place = place
             if self._order is not None and self._starts > RETRIES:
                 await self._events.put(Event("failed", self._order.number, starts=self._starts, error=self._given_up()))
                 self._order = None
@@ -123,14 +129,10 @@ class Relay:
         """For the run: why workers died, last of all."""
         self._death = reasons[0] if reasons else ""
 
-    async def place(self) -> Any:
-        """The placement group of the workers, None before they asked for a fit."""
-        return self._place
-
     async def say(self, event: Event) -> bool:
         """For workers: tells the caller; of a round, whether to stop there."""
         if event.kind != "round":
-            self._order = None
+            self._order = None if event.kind == "done" else self._order
             await self._events.put(replace(event, starts=self._starts))
             return False
         self._said += 1
@@ -217,11 +219,14 @@ def run(job: Job, relay: Any) -> None:
 def _work(told: dict[str, Any]) -> None:
     """What each worker runs: its matrices once, then fit after fit."""
     job, relay = told["job"], told["relay"]
-    rank, place = ray.train.get_context().get_world_rank(), get_current_placement_group()
+    rank = ray.train.get_context().get_world_rank()
     try:
+        if rank == 0:
+            place = Place(get_current_placement_group(), ray.get_runtime_context().current_actor)
+            ray.get(relay.say.remote(Event("began", place=place)))
         shard = _Shard(ray.get(job.shards), job, rank)
         while True:
-            order = _told((ray.get(relay.take.remote(place)),) if rank == 0 else None, 0)[0]
+            order = _told((ray.get(relay.take.remote()),) if rank == 0 else None, 0)[0]
             if order is None:
                 return
             boosted = _fit(shard, order, relay)
@@ -275,7 +280,7 @@ def _fit(shard: _Shard, order: Wanted, relay: Any) -> Boosted:
     fit, judge = shard.matrices(order.plan.max_bin)
     saved = time.monotonic()
 
-    def after_round(done: int, value: float, model: Callable[[], bytes]) -> Signal:
+    def after_round(done: int, value: float, model: Callable[[], bytes]) -> bool:
         """The first worker's word, for all: they must do the same."""
         nonlocal saved
         said = np.zeros(2, dtype=np.int32)
@@ -286,7 +291,7 @@ def _fit(shard: _Shard, order: Wanted, relay: Any) -> Boosted:
         if save:
             _save(order, model() if shard.rank == 0 else None)
             saved = time.monotonic()
-        return Signal(stop, save)
+        return bool(stop)
 
     return boosting.boost(
         order.plan,
