@@ -18,7 +18,8 @@ import numpy as np
 from mlops_ray.config import SearchMetric, Task
 from mlops_ray.errors import ConfigError
 from mlops_ray.training.search import sums
-from mlops_ray.training.search.candidates import Choice
+from mlops_ray.training.search.candidates import Choice, build
+from mlops_ray.training.search.measures import loss
 from mlops_ray.training.search.shards import Batch
 from mlops_ray.training.target import Scores
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 KEPT_BYTES = 256 * 1024**2
 """Batches are kept for XGBoost's further passes up to this size for each worker, and made again beyond: five passes
 over rows that are transformed each time cost more than one over them."""
+_OBJECTIVES = {"binary": (None, "binary:logistic"), "multiclass": (None, "multi:softprob", "binary:logistic")}
+"""Those that give probabilities; the binary one is the default of XGBoost's class, which replaces it for more classes.
+"""
 _BEST = "mlops_ray_best"
 """Attribute of an unfinished model: the best value of the metric and its round."""
 MAX_BIN = 256
@@ -45,17 +49,9 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Signal:
-    """What is to happen after a round: `stop` the fit there, `save` what there is."""
-
-    stop: bool = False
-    save: bool = False
-
-
-@dataclass(frozen=True)
 class Boosted:
     """A fit's outcome: the model as UBJSON, `rounds` boosted in all, the metric after the last one and after the best
-    one (NaN and 0 without rows that judge), and whether a signal stopped it."""
+    one (NaN and 0 without rows that judge), and whether it was stopped."""
 
     raw: bytes
     rounds: int
@@ -65,8 +61,9 @@ class Boosted:
     stopped: bool
 
 
-AfterRound = Callable[[int, float, Callable[[], bytes]], Signal]
-"""Called with the rounds so far, the metric, and a way to get the model; the same on every worker, at the same time."""
+AfterRound = Callable[[int, float, Callable[[], bytes]], bool]
+"""Called with the rounds so far, the metric, and a way to get the model to go on from; whether to stop the fit there.
+All workers of a collective must be told the same."""
 
 
 def unfitted(choice: Choice, task: Task, *, seed: int) -> XGBClassifier | XGBRegressor:
@@ -74,17 +71,17 @@ def unfitted(choice: Choice, task: Task, *, seed: int) -> XGBClassifier | XGBReg
 
     Raises: ConfigError for a class of the wrong task, for parameters that histograms over shards cannot serve, and for
     those that XGBoost refuses, which it is asked by a fit of a few rows."""
-    import xgboost
+    from xgboost import XGBClassifier, XGBRegressor
 
-    wanted = "XGBRegressor" if task == "regression" else "XGBClassifier"
-    if choice.label not in ("xgboost", wanted):
-        raise _refusal(choice, f"is of another task; for {task} name xgboost or xgboost:{wanted}")
-    params = {"random_state": seed, **choice.params}
-    if params.get("tree_method") not in (None, "auto", "hist") or params.get("booster") not in (None, "gbtree", "dart"):
+    estimator: XGBClassifier | XGBRegressor = build(choice, seed=seed, task=task)
+    if type(estimator) not in (XGBClassifier, XGBRegressor):
+        raise _refusal(choice, "does not train data-parallel; take xgboost, or remove workers")
+    if estimator.tree_method not in (None, "auto", "hist") or estimator.booster not in (None, "gbtree", "dart"):
         raise _refusal(choice, "trains data-parallel, by histograms: leave tree_method and booster at their defaults")
-    if params.get("enable_categorical") or callable(params.get("objective")) or params.get("callbacks"):
+    if estimator.enable_categorical or estimator.callbacks or callable(estimator.objective):
         raise _refusal(choice, "trains data-parallel on plain numbers: no enable_categorical, callbacks or callables")
-    estimator: XGBClassifier | XGBRegressor = getattr(xgboost, wanted)(**params)
+    if task != "regression" and estimator.objective not in _OBJECTIVES[task]:
+        raise _refusal(choice, "must give probabilities: leave objective at its default")
     return estimator
 
 
@@ -97,8 +94,7 @@ def plan(choice: Choice, task: Task, n_classes: int, *, seed: int, threads: int)
     if task == "multiclass":
         params["num_class"] = n_classes
         params["objective"] = "multi:softprob"
-    # The seed of a round hangs on the round alone, so a fit that goes on from a checkpoint samples as if never stopped.
-    params |= {"tree_method": "hist", "nthread": threads, "seed_per_iteration": True, "disable_default_eval_metric": 1}
+    params |= {"tree_method": "hist", "nthread": threads, "disable_default_eval_metric": 1}
     params |= {"verbosity": 0} if estimator.verbosity is None else {}
     made = Plan(
         params,
@@ -111,7 +107,7 @@ def plan(choice: Choice, task: Task, n_classes: int, *, seed: int, threads: int)
 
 
 def _try(choice: Choice, made: Plan, task: Task, n_classes: int) -> None:
-    """Raises: ConfigError when XGBoost refuses the plan, or its answers are none of the task."""
+    """Raises: ConfigError when XGBoost refuses the plan, or its answers have another shape than the task's."""
     from xgboost import DMatrix, train
     from xgboost.core import XGBoostError
 
@@ -123,10 +119,8 @@ def _try(choice: Choice, made: Plan, task: Task, n_classes: int) -> None:
         scores = train(params, DMatrix(features, label=y), num_boost_round=1).predict(DMatrix(features))
     except (XGBoostError, TypeError, ValueError) as exc:
         raise _refusal(choice, f"was refused by XGBoost: {_reason(exc)}; change its params or space") from exc
-    if scores.shape != ((len(y), n_classes) if task == "multiclass" else (len(y),)):
+    if scores.shape[1:] != ((n_classes,) if task == "multiclass" else ()):
         raise _refusal(choice, f"gives {scores.shape[1:]} scores a row; leave objective at its default")
-    if task != "regression" and not ((scores >= 0) & (scores <= 1)).all():
-        raise _refusal(choice, "gives scores that are no probabilities; leave objective at its default")
 
 
 def _reason(exc: Exception) -> str:
@@ -215,26 +209,28 @@ def boost(
     after_round: AfterRound,
     begin: bytes | None = None,
 ) -> Boosted:
-    """Boosts up to `plan.rounds`, from the model `begin` on, and tells `after_round` the metric of the judging rows."""
+    """Boosts up to `plan.rounds`, from the model `begin` on, and tells `after_round` the metric of the judging rows.
+
+    A fit that began from a model equals one that never stopped, unless rows or columns are sampled: XGBoost saves no
+    state of its generator, so later rounds draw others, as good ones."""
     from xgboost import Booster
 
     cache = [fit, *([judge] if judge is not None else [])]
     booster = Booster(plan.params, cache, model_file=bytearray(begin) if begin is not None else None)
     best, best_round = json.loads(booster.attr(_BEST) or "[NaN, 0]")
     last, stopped = math.nan, False
-    worse = -1.0 if sums.rises(metric) else 1.0
     done = booster.num_boosted_rounds()
     while done < plan.rounds and not stopped:
         booster.update(fit, iteration=done)
         done += 1
         if judge is not None:
             last = _judged(booster, judge, metric, task, n_classes)
-            if math.isnan(best) or worse * (last - best) < 0:
+            if math.isnan(best) or loss(metric, last) < loss(metric, best):
                 best, best_round = last, done
-        signal = after_round(done, last, functools.partial(_resumable, booster, best, best_round))
+        stop = after_round(done, last, functools.partial(_resumable, booster, best, best_round))
         if judge is not None and plan.patience is not None and done - best_round >= plan.patience:
             break
-        stopped = signal.stop and done < plan.rounds
+        stopped = stop and done < plan.rounds
     if judge is not None and plan.patience is not None and best_round:
         booster.best_iteration = best_round - 1  # predictions end there, as after scikit-learn's early stopping
     booster.set_attr(**{_BEST: None})

@@ -77,7 +77,7 @@ class Folded:
 
 
 def folded(shards: Shards, table: pa.Table, bins: Bins, score: Score, *, event_time: str, block_s: float) -> Folded:
-    """What the rows of `table` add to the reference. Profiles hold scores of binary tasks only, which are probabilities.
+    """What the rows of `table` add to the reference. Profiles hold scores of binary tasks only: probabilities.
 
     Raises: DataError for labels of the holdout that are none."""
     if not table.num_rows:

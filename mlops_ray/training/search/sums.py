@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlops_ray.config import SearchMetric, Task
+from mlops_ray.training.search.measures import MAXIMISED
 from mlops_ray.training.target import Labels, Scores, losses
 
 Sums = NDArray[np.float64]
@@ -19,12 +20,6 @@ _ONE = int(np.float32(1.0).view(np.uint32))
 """The bits of 1.0: floats of one sign are in the order of their bits (IEEE 754), so no probability's exceed them."""
 _FINE, _COARSE, _FEW = 14, 17, 8
 """Bits that are dropped: 65,025 bins for up to `_FEW` curves, 8,129 each for more, so that a sum stays in megabytes."""
-CURVES = frozenset({"roc_auc", "pr_auc"})
-
-
-def rises(metric: SearchMetric) -> bool:
-    """Whether more is better."""
-    return metric in CURVES
 
 
 def sums(
@@ -35,7 +30,7 @@ def sums(
     Args: y: labels (n,); scores: (n,) or (n, n_classes), see `target`; weights: (n,), or None for 1 each.
     """
     weight = np.ones(len(y)) if weights is None else np.asarray(weights, dtype=np.float64)
-    if metric in CURVES:
+    if metric in MAXIMISED:
         return _histograms(n_classes, y, scores, weight)
     return np.array([float(np.dot(weight, _errors(metric, task, y, scores))), float(weight.sum())])
 
@@ -44,7 +39,7 @@ def value(metric: SearchMetric, added: Sums) -> float:
     """The metric that the `added` sums of all shards make; NaN where they hold no rows, or one class only.
 
     Multiclass curves are one-vs-rest, averaged over the classes that have rows on both sides."""
-    if metric in CURVES:
+    if metric in MAXIMISED:
         area = _roc_auc if metric == "roc_auc" else _average_precision
         known = [area(one) for one in _curves(added) if one.sum(axis=1).all()]
         return float(np.mean(known)) if known else float("nan")
