@@ -11,7 +11,8 @@ import numpy as np
 
 from mlops_ray.config import Gates
 from mlops_ray.training.evaluation import curves, importance, intervals, plots
-from mlops_ray.training.gates import report
+from mlops_ray.training.gates.junit import junit
+from mlops_ray.training.gates.report import html
 from mlops_ray.training.gates.case import Case
 from mlops_ray.training.gates.verdict import GateResult
 
@@ -39,11 +40,11 @@ def pages(
 ) -> Pages:
     """Draw the holdout's curves and the importance of each input, and write down the result."""
     figures = dict(_figures(gates, case, rng))
-    drawn = {name: plots.svg(figure, name) for name, figure in figures.items()}
+    drawn = {name.replace("_", " "): plots.svg(figure, name) for name, figure in figures.items()}
     return Pages(
-        html=report.html(title, result, curves.calibration(case.y, case.scores) if case.task=='binary' else (), facts),
+        html=html(title, result, drawn, facts),
         json=json.dumps(result.to_dict(), indent=1),
-        junit='',
+        junit=junit(title, result),
         plots={f"{name}.png": plots.png(figure) for name, figure in figures.items()},
     )
 

@@ -45,11 +45,12 @@ def lineage(paths: Paths, env: Env, version: int) -> Lineage:
 
 def card(paths: Paths, env: Env, version: int) -> dict[str, str]:
     """A version's model card, as `html` and `markdown`. Raises: ModelNotFound, BackendUnavailable."""
+    from mlops_ray.config import About
     from mlops_ray.governance.card import card as made
     from mlops_ray.governance.on_mlflow import gather
 
     project = load(paths, env).project
-    found = made(gather(project, known_store(project), version, plots=True), project.about, project.task)
+    found = made(gather(project, known_store(project), version, plots=True), project.about or About())
     return {"html": found.html(), "markdown": found.markdown()}
 
 
@@ -62,10 +63,11 @@ def export(
 
     project = load(paths, env).project
     row = _version(known_store(project), project, version)
-    wanted = {"onnx": onnx, "dockerfile": dockerfile, "conda": conda, "requirements": requirements}
+    wanted: dict[str, bool] = {"onnx": onnx, "dockerfile": dockerfile, "conda": conda, "requirements": requirements}
     with tempfile.TemporaryDirectory() as cache:
         folder = model.fetch(row.artifact, Path(cache), row.sha256)
-        files = written(folder, row.sha256, into, **wanted)
+        loaded = model.load(folder, row.sha256, trusted=project.features.trusted_types)
+        files = written(loaded, into, threshold=project.serving.threshold, **wanted)
     return {"version": version, "folder": str(into), "files": sorted(str(f.relative_to(into)) for f in files)}
 
 
