@@ -185,7 +185,8 @@ def wilson(rate: float, n: int) -> tuple[float, float]:
     """95 % score interval of a rate seen in `n` independent rows. Source: E. B. Wilson 1927."""
     centre = (rate + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * np.sqrt(rate * (1 - rate) / n + _Z**2 / (4 * n**2))
-    return max(float(centre - half), 0.0), min(float(centre + half), 1.0)
+    # It holds the rate itself, which rounding may put a hair outside where the rate is 0 or 1.
+    return max(min(float(centre - half), rate), 0.0), min(max(float(centre + half), rate), 1.0)
 
 
 # --- ranking -------------------------------------------------------------------------------------------------------
