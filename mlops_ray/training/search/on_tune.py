@@ -14,11 +14,9 @@ import faulthandler
 import importlib
 import logging
 import os
-import queue
 import re
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -34,6 +32,7 @@ from mlops_ray.config import Task
 from mlops_ray.errors import BackendUnavailable, ConfigError, DataError
 from mlops_ray.training import target
 from mlops_ray.training.search import candidates, lane, measures
+from mlops_ray.training.search.book import Book, Progress
 from mlops_ray.training.search.candidates import Choice
 from mlops_ray.training.search.desk import Desk
 from mlops_ray.training.search.presets import Searched
@@ -42,8 +41,6 @@ from mlops_ray.training.search.study import Study
 from mlops_ray.training.search.trials import FoldData, Folder, Job, Order, TrialEnded, digest
 from mlops_ray.training.target import Classes
 
-Progress = Callable[[str, int, int], None]
-"""Called with stage, done and total."""
 IDLE_DEATHS = 3
 """Lanes that die without a trial, one after the other, until the search gives up: then it is not the trials' fault."""
 
@@ -106,7 +103,7 @@ def search(
     folder = Folder(f"{storage.rstrip('/')}/{name}")
     kept = folder.open(_fingerprint(plan, listed, job, folds))
     spent = max((trial.at_s for trial in kept), default=0.0)
-    book = _Book(folder, plan.trials, kept, on_trial, on_progress)
+    book = Book(folder, plan.trials, kept, on_trial, on_progress)
     if len(kept) < plan.trials and spent < plan.max_s:
         others = [_foreign(callback) for callback in plan.callbacks]
         with book:
@@ -148,65 +145,10 @@ def _best(metric: config.SearchMetric, trials: Sequence[TrialEnded], reason: str
 # --- the driver ----------------------------------------------------------------------------------------------------
 
 
-class _Book:
-    """Keeps and announces the trials that end, in a thread of its own: lanes need not wait for a slow tracker."""
-
-    def __init__(
-        self,
-        folder: Folder,
-        total: int,
-        kept: Sequence[TrialEnded],
-        on_trial: Callable[[TrialEnded], None],
-        on_progress: Progress,
-    ) -> None:
-        self._folder, self._total, self._on_trial, self._on_progress = folder, total, on_trial, on_progress
-        self._trials = {trial.number: trial for trial in kept}
-        self._queue: queue.SimpleQueue[TrialEnded | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._write, name="search-book")
-        self.failure: BaseException | None = None
-        self.reason: str | None = None
-
-    @property
-    def trials(self) -> tuple[TrialEnded, ...]:
-        return tuple(self._trials[number] for number in sorted(self._trials))
-
-    @property
-    def full(self) -> bool:
-        return len(self._trials) >= self._total
-
-    def __enter__(self) -> None:
-        self._on_progress("search", len(self._trials), self._total)
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._queue.put(None)
-        self._thread.join()
-        if self.failure is not None:
-            raise self.failure
-
-    def add(self, trial: TrialEnded) -> None:
-        self._trials[trial.number] = trial
-        self._queue.put(trial)
-
-    def _write(self) -> None:
-        done = len(self._trials)
-        while (trial := self._queue.get()) is not None:
-            if self.failure is not None:
-                continue
-            try:
-                if not trial.cut_short:
-                    self._folder.keep(trial)
-                self._on_trial(trial)
-                done += 1
-                self._on_progress("search", done, self._total)
-            except BaseException as exc:  # noqa: BLE001 - raised again by __exit__, in the caller's thread
-                self.failure = exc
-
-
 class _Clerk(tune.Callback):
     """Takes what lanes report, and clears up after those that die."""
 
-    def __init__(self, desk: Any, book: _Book, spent: float) -> None:
+    def __init__(self, desk: Any, book: Book, spent: float) -> None:
         self._desk, self._book, self._spent = desk, book, spent
         self._began = time.monotonic()
         self._last: dict[str, TrialEnded] = {}
@@ -252,7 +194,7 @@ class _Clerk(tune.Callback):
 class _Until(tune.Stopper):
     """Ends the lanes when the time is up, when all is done, or when it cannot go on."""
 
-    def __init__(self, deadline: float, book: _Book, clerk: _Clerk) -> None:
+    def __init__(self, deadline: float, book: Book, clerk: _Clerk) -> None:
         self._deadline, self._book, self._clerk = deadline, book, clerk
         self._full_at: float | None = None
 
@@ -276,7 +218,7 @@ def _run(
     listed: Sequence[Searched],
     job: Job,
     folds: Sequence[FoldData],
-    book: _Book,
+    book: Book,
     spent: float,
     storage: str,
     others: Sequence[Any],
