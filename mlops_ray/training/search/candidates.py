@@ -307,14 +307,19 @@ def with_params(choice: Choice, params: Mapping[str, Any]) -> Choice:
     return replace(choice, params={**choice.params, **params})
 
 
+def imported(path: str) -> Any:
+    """What stands at `path`. Raises: ConfigError when nothing does."""
+    module, name = re.split(r"[.:](?=\w+$)", path)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as exc:
+        raise _refusal(path, f"cannot be imported ({exc}); fix the path or install the package") from exc
+
+
 def _class(path: str, task: Task) -> type[Any]:
     from sklearn.base import ClassifierMixin, RegressorMixin
 
-    module, name = re.split(r"[.:](?=\w+$)", path)
-    try:
-        cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as exc:
-        raise _refusal(path, f"cannot be imported ({exc}); fix the path or install the package") from exc
+    cls = imported(path)
     if task == "regression":
         if not (inspect.isclass(cls) and issubclass(cls, RegressorMixin)):
             raise _refusal(path, "is no scikit-learn regressor; name one, for the task is regression")

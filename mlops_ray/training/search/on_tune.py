@@ -14,11 +14,9 @@ import faulthandler
 import importlib
 import logging
 import os
-import queue
 import re
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -34,6 +32,7 @@ from mlops_ray.config import Task
 from mlops_ray.errors import BackendUnavailable, ConfigError, DataError
 from mlops_ray.training import target
 from mlops_ray.training.search import candidates, lane, measures
+from mlops_ray.training.search.book import Book, Progress
 from mlops_ray.training.search.candidates import Choice
 from mlops_ray.training.search.desk import Desk
 from mlops_ray.training.search.presets import Searched
@@ -42,8 +41,6 @@ from mlops_ray.training.search.study import Study
 from mlops_ray.training.search.trials import FoldData, Folder, Job, Order, TrialEnded, digest
 from mlops_ray.training.target import Classes
 
-Progress = Callable[[str, int, int], None]
-"""Called with stage, done and total."""
 IDLE_DEATHS = 3
 """Lanes that die without a trial, one after the other, until the search gives up: then it is not the trials' fault."""
 
@@ -86,7 +83,7 @@ def search(
         storage, name: finished trials are kept in `<storage>/<name>`; a search that finds some there goes on from them
         with what is left of the budget. classes: of a multiclass target, by place.
         on_trial: called with each trial that ends in this attempt, after it was kept, from a thread of ours, one at a
-        time. What it raises ends the search and is raised here.
+        time (and so is on_progress). What it raises ends the search and is raised here.
     Returns: the best trial that ran to its end; one that was stopped only where none did.
     Raises: ConfigError for candidates that cannot be built; DataError for labels that nothing can be learnt from, for a
         folder of another search, and when no trial succeeds; BackendUnavailable when lanes do not start.
@@ -106,7 +103,7 @@ def search(
     folder = Folder(f"{storage.rstrip('/')}/{name}")
     kept = folder.open(_fingerprint(plan, listed, job, folds))
     spent = max((trial.at_s for trial in kept), default=0.0)
-    book = _Book(folder, plan.trials, kept, on_trial, on_progress)
+    book = Book(folder, plan.trials, kept, on_trial, on_progress)
     if len(kept) < plan.trials and spent < plan.max_s:
         others = [_foreign(callback) for callback in plan.callbacks]
         with book:
@@ -148,65 +145,10 @@ def _best(metric: config.SearchMetric, trials: Sequence[TrialEnded], reason: str
 # --- the driver ----------------------------------------------------------------------------------------------------
 
 
-class _Book:
-    """Keeps and announces the trials that end, in a thread of its own: lanes need not wait for a slow tracker."""
-
-    def __init__(
-        self,
-        folder: Folder,
-        total: int,
-        kept: Sequence[TrialEnded],
-        on_trial: Callable[[TrialEnded], None],
-        on_progress: Progress,
-    ) -> None:
-        self._folder, self._total, self._on_trial, self._on_progress = folder, total, on_trial, on_progress
-        self._trials = {trial.number: trial for trial in kept}
-        self._queue: queue.SimpleQueue[TrialEnded | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._write, name="search-book")
-        self.failure: BaseException | None = None
-        self.reason: str | None = None
-
-    @property
-    def trials(self) -> tuple[TrialEnded, ...]:
-        return tuple(self._trials[number] for number in sorted(self._trials))
-
-    @property
-    def full(self) -> bool:
-        return len(self._trials) >= self._total
-
-    def __enter__(self) -> None:
-        self._on_progress("search", len(self._trials), self._total)
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._queue.put(None)
-        self._thread.join()
-        if self.failure is not None:
-            raise self.failure
-
-    def add(self, trial: TrialEnded) -> None:
-        self._trials[trial.number] = trial
-        self._queue.put(trial)
-
-    def _write(self) -> None:
-        done = len(self._trials)
-        while (trial := self._queue.get()) is not None:
-            if self.failure is not None:
-                continue
-            try:
-                if not trial.cut_short:
-                    self._folder.keep(trial)
-                self._on_trial(trial)
-                done += 1
-                self._on_progress("search", done, self._total)
-            except BaseException as exc:  # noqa: BLE001 - raised again by __exit__, in the caller's thread
-                self.failure = exc
-
-
 class _Clerk(tune.Callback):
     """Takes what lanes report, and clears up after those that die."""
 
-    def __init__(self, desk: Any, book: _Book, spent: float) -> None:
+    def __init__(self, desk: Any, book: Book, spent: float) -> None:
         self._desk, self._book, self._spent = desk, book, spent
         self._began = time.monotonic()
         self._last: dict[str, TrialEnded] = {}
@@ -242,7 +184,7 @@ class _Clerk(tune.Callback):
         if lost is not None:
             self._idle_deaths = 0
             self.add(lost)
-        elif last is None:
+        else:
             self._idle_deaths += 1
             self._book.reason = f"lanes end before they begin: {reason}"
 
@@ -252,7 +194,7 @@ class _Clerk(tune.Callback):
 class _Until(tune.Stopper):
     """Ends the lanes when the time is up, when all is done, or when it cannot go on."""
 
-    def __init__(self, deadline: float, book: _Book, clerk: _Clerk) -> None:
+    def __init__(self, deadline: float, book: Book, clerk: _Clerk) -> None:
         self._deadline, self._book, self._clerk = deadline, book, clerk
         self._full_at: float | None = None
 
@@ -276,23 +218,40 @@ def _run(
     listed: Sequence[Searched],
     job: Job,
     folds: Sequence[FoldData],
-    book: _Book,
+    book: Book,
     spent: float,
     storage: str,
     others: Sequence[Any],
 ) -> None:
-    deadline = time.monotonic() + plan.max_s - spent
-    desk = _DeskActor.remote(plan, tuple(listed), job, book.trials, plan.max_s - spent)
+    left = plan.max_s - spent
+    # The desk holds the rows, and not Tune, which would keep them for as long as the driver lives.
+    data = [put(folds, [c.path for c in listed])]
+    desk = _DeskActor.remote(plan, tuple(listed), job, data, book.trials, time.time() + left)
     clerk = _Clerk(desk, book, spent)
-    given = {"desk": desk, "folds": put(folds, [c.path for c in listed]), "job": job}
+    try:
+        _tune(plan, desk, job, clerk, _Until(time.monotonic() + left, book, clerk), storage, others)
+        for trial in ray.get(desk.rest.remote()):
+            clerk.add(trial)
+    except (tune.TuneError, ray.exceptions.RayError) as exc:
+        detail = f"{str(exc).strip().splitlines()[-1]}; finished trials are kept, so search again by the same name"
+        raise BackendUnavailable("the search", detail) from exc
+    finally:
+        ray.kill(desk)
+    if clerk.hopeless and not book.trials:
+        raise BackendUnavailable("the search", book.reason or "its lanes end before they begin")
+
+
+def _tune(
+    plan: config.Search, desk: Any, job: Job, clerk: _Clerk, until: _Until, storage: str, others: Sequence[Any]
+) -> None:
     with _settings(), tempfile.TemporaryDirectory() as local:
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(_lane, **given), {"cpu": 1}),
+            tune.with_resources(tune.with_parameters(_lane, desk=desk, job=job), {"cpu": 1}),
             tune_config=tune.TuneConfig(num_samples=plan.concurrency, max_concurrent_trials=plan.concurrency),
             run_config=tune.RunConfig(
                 name="lanes",
                 storage_path=f"{storage.rstrip('/')}/tune" if "://" in storage else local,
-                stop=_Until(deadline, book, clerk),
+                stop=until,
                 # Each death uses up a trial, or counts as idle.
                 failure_config=tune.FailureConfig(max_failures=plan.trials + IDLE_DEATHS),
                 verbose=0,
@@ -300,10 +259,6 @@ def _run(
             ),
         )
         tuner.fit()
-    for trial in ray.get(desk.rest.remote()):
-        clerk.add(trial)
-    if clerk.hopeless and not book.trials:
-        raise BackendUnavailable("the search", book.reason or "its lanes end before they begin")
 
 
 def put(folds: Sequence[FoldData], paths: Sequence[str]) -> Any:
@@ -357,14 +312,26 @@ class _Actor:
     """The desk as an actor: lanes that must wait for one another do so here."""
 
     def __init__(
-        self, plan: config.Search, listed: Sequence[Searched], job: Job, finished: Sequence[TrialEnded], left_s: float
+        self,
+        plan: config.Search,
+        listed: Sequence[Searched],
+        job: Job,
+        data: Sequence[Any],
+        finished: Sequence[TrialEnded],
+        until: float,
     ) -> None:
+        """data: one reference to the folds; until: when the time is up, seconds since the epoch."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = Study(plan, listed, job.metric, seed=job.seed)
-        self._desk = Desk(plan, study, finished, deadline=time.monotonic() + left_s)
+        self._desk = Desk(plan, study, finished, deadline=time.monotonic() + until - time.time())
+        self._data, self._paths = data, tuple(candidate.path for candidate in listed)
         self._changed = asyncio.Condition()
+
+    async def data(self) -> tuple[Any, tuple[str, ...]]:
+        """The reference to the folds, and the paths of the estimators that there will be."""
+        return self._data[0], self._paths
 
     async def order(self, who: str, ended: TrialEnded | None) -> Order | None:
         if ended is not None:
@@ -396,11 +363,15 @@ class _Actor:
 _DeskActor: Any = ray.remote(num_cpus=0)(_Actor)
 
 
-def _lane(given: dict[str, Any], *, desk: Any, folds: Sequence[FoldData], job: Job) -> None:
-    """Evaluates one point after the other until the desk has no more. Tune hands in what `folds` refers to."""
+def _lane(given: dict[str, Any], *, desk: Any, job: Job) -> None:
+    """Evaluates one point after the other until the desk has no more."""
     # Before NumPy's and scikit-learn's libraries are loaded: one lane, one thread.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
+    data, paths = ray.get(desk.data.remote())
+    folds: tuple[FoldData, ...] = ray.get(data)
+    for path in paths:  # imports take seconds, and are no part of a trial's time
+        candidates.imported(path)
     me = tune.get_context().get_trial_id()
     ended: TrialEnded | None = None
     while (order := ray.get(desk.order.remote(me, ended))) is not None:

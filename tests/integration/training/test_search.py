@@ -79,7 +79,7 @@ def test_a_search_repeats_keeps_its_trials_and_runs_none_again(tmp_path: Path) -
 def test_a_search_goes_on_past_trials_that_raise_exit_run_out_of_memory_or_hang(tmp_path: Path) -> None:
     """And past one that writes to the shared rows, which it cannot."""
     ways = ("raises", "exits", "memory", "hangs", "writes")
-    found = run(tmp_path, troubled(*ways, trial_max_s=3))
+    found = run(tmp_path, troubled(*ways, trial_max_s=5))
     assert found.choice.params == {"say": 0.55}
     assert found.score < 0.7
     reasons = {t.choice.params["trouble"]: t.error or "" for t in found.trials if t.status == "failed"}
@@ -87,7 +87,7 @@ def test_a_search_goes_on_past_trials_that_raise_exit_run_out_of_memory_or_hang(
     assert reasons["raises"] == "RuntimeError: cannot learn this"
     assert "its process died" in reasons["exits"]
     assert "MemoryError" in reasons["memory"]
-    assert reasons["hangs"] == "took longer than search.trial_max_s = 3 s"
+    assert reasons["hangs"] == "took longer than search.trial_max_s = 5 s"
     assert "read-only" in reasons["writes"]
     assert len(list((tmp_path / "search/trials").iterdir())) == len(ways) + 1
 
@@ -102,8 +102,8 @@ def test_the_seconds_end_a_search_in_the_middle_of_a_trial(tmp_path: Path) -> No
     began = time.monotonic()
     slow = {"estimator": TROUBLED, "params": {"pause_s": 60}}
     quick = {"estimator": TROUBLED, "params": {"say": 0.55}}
-    found = run(tmp_path, {"trials": 20, "max_s": 8, "candidates": [quick, slow]})
-    assert time.monotonic() - began < 25
+    found = run(tmp_path, {"trials": 20, "max_s": 20, "candidates": [quick, slow]})
+    assert time.monotonic() - began < 50
     assert found.choice.params == {"say": 0.55}
     (cut,) = [t for t in found.trials if t.cut_short]
     assert (cut.status, cut.score) == ("stopped", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import resource
 import time
 from pathlib import Path
@@ -45,7 +46,8 @@ def _exit() -> None:
 
 
 def _hang() -> None:
-    time.sleep(600)
+    """In C, with the interpreter's lock held: no thread of this process gets a turn again."""
+    re.match("(a+)+$", "a" * 64 + "b")
 
 
 def _memory() -> None:

@@ -1,0 +1,74 @@
+"""The driver's record of a search: what has ended is kept first, and then told."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+
+from mlops_ray.training.search.trials import Folder, TrialEnded
+
+Progress = Callable[[str, int, int], None]
+"""Called with stage, done and total."""
+
+
+class Book:
+    """Keeps and announces the trials that end, in a thread of its own: lanes need not wait for a slow tracker.
+
+    A context manager: the thread ends with the block, which then raises what the listeners raised. `failure` is that;
+    `reason` is why no lane starts, where none does.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        total: int,
+        kept: Sequence[TrialEnded],
+        on_trial: Callable[[TrialEnded], None],
+        on_progress: Progress,
+    ) -> None:
+        self._folder, self._total, self._on_trial, self._on_progress = folder, total, on_trial, on_progress
+        self._trials = {trial.number: trial for trial in kept}
+        self._queue: queue.SimpleQueue[TrialEnded | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write, name="search-book")
+        self.failure: BaseException | None = None
+        self.reason: str | None = None
+
+    @property
+    def trials(self) -> tuple[TrialEnded, ...]:
+        """All that have ended, by number."""
+        return tuple(self._trials[number] for number in sorted(self._trials))
+
+    @property
+    def full(self) -> bool:
+        """Whether the budget of trials is used up."""
+        return len(self._trials) >= self._total
+
+    def __enter__(self) -> None:
+        self._on_progress("search", len(self._trials), self._total)
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        if self.failure is not None:
+            raise self.failure
+
+    def add(self, trial: TrialEnded) -> None:
+        """A trial has ended: it is kept, unless the budget cut it short, and then told."""
+        self._trials[trial.number] = trial
+        self._queue.put(trial)
+
+    def _write(self) -> None:
+        done = len(self._trials)
+        while (trial := self._queue.get()) is not None:
+            if self.failure is not None:
+                continue
+            try:
+                if not trial.cut_short:
+                    self._folder.keep(trial)
+                self._on_trial(trial)
+                done += 1
+                self._on_progress("search", done, self._total)
+            except BaseException as exc:  # noqa: BLE001 - raised again by __exit__, in the caller's thread
+                self.failure = exc
