@@ -173,7 +173,7 @@ def _judged(
         evidence |= {"highest": groups.labels[a], "lowest": groups.labels[b]}
         says += (
             f"; {rate.name.replace('_', ' ')}{of} {rate.rates[a]:.3f} where {groups.column} {groups.labels[a]}, "
-            f"{rate.rates[b]:.3f} where {groups.labels[b]}"
+            f"{rate.rates[b]:.3f} where {groups.column} {groups.labels[b]}"
         )
     if silent and verdict is not Verdict.FAIL:
         verdict = Verdict.INCONCLUSIVE
