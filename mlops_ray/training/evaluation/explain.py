@@ -12,9 +12,9 @@ import numpy as np
 from mlops_ray.errors import MlopsRayError
 from mlops_ray.training.evaluation.intervals import Floats
 
-_COST = 1.5e9
-"""Leaves times squared depth times outputs that are walked for a forest, some two seconds on one core."""
-_MIN_ROWS = 20
+_COST = 3e9
+"""Leaves times squared depth times outputs that are walked for a forest, some four seconds on one core."""
+_MIN_ROWS = 50
 
 
 class NoExplanation(MlopsRayError):
@@ -61,7 +61,7 @@ def explain(
 
     Trees by TreeSHAP (path-dependent), linear models by their coefficients around the mean row. Of several classes the
     mean over classes. A calibrated classifier is explained as it was before calibration. Large forests are explained on
-    fewer rows, at least 20 (TreeSHAP takes leaves times squared depth per row); `Explanation.n` says on how many.
+    fewer rows, at least 50 (TreeSHAP takes leaves times squared depth per row); `Explanation.n` says on how many.
 
     Args: pipeline: scikit-learn's, its last step the model; rows: what it predicts on, (n, inputs); names: of the
         transformed features, those of the pipeline by default.
@@ -116,9 +116,12 @@ def _affordable(members: Sequence[Any]) -> int:
 
 def _values(shap: Any, model: Any, matrix: Floats, kept: np.ndarray[Any, np.dtype[np.int64]]) -> Floats:
     try:
-        explainer = shap.LinearExplainer(model, matrix) if hasattr(model, "coef_") else shap.TreeExplainer(model)
+        if hasattr(model, "coef_"):
+            explainer = shap.LinearExplainer(model, shap.maskers.Independent(matrix, max_samples=len(matrix)))
+        else:
+            explainer = shap.TreeExplainer(model)
         return np.asarray(explainer.shap_values(matrix[kept]), dtype=np.float64)
-    except Exception as exc:  # noqa: BLE001 - shap refuses a model with a bare Exception, a TypeError or its own error
+    except Exception as exc:  # shap refuses models by a bare Exception, a TypeError or errors of its own
         kind = type(model).__name__
         raise NoExplanation(f"{kind} has no explainer ({exc}); use permutation importance instead") from exc
 

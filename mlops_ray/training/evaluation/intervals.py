@@ -104,32 +104,6 @@ def interval(value: float, drawn: Floats, *, n: int, n_blocks: int, alpha: float
     return Estimate(float(value), low, high, n, n_blocks)
 
 
-def mean(
-    values: Floats,
-    given: Blocks,
-    *,
-    resamples: int,
-    alpha: float,
-    rng: np.random.Generator,
-    rows: NDArray[np.bool_] | None = None,
-) -> Estimate:
-    """Mean of `values`, shape (n,), over `rows` (all by default), with its two-sided 1 - 2 * `alpha` interval.
-
-    `n_blocks` counts the blocks that hold such rows: a slice that lives on two days says little, however many days
-    there are. NaN without rows."""
-    inside = np.ones(len(values), dtype=bool) if rows is None else rows
-    counts = given.sums(inside)
-    present = counts > 0
-    n, n_blocks = int(inside.sum()), int(present.sum())
-    if n == 0:
-        return Estimate(float("nan"), float("nan"), float("nan"), 0, 0)
-    kept = Blocks((np.cumsum(present) - 1)[given.index[inside]], given.starts[present])
-    few = bundled(kept, rng)
-    weights = resample(len(few), resamples, rng)
-    drawn = (weights @ few.sums(values[inside])) / (weights @ few.sums(np.ones(n)))
-    return interval(float(values[inside].mean()), drawn, n=n, n_blocks=n_blocks, alpha=alpha)
-
-
 def resample(n_blocks: int, resamples: int, rng: np.random.Generator) -> Floats:
     """How often each block is drawn in each resample of `n_blocks` blocks, with replacement: (resamples, n_blocks)."""
     return rng.multinomial(n_blocks, np.full(n_blocks, 1.0 / n_blocks), size=resamples).astype(np.float64)

@@ -3,6 +3,7 @@ limits."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ MIN_ROWS = 30
 """Rows that each side of an AUC must have: of two rows one is always above the other."""
 MAX_CLASSES = 20
 """Classes probed one against the rest, the most frequent ones."""
+BINS = 32
 FOLDS = 5
 SMOOTHING = 10.0
 """Rows of the mean of all that are added to a category's own: one seen twice says little."""
@@ -52,9 +54,10 @@ def probes(
 ) -> tuple[Probe, ...]:
     """Both probes of each input, strongest first and undefined last; of rows beyond `max_rows` a random sample.
 
-    Numbers order rows as they are, up or down. Categories are ordered by the mean label of *other* rows (five folds,
-    shrunk to the mean of all; a category that the other folds lack gets that mean): each value of a key is its own
-    category, and ordered by its own rows it would know every answer.
+    Numbers order rows as they are, up or down, and by up to `BINS` ranges of theirs, taken as categories: a code may
+    know without rising. The stronger of the two counts. Categories are ordered by the mean label of *other* rows (five
+    folds, shrunk to the mean of all; a category that the other folds lack gets that mean): each value of a key is its
+    own category, and ordered by its own rows it would know every answer.
 
     Args: columns: inputs, shape (n,) each; y: labels (n,), classes by their place.
     Raises: DataError when a column is not as long as `y`."""
@@ -83,37 +86,51 @@ def _probe(name: str, what: Literal["value", "missing"], task: Task, values: NDA
     n = len(labels)
     if n < 2 * MIN_ROWS:
         return Probe(name, what, float("nan"), n)
-    ordered = values.dtype.kind in "biuf"
+    orders = _orders(values)
     if task == "regression":
-        one = values.astype(np.float64) if ordered else _encoded(values, labels.astype(np.float64))
-        correlation = _correlation(_ranks(one), _ranks(labels.astype(np.float64)))
-        return Probe(name, what, abs(correlation) if ordered else max(correlation, 0.0), n)
+        response = labels.astype(np.float64)
+        return Probe(name, what, max(_correlation(_ranks(order(response)), _ranks(response)) for order in orders), n)
     counts = np.bincount(labels)
     judged = [k for k in np.argsort(-counts, kind="stable")[:MAX_CLASSES] if min(counts[k], n - counts[k]) >= MIN_ROWS]
-    judged = [k for k in judged if task == "multiclass" or k == 1]
-    ranks = _ranks(values.astype(np.float64)) if ordered else None
     strengths = {}
-    for k in judged:
+    for k in judged if task == "multiclass" else [k for k in judged if k == 1]:
         hit = labels == k
-        auc = _auc(hit, _ranks(_encoded(values, hit.astype(np.float64))) if ranks is None else ranks)
-        strengths[int(k)] = max(auc, 1 - auc) if ordered else max(auc, 0.5)
+        strengths[int(k)] = max(_auc(hit, _ranks(order(hit.astype(np.float64)))) for order in orders)
     if not strengths:
         return Probe(name, what, float("nan"), n)
     best = max(strengths, key=lambda k: strengths[k])
     return Probe(name, what, strengths[best], n, best if task == "multiclass" else None)
 
 
-def _encoded(values: NDArray[Any], response: Floats) -> Floats:
+def _orders(values: NDArray[Any]) -> list[Callable[[Floats], Floats]]:
+    """Ways to order the rows, each from the response; the first says nothing, for what knows nothing has no
+    strength."""
+    orders: list[Callable[[Floats], Floats]] = [lambda response: np.zeros(len(response))]
+    if values.dtype.kind not in "biuf":
+        place: dict[str, int] = {}
+        codes = np.array([place.setdefault(str(v), len(place)) for v in values.tolist()], dtype=np.int64)
+    else:
+        numbers = values.astype(np.float64)
+        orders += [lambda _: numbers, lambda _: -numbers]
+        distinct = np.unique(numbers)
+        edges = distinct if len(distinct) <= BINS else np.unique(np.quantile(numbers, np.arange(1, BINS) / BINS))
+        codes = np.searchsorted(edges, numbers, "right").astype(np.int64)
+    return [*orders, lambda response: _encoded(codes, response)]
+
+
+def _encoded(codes: NDArray[np.int64], response: Floats) -> Floats:
     """Mean response of each row's category in the other folds, shape (n,); rows come in random order."""
-    place: dict[str, int] = {}
-    codes = np.array([place.setdefault(str(v), len(place)) for v in values.tolist()], dtype=np.int64)
     fold = np.arange(len(codes)) % FOLDS
-    cells = codes * FOLDS + fold
-    shape = (len(place), FOLDS)
-    n = np.bincount(cells, minlength=len(place) * FOLDS).reshape(shape).astype(np.float64)
-    sums = np.bincount(cells, weights=response - response.mean(), minlength=len(place) * FOLDS).reshape(shape)
-    n, sums = n.sum(axis=1, keepdims=True) - n, sums.sum(axis=1, keepdims=True) - sums
-    return np.asarray((sums / (n + SMOOTHING))[codes, fold], dtype=np.float64)
+    size = int(codes.max()) + 1
+    centred, result = response - response.mean(), np.empty(len(codes))
+    for i in range(FOLDS):
+        # Summed over the others afresh: a total less the fold's own would carry the own label in its last bits, and
+        # ranks see those.
+        others, mine = codes[fold != i], fold == i
+        n = np.bincount(others, minlength=size)
+        sums = np.bincount(others, weights=centred[fold != i], minlength=size)
+        result[mine] = (sums / (n + SMOOTHING))[codes[mine]]
+    return result
 
 
 def _ranks(values: Floats) -> Floats:

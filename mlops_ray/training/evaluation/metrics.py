@@ -99,8 +99,13 @@ def evaluate(
 def unit(task: Task, y: ArrayLike) -> float:
     """What losses are divided by to be in the unit of `gates.margin`: for regression the variance of the holdout's
     target `y`, so that 0.01 is a point of R² (1 for a constant one); else 1, for they are nats already."""
-    variance = float(np.var(np.asarray(y, dtype=np.float64))) if task == "regression" else 1.0
-    return variance or 1.0
+    if task != "regression" or _constant(np.asarray(y)):
+        return 1.0
+    return float(np.var(np.asarray(y, dtype=np.float64)))
+
+
+def _constant(y: Labels) -> bool:
+    return bool((y == y[:1]).all())
 
 
 def row_losses(task: Task, y: ArrayLike, scores: ArrayLike, scale: float) -> Floats:
@@ -128,8 +133,7 @@ def _share(above: Floats, below: Floats) -> Floats:
 
 
 def _mean(values: Floats, few: Blocks, weights: Floats) -> Floats:
-    above, below = weights @ few.sums(values), weights @ few.sums(np.ones(len(values)))
-    return np.asarray(above / below, dtype=np.float64)
+    return _share(weights @ few.sums(values), weights @ few.sums(np.ones(len(values))))
 
 
 def _errors(y: Labels, found: Scores, few: Blocks, weights: Floats) -> Drawn:
@@ -137,8 +141,10 @@ def _errors(y: Labels, found: Scores, few: Blocks, weights: Floats) -> Drawn:
     centred = y - y.mean()  # so that the sum of squares does not cancel
     squared = _mean(error**2, few, weights)
     spread = _mean(centred**2, few, weights) - _mean(centred, few, weights) ** 2
-    scale = float(np.mean(centred**2))
-    spread[spread <= 1e-12 * scale] = 0.0
+    # What is left of a constant is rounding; so is the spread of a resample whose blocks all hold one value.
+    spread[spread <= 1e-12 * np.mean(centred**2)] = 0.0
+    if _constant(y):
+        spread[:] = 0.0
     absolute = _mean(np.abs(error), few, weights)
     return {
         "mae": absolute,

@@ -97,8 +97,10 @@ def svg(figure: Figure, prefix: str = "plot") -> str:
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.S)
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
     text = re.sub(r'((?:xlink:)?href="#|url\(#)', rf"\1{prefix}-", text)
-    # A width in points would not shrink on a narrow page; the view box keeps the shape.
-    return re.sub(r'(<svg\b[^>]*?) width="[^"]*"', r'\1 width="100%"', re.sub(r' height="[\d.]+pt"', "", text, count=1))
+    # As wide as it was drawn, so that letters of all plots are equally large; narrower on a narrow page.
+    width = round(figure.get_figwidth() * 96)
+    text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
+    return text.replace("<svg", f'<svg width="{width}" style="max-width:100%;height:auto"', 1)
 
 
 def png(figure: Figure) -> bytes:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -32,12 +32,12 @@ MAX_VALUES = 50
 """Of a category, the most frequent; the others are in no slice of it."""
 MAX_PAIRED = 40
 """Features whose pairs are searched, in the order given: 780 pairs take a second or two on 10,000 rows."""
-MAX_TRIED = 300
+MAX_TRIED = 1000
 """Slices, by falling t, that are looked at for standing apart from those already named."""
 _FEW = 5
 """Up to so many distinct numbers are slices one by one."""
-_CELLS = 8_000_000
-"""Flips times slices at a time, 32 MB."""
+_BLOCKS = 200
+"""Blocks of the search; more are bundled. Each costs a column of every slice."""
 
 
 @dataclass(frozen=True)
@@ -159,48 +159,84 @@ Where = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
-class _Cells:
-    """Slices under test: their conditions, rows, and contributions per block (slices,
-    blocks)."""
-
-    conditions: list[Where]
-    n: Floats
-    contributions: Floats
-
-
-@dataclass(frozen=True)
 class _Rows:
-    """What is known of the rows: losses less their mean, blocks, sums of both per block."""
+    """What is known of the rows: losses, those less their mean and summed per block, blocks before and after
+    bundling."""
 
     losses: Floats
     centred: Floats
+    unbundled: Blocks
     given: Blocks
     all_sums: Floats
 
     @classmethod
-    def of(cls, losses: Floats, given: Blocks) -> _Rows:
-        centred = losses - losses.mean()
-        return cls(losses, centred, given, given.sums(centred))
+    def of(cls, losses: Floats, unbundled: Blocks, rng: np.random.Generator) -> _Rows:
+        centred, given = losses - losses.mean(), intervals.bundled(unbundled, rng, _BLOCKS)
+        return cls(losses, centred, unbundled, given, given.sums(centred))
 
     def contributions(self, n: Floats, sums: Floats) -> Floats:
         """Of slices with `n` (slices,) rows and centred losses `sums` (slices, blocks)."""
         return sums - (n / len(self.losses))[:, None] * self.all_sums
 
+    def t(self, contributions: Floats) -> tuple[Floats, Floats]:
+        """Student's t of each slice, and contributions scaled so that they add up to it; 0 where there are none."""
+        norms = np.sqrt((contributions**2).sum(axis=1))[:, None]
+        least = 1e-10 * float(np.sqrt(self.centred @ self.centred))  # below, they are rounding
+        scaled = np.divide(contributions, norms, out=np.zeros_like(contributions), where=norms > least)
+        return scaled.sum(axis=1), scaled
 
-def _t(contributions: Floats) -> Floats:
-    """Student's t of each slice, shape (slices,); 0 where all contributions are 0."""
-    norms = np.sqrt((contributions**2).sum(axis=1))
-    t: Floats = np.divide(contributions.sum(axis=1), norms, out=np.zeros(len(norms)), where=norms > 1e-12)
-    return t
+
+@dataclass(frozen=True)
+class _Tested:
+    """All slices under test, by falling t: their conditions and adjusted p; and the largest t of each flip, sorted."""
+
+    where: Sequence[Where]
+    p: Floats
+    largest: Floats
 
 
-def _cells(rows: _Rows, partitions: Sequence[Partition], which: tuple[int, ...], min_rows: int) -> _Cells:
-    """The slices of one partition, or the crossings of two, with at least `min_rows` rows and not all of them."""
+def _test(
+    rows: _Rows,
+    parts: Sequence[Partition],
+    every: Sequence[tuple[int, ...]],
+    min_rows: int,
+    resamples: int,
+    rng: np.random.Generator,
+) -> _Tested:
+    """Test the slices of `every` partition or crossing of two. Contributions are dropped as soon as they are
+    flipped."""
+    flips = rng.integers(0, 2, size=(len(rows.given), resamples)).astype(np.float32) * 2 - 1
+    largest = np.full(resamples, -np.inf)
+    found_t, found_where = [np.zeros(0)], [np.zeros((0, 4), dtype=np.int64)]
+    for which in every:
+        codes, contributions = _cells(rows, parts, which, min_rows)
+        if len(codes) == 0:
+            continue
+        t, scaled = rows.t(contributions)
+        np.maximum(largest, (scaled.astype(np.float32) @ flips).max(axis=0), out=largest)
+        found_t.append(t)
+        first, second = which[0], which[-1]
+        width = len(parts[second].labels) if len(which) == 2 else 1
+        found_where.append(
+            np.stack([np.full(len(codes), first), codes // width, np.full(len(codes), second), codes % width], axis=1)
+        )
+    t = np.concatenate(found_t)
+    order = np.argsort(-t, kind="stable")
+    places = np.concatenate(found_where)[order].tolist()
+    largest.sort()
+    return _Tested([((i, k),) if i == j else ((i, k), (j, m)) for i, k, j, m in places], _p(t[order], largest), largest)
+
+
+def _cells(
+    rows: _Rows, parts: Sequence[Partition], which: tuple[int, ...], min_rows: int
+) -> tuple[NDArray[np.int64], Floats]:
+    """The slices of one partition, or the crossings of two, with at least `min_rows` rows and not all of them: codes
+    (slices,), of a crossing first * labels of the second + second, and contributions (slices, blocks)."""
     codes, width, inside = np.zeros(len(rows.losses), dtype=np.int64), 1, np.ones(len(rows.losses), dtype=bool)
     for i in which:
-        codes = codes * len(partitions[i].labels) + partitions[i].codes
-        width *= len(partitions[i].labels)
-        inside &= partitions[i].codes >= 0
+        codes = codes * len(parts[i].labels) + parts[i].codes
+        width *= len(parts[i].labels)
+        inside &= parts[i].codes >= 0
     if not inside.all():
         codes = np.where(inside, codes, width)
     counts = np.bincount(codes, minlength=width + 1)[:width]
@@ -210,35 +246,7 @@ def _cells(rows: _Rows, partitions: Sequence[Partition], which: tuple[int, ...],
     cells = place[codes] * len(rows.given) + rows.given.index
     added = np.bincount(cells, weights=rows.centred, minlength=(len(kept) + 1) * len(rows.given))
     sums = added.astype(np.float64, copy=False).reshape(len(kept) + 1, len(rows.given))[: len(kept)]
-    n = counts[kept].astype(np.float64)
-    if len(which) == 1:
-        found: list[Where] = [((which[0], int(k)),) for k in kept]
-    else:
-        second = len(partitions[which[1]].labels)
-        found = [((which[0], int(k) // second), (which[1], int(k) % second)) for k in kept]
-    return _Cells(found, n, rows.contributions(n, sums))
-
-
-def _joined(parts: Sequence[_Cells], n_blocks: int) -> _Cells:
-    return _Cells(
-        [c for part in parts for c in part.conditions],
-        np.concatenate([np.zeros(0), *(part.n for part in parts)]),
-        np.concatenate([np.zeros((0, n_blocks)), *(part.contributions for part in parts)]),
-    )
-
-
-def _largest(contributions: Floats, resamples: int, rng: np.random.Generator) -> Floats:
-    """The largest t over all slices under each of `resamples` random flips of the blocks' signs, sorted."""
-    n_slices, n_blocks = contributions.shape
-    norms = np.sqrt((contributions**2).sum(axis=1))
-    unit = np.divide(contributions, norms[:, None], out=np.zeros_like(contributions), where=norms[:, None] > 1e-12)
-    flips = rng.integers(0, 2, size=(resamples, n_blocks)).astype(np.float32) * 2 - 1
-    largest = np.full(resamples, -np.inf)
-    step = max(_CELLS // resamples, 1)
-    narrow = unit.astype(np.float32).T
-    for start in range(0, n_slices, step):
-        np.maximum(largest, (flips @ narrow[:, start : start + step]).max(axis=1), out=largest)
-    return np.sort(largest)
+    return kept, rows.contributions(counts[kept].astype(np.float64), sums)
 
 
 def _p(t: Floats, largest: Floats) -> Floats:
@@ -264,19 +272,14 @@ def declared(
     """All slices of the columns `names`, in their order; those below `min_rows` rows have p NaN.
 
     Args: columns: at least these, shape (n,) each; losses: any loss per row, or a paired difference, shape (n,).
-    Raises: DataError when a column is not there, or is not as long as `losses`."""
+    Raises: DataError when a column is not there, or is not as long as `losses`; for a loss that is not finite."""
     rows, parts = _prepared({name: _column(columns, name) for name in names}, losses, given, rng)
-    tested = _joined([_cells(rows, parts, (i,), min_rows) for i in range(len(parts))], len(rows.given))
-    p = {}
-    if tested.conditions:
-        adjusted = _p(_t(tested.contributions), _largest(tested.contributions, resamples, rng))
-        p = dict(zip(tested.conditions, adjusted, strict=True))
+    tested = _test(rows, parts, [(i,) for i in range(len(parts))], min_rows, resamples, rng)
+    p = dict(zip(tested.where, tested.p, strict=True))
     every: list[Where] = [
         ((i, k),) for i, part in enumerate(parts) for k in range(len(part.labels)) if part.rows(k).any()
     ]
-    return tuple(
-        _described(rows, parts, where, float(p.get(where, np.nan)), resamples, alpha, given, rng) for where in every
-    )
+    return _described(rows, parts, every, [float(p.get(where, np.nan)) for where in every], resamples, alpha, rng)
 
 
 def weak(
@@ -298,26 +301,22 @@ def weak(
     reach the same critical t.
 
     Args: columns: inputs, shape (n,) each; losses: any loss per row, or a paired difference, shape (n,).
-    Raises: DataError when a column is not as long as `losses`."""
+    Raises: DataError when a column is not as long as `losses`; for a loss that is not finite."""
     rows, parts = _prepared(columns, losses, given, rng)
-    singles = [_cells(rows, parts, (i,), min_rows) for i in range(len(parts))]
-    paired = min(len(parts), MAX_PAIRED)
-    pairs = [_cells(rows, parts, (i, j), min_rows) for i in range(paired) for j in range(i + 1, paired)]
-    tested = _joined([*singles, *pairs], len(rows.given))
-    if not tested.conditions:
-        return ()
-    t, largest = _t(tested.contributions), _largest(tested.contributions, resamples, rng)
-    p = _p(t, largest)
+    every = [(i,) for i in range(len(parts))] + list(combinations(range(min(len(parts), MAX_PAIRED)), 2))
+    tested = _test(rows, parts, every, min_rows, resamples, rng)
     named: list[int] = []
     free = np.ones(len(rows.losses), dtype=bool)
-    for place in np.argsort(-t, kind="stable")[:MAX_TRIED]:
-        if p[place] > alpha or len(named) == limit:
+    for place, where in enumerate(tested.where[:MAX_TRIED]):
+        if tested.p[place] > alpha or len(named) == limit:
             break
-        inside = _inside(parts, tested.conditions[place])
-        if not named or _stands_apart(rows, inside & free, min_rows, largest, alpha):
-            named.append(int(place))
+        inside = _inside(parts, where)
+        if not named or _stands_apart(rows, inside & free, min_rows, tested.largest, alpha):
+            named.append(place)
             free &= ~inside
-    found = [_described(rows, parts, tested.conditions[i], float(p[i]), resamples, alpha, given, rng) for i in named]
+    found = _described(
+        rows, parts, [tested.where[i] for i in named], [float(tested.p[i]) for i in named], resamples, alpha, rng
+    )
     return tuple(sorted(found, key=lambda s: -s.effect))
 
 
@@ -332,10 +331,12 @@ def _prepared(
 ) -> tuple[_Rows, list[Partition]]:
     values = np.asarray(losses, dtype=np.float64)
     parts = [partition(name, cells) for name, cells in columns.items()]
+    if not np.isfinite(values).all():
+        raise DataError("losses", f"row {int(np.argmin(np.isfinite(values)))} is no finite number; leave such rows out")
     for part in parts:
         if len(part.codes) != len(values):
             raise DataError(part.column, f"has {len(part.codes)} rows and the losses have {len(values)}")
-    return _Rows.of(values, intervals.bundled(given, rng)), parts
+    return _Rows.of(values, given, rng), parts
 
 
 def _inside(parts: Sequence[Partition], where: Where) -> NDArray[np.bool_]:
@@ -348,29 +349,35 @@ def _stands_apart(rows: _Rows, rest: NDArray[np.bool_], min_rows: int, largest: 
     if n < min_rows:
         return False
     sums = rows.given.sums(np.where(rest, rows.centred, 0.0))[None, :]
-    return bool(_p(_t(rows.contributions(np.array([float(n)]), sums)), largest)[0] <= alpha)
+    return bool(_p(rows.t(rows.contributions(np.array([float(n)]), sums))[0], largest)[0] <= alpha)
 
 
 def _described(
     rows: _Rows,
     parts: Sequence[Partition],
-    where: Where,
-    p: float,
+    every: Sequence[Where],
+    p: Sequence[float],
     resamples: int,
     alpha: float,
-    given: Blocks,
     rng: np.random.Generator,
-) -> Slice:
-    inside = _inside(parts, where)
-    loss = intervals.mean(rows.losses, given, resamples=resamples, alpha=alpha, rng=rng, rows=inside)
-    # Both means in one resample: the slice's share of what moves all rows cancels.
+) -> tuple[Slice, ...]:
+    """The slices with their intervals; resamples serve them all, and leave out those that draw no row of a slice."""
     weights = np.vstack([np.ones(len(rows.given)), intervals.resample(len(rows.given), resamples, rng)])
-    n, all_n = rows.given.sums(inside), rows.given.sums(np.ones(len(inside)))
-    drawn = weights @ rows.given.sums(np.where(inside, rows.centred, 0.0))
-    below = weights @ n
-    drawn = np.divide(drawn, below, out=np.full(len(below), np.nan), where=below > 0)
-    drawn = drawn - (weights @ rows.all_sums) / (weights @ all_n)
-    difference = intervals.interval(float(drawn[0]), drawn[1:], n=loss.n, n_blocks=loss.n_blocks, alpha=alpha)
-    sd = float(rows.losses.std())
-    labels = tuple((parts[i].column, parts[i].labels[k]) for i, k in where)
-    return Slice(labels, loss, difference, difference.value / sd if sd else 0.0, p)
+    all_means = (weights @ rows.all_sums) / (weights @ rows.given.sums(np.ones(len(rows.losses))))
+    mean, sd = float(rows.losses.mean()), float(rows.losses.std())
+
+    def described(where: Where, adjusted: float) -> Slice:
+        inside = _inside(parts, where)
+        n, n_blocks = int(inside.sum()), len(np.unique(rows.unbundled.index[inside]))
+        below = weights @ rows.given.sums(inside)
+        above = weights @ rows.given.sums(np.where(inside, rows.centred, 0.0))
+        means = np.divide(above, below, out=np.full(len(below), np.nan), where=below > 0)
+        # Both means of one resample: what moves all rows cancels in their difference.
+        loss, difference = (
+            intervals.interval(float(drawn[0]), drawn[1:], n=n, n_blocks=n_blocks, alpha=alpha)
+            for drawn in (mean + means, means - all_means)
+        )
+        labels = tuple((parts[i].column, parts[i].labels[k]) for i, k in where)
+        return Slice(labels, loss, difference, difference.value / sd if sd else 0.0, adjusted)
+
+    return tuple(described(where, adjusted) for where, adjusted in zip(every, p, strict=True))
