@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlops_ray.training.artifact import trees
 
@@ -19,17 +20,18 @@ IR_VERSION = 10  # of May 2024: what opset 21 came with; onnx writes newer ones 
 INPUT, PROBABILITIES, PREDICTION = "features", "probabilities", "prediction"
 
 
-def estimator_model(estimator: Any, width: int) -> Any:
+def estimator_model(estimator: Any, width: int, rough: NDArray[np.bool_] | None = None) -> Any:
     """ModelProto of a fitted classifier or regressor.
 
-    Input `features` float64 (n, width). Output `probabilities` float64 (n, classes), or `prediction` float64 (n, 1).
+    Args: rough: features that ONNX computes to the last bits only, shape (width,); see `trees.tolerant`.
+    Returns: input `features` float64 (n, width); output `probabilities` float64 (n, classes), or `prediction` (n, 1).
     Raises: NotImplementedError, or what skl2onnx raises, for estimators without a form in ONNX.
     """
     from onnx import TensorProto, helper
 
     if not _known(estimator):
         return _converted(estimator, width)
-    graph = Graph()
+    graph = Graph(np.zeros(width, dtype=bool) if rough is None else rough)
     out = graph.answer(estimator, INPUT)
     name, columns = _named(estimator)
     graph.add("Identity", out, out=name)
@@ -96,7 +98,8 @@ def _known(estimator: Any) -> bool:
 class Graph:
     """Operators one after the other, all over float64."""
 
-    def __init__(self) -> None:
+    def __init__(self, rough: NDArray[np.bool_]) -> None:
+        self._rough = rough
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
         self.opset = OPSET
@@ -139,6 +142,8 @@ class Graph:
         """The sum of an ensemble, shape (n, outputs)."""
         if ensemble.single:
             name = self.cast(name, single=True) if ensemble.strict else self.rounded(name)
+        elif self._rough.any():
+            ensemble = trees.tolerant(ensemble, self._rough)
         if ensemble.vector:
             self.opset = OLD_OPSET
         out = f"trees_{len(self.nodes)}"

@@ -30,7 +30,7 @@ GRAPH = "model.onnx"
 MAX_BYTES = {MANIFEST: 1 << 20, "signature.json": 16 << 20, "golden.json": 64 << 20, "reference.json": 1 << 30}
 """Largest files that are read at all; of others, `MAX_MODEL_BYTES`."""
 MAX_MODEL_BYTES = 4 << 30
-_MAX_INPUTS = 1000  # of a problem in the message of a refusal
+_MAX_REASON = 1000  # characters of a refusal: it may quote the file
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Label = Annotated[str, Field(strict=True)] | Annotated[int, Field(strict=True)]
@@ -97,8 +97,8 @@ class Signature(Config):
 
 
 def dump(body: Any) -> bytes:
-    """As JSON. Raises: ValueError for NaN and infinities."""
-    return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    """As JSON, in the order given: features are in the order of their names. Raises: ValueError for NaN, infinities."""
+    return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
 
 
 def digest(content: bytes) -> str:
@@ -114,10 +114,10 @@ def parsed(artifact: str, name: str, content: bytes, make: Callable[[Any], T]) -
         return make(json.loads(content, parse_constant=_no_number))
     except ValidationError as exc:
         first = exc.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ArtifactRefused(artifact, f"{name}: {where}: {first['msg']}"[:_MAX_INPUTS]) from exc
+        where = "".join(f"{part}: " for part in first["loc"])
+        raise ArtifactRefused(artifact, f"{name}: {where}{first['msg']}"[:_MAX_REASON]) from exc
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as exc:
-        raise ArtifactRefused(artifact, f"{name} is not what this release writes: {exc}"[:_MAX_INPUTS]) from exc
+        raise ArtifactRefused(artifact, f"{name} is not what this release writes: {exc}"[:_MAX_REASON]) from exc
     except (RecursionError, MemoryError) as exc:
         raise ArtifactRefused(artifact, f"{name} is nested too deeply, or too large") from exc
 
@@ -136,7 +136,7 @@ def regular(folder: Path, name: str, size: int | None = None) -> bytes:
     except OSError as exc:
         what = "a symbolic link" if path.is_symlink() else "missing"
         raise ArtifactRefused(artifact, f"{name} is {what}") from exc
-    with os.fdopen(handle, "rb") as file:
+    try:
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):
             raise ArtifactRefused(artifact, f"{name} is missing: what lies there is no plain file")
@@ -145,7 +145,10 @@ def regular(folder: Path, name: str, size: int | None = None) -> bytes:
         most = MAX_BYTES.get(name, MAX_MODEL_BYTES)
         if found.st_size > most:
             raise ArtifactRefused(artifact, f"{name} has {found.st_size} bytes; at most {most} are read")
-        return file.read()
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            return file.read(found.st_size + 1)
+    finally:
+        os.close(handle)
 
 
 def read(folder: Path, name: str, manifest: Mapping[str, Any]) -> bytes:

@@ -6,6 +6,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlops_ray.config import Features
 from mlops_ray.training.artifact import converters, estimators
@@ -27,7 +28,7 @@ def to_onnx(pipeline: Pipeline, features: Features) -> bytes:
     from onnx import compose, helper
 
     width = len(pipeline[0].get_feature_names_out(features.columns))
-    after = estimators.estimator_model(pipeline[-1], width)
+    after = estimators.estimator_model(pipeline[-1], width, _rough(pipeline[0], width))
     before = transformer_model(pipeline[0], features)
     before = compose.add_prefix(before, "before_", rename_inputs=False, rename_outputs=False)
     opset = [helper.make_opsetid(each.domain, each.version) for each in after.opset_import]
@@ -39,6 +40,38 @@ def to_onnx(pipeline: Pipeline, features: Features) -> bytes:
     merged = compose.merge_models(before, after, io_map=[(estimators.INPUT, estimators.INPUT)], outputs=outputs)
     serialised: bytes = merged.SerializeToString()
     return serialised
+
+
+def _rough(transformer: Any, width: int) -> NDArray[np.bool_]:
+    """The outputs that ONNX computes to the last bits only, shape (width,): powers, logarithms, custom steps."""
+    from sklearn.impute import MissingIndicator, SimpleImputer
+    from sklearn.preprocessing import (
+        FunctionTransformer,
+        KBinsDiscretizer,
+        MinMaxScaler,
+        OneHotEncoder,
+        OrdinalEncoder,
+        RobustScaler,
+        StandardScaler,
+        TargetEncoder,
+    )
+
+    exact: tuple[type, ...] = (
+        MissingIndicator,
+        SimpleImputer,
+        KBinsDiscretizer,
+        MinMaxScaler,
+        OneHotEncoder,
+        OrdinalEncoder,
+    )
+    exact += (RobustScaler, StandardScaler, TargetEncoder)
+    found = np.zeros(width, dtype=bool)
+    for name, step, _ in transformer.transformers_:
+        inner = _steps(step) or (step,)
+        plain = [type(s) in exact or (type(s) is FunctionTransformer and s.func in (None, np.clip)) for s in inner]
+        if name != "remainder" and not all(plain):
+            found[transformer.output_indices_[name]] = True
+    return found
 
 
 def transformer_model(transformer: Any, features: Features) -> Any:

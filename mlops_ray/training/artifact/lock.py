@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
 PYTHON = "python"
-ALWAYS = (PYTHON, "numpy", "onnx", "onnxruntime", "pandas", "scikit-learn", "scipy", "skl2onnx", "skops")
+ALWAYS = (PYTHON, "mlops-ray", "numpy", "onnx", "onnxruntime", "pandas", "scikit-learn", "scipy", "skl2onnx", "skops")
 """What trains, packs and scores every version."""
 EXTRAS = {"xgboost": ("xgboost", "xgboost-cpu"), "lightgbm": ("lightgbm",)}
 """Import name of an optional library and what the distributions of it are called."""

@@ -65,6 +65,20 @@ class Ensemble:
         return self.trees[0].values.ndim == 2
 
 
+def tolerant(ensemble: Ensemble, rough: NDArray[np.bool_]) -> Ensemble:
+    """The ensemble, whose splits of the features `rough`, shape (features,), lie higher by a 10^-12 of the largest one.
+
+    Those are powers and logarithms, which differ between libraries in the last of 53 bits; a row whose value became a
+    split must go left all the same. As inputs are float32, other rows' values differ by a 10^-7. Other features come
+    out to the bit, and stay exact: sin 0 and sin pi are two values to boosting."""
+    largest = np.zeros(len(rough))
+    for tree in ensemble.trees:
+        inner = ~tree.leaf & np.isfinite(tree.split)  # infinite where only missing values go right
+        np.maximum.at(largest, tree.feature[inner], np.abs(tree.split[inner]))
+    more = np.where(rough, 1e-12 * largest, 0.0)
+    return replace(ensemble, trees=tuple(replace(t, split=t.split + more[t.feature]) for t in ensemble.trees))
+
+
 # Libraries ------------------------------------------------------------------------------------------------------------
 
 
@@ -118,19 +132,7 @@ def of_histogram(estimator: Any) -> Ensemble:
                     target=target,
                 )
             )
-    return Ensemble(_tolerant(found), np.asarray(estimator._baseline_prediction, dtype=np.float64).ravel())
-
-
-def _tolerant(trees: Sequence[Tree]) -> tuple[Tree, ...]:
-    """The trees, whose splits lie higher by a 10^-12 of their feature's largest one.
-
-    Powers and logarithms of another library differ in the last of 53 bits, and a row whose value became a split (it is
-    a quantile of the rows) must go left all the same. Inputs are float32, whose values differ by a 10^-7. The other
-    libraries split between values."""
-    largest = np.zeros(1 + max((int(tree.feature.max()) for tree in trees), default=0))
-    for tree in trees:
-        np.maximum.at(largest, tree.feature[~tree.leaf], np.abs(tree.split[~tree.leaf]))
-    return tuple(replace(tree, split=tree.split + 1e-12 * largest[tree.feature]) for tree in trees)
+    return Ensemble(tuple(found), np.asarray(estimator._baseline_prediction, dtype=np.float64).ravel())
 
 
 _XGBOOST_LINKS = {
