@@ -81,18 +81,22 @@ def _checks(
         return
     groups = partition(column, case.groups[column])
     weights = resample(len(grouped), gates.resamples, rng)
-    found = [r for r in _rates(gate, case, groups, grouped, weights) if any(r.name in MEASURES[m] for m in limits)]
+    names = [name for measure in limits for name in MEASURES[measure]]
+    found = list(_rates(gate, names, case, groups, grouped, weights))
     table = _table(case, groups, found)
     for measure, most in limits.items():
         yield _judged(f"fairness.{column}.{measure}", measure, most, gates.alpha, case, groups, found, table)
 
 
-def _rates(gate: FairnessGate, case: Case, groups: Partition, grouped: Blocks, weights: Floats) -> Iterator[_Rate]:
+def _rates(
+    gate: FairnessGate, names: Sequence[str], case: Case, groups: Partition, grouped: Blocks, weights: Floats
+) -> Iterator[_Rate]:
     for place in (1,) if case.task == "binary" else range(len(case.classes)):
         hit = decided(case) == place
         actual = case.y == place
         for name, concerned in zip(RATES, (np.ones(len(actual), dtype=bool), actual, ~actual), strict=True):
-            yield _rate(name, place, hit, actual, concerned, groups, grouped, weights, gate.min_rows)
+            if name in names:
+                yield _rate(name, place, hit, actual, concerned, groups, grouped, weights, gate.min_rows)
 
 
 def decided(case: Case) -> NDArray[np.int64]:
@@ -173,7 +177,7 @@ def _judged(
         evidence |= {"highest": groups.labels[a], "lowest": groups.labels[b]}
         says += (
             f"; {rate.name.replace('_', ' ')}{of} {rate.rates[a]:.3f} where {groups.column} {groups.labels[a]}, "
-            f"{rate.rates[b]:.3f} where {groups.labels[b]}"
+            f"{rate.rates[b]:.3f} where {groups.column} {groups.labels[b]}"
         )
     if silent and verdict is not Verdict.FAIL:
         verdict = Verdict.INCONCLUSIVE

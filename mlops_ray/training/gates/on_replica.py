@@ -37,11 +37,17 @@ from mlops_ray.training.gates.verdict import CheckResult, Verdict
 
 TIMEOUT_S = 180.0
 """From asking to the answer: a worker starts in a few seconds, a replica on a busy machine in up to a minute."""
-_REQUESTS, _MAX_S, _WARM = 2_000, 2.0, 20
-"""Timed requests, the seconds that they may take altogether, and untimed ones before. A p99 of 2,000 has 20 beyond."""
+_WARM, _LEAST, _MOST = 20, 100, 2_000
+"""Untimed requests, then timed ones, at least and at most: a p99 of 2,000 has 20 beyond it."""
+_MAX_S = 2.0
+"""After so many seconds the least is enough."""
 _MIB = 1024**2
 _CRASHES = (RayActorError, WorkerCrashedError, OutOfMemoryError)
 _DELETE_S = 30.0
+_PREFIX = "mlops-ray--gate-"
+"""Of our applications' names."""
+_STALE_S = 3600.0
+"""After so long nobody waits for an answer any more."""
 
 
 @dataclass(frozen=True)
@@ -161,9 +167,9 @@ def probe(asked: _Asked) -> Probed:
 def _timed(found: model.Model, rows: Sequence[Mapping[str, Any]]) -> Iterator[float]:
     """Milliseconds of one request after the other."""
     ends = time.perf_counter() + _MAX_S
-    for i in range(_WARM + _REQUESTS):
+    for i in range(_WARM + _MOST):
         began = time.perf_counter()
-        if began > ends and i > 2 * _WARM:
+        if began > ends and i >= _WARM + _LEAST:
             return
         found.score(rows[i % len(rows)])
         if i >= _WARM:
@@ -219,7 +225,9 @@ def _application(bound: serve.Application) -> Iterator[Any]:
     ours = not _serve_runs()
     if ours:
         serve.start(proxy_location="Disabled")
-    name = f"mlops-ray--gate-{uuid.uuid4().hex[:12]}"
+    else:
+        _sweep(time.time())
+    name = f"{_PREFIX}{uuid.uuid4().hex[:12]}"
     try:
         target = serve.RunTarget(target=bound, name=name, route_prefix=None)
         (handle,) = serve.run_many([target], wait_for_applications_running=False)
@@ -228,6 +236,13 @@ def _application(bound: serve.Application) -> Iterator[Any]:
         _delete(name)
         if ours and not serve.status().applications:
             serve.shutdown()  # type: ignore[no-untyped-call]  # Ray does not annotate it
+
+
+def _sweep(now: float) -> None:
+    """Delete what runs left behind that were killed while they asked."""
+    for name, found in serve.status().applications.items():
+        if name.startswith(_PREFIX) and now - found.last_deployed_time_s > _STALE_S:
+            _delete(name)
 
 
 def _serve_runs() -> bool:

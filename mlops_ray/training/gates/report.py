@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import html as markup
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -37,12 +38,12 @@ p { margin: .25rem 0 .75rem; max-width: 60rem; } .soft { color: var(--soft); }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: .5rem; background: var(--card); }
 table { border-collapse: collapse; width: 100%; } th { text-align: left; font-weight: 500; color: var(--soft); }
 th, td { padding: .45rem .75rem; border-bottom: 1px solid var(--line); vertical-align: top; }
-tr:last-child td { border-bottom: 0; } td { overflow-wrap: anywhere; } td.id { font-weight: 500; min-width: 11rem; }
+tr:last-child td { border-bottom: 0; } td { overflow-wrap: anywhere; } td.id { font-weight: 500; min-width: 12rem; }
 td.state { white-space: nowrap; font-weight: 600; } td.wide { min-width: 20rem; }
 th.num, td.num { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 td.plot { width: 14rem; min-width: 11rem; vertical-align: middle; } td.plot svg { display: block; width: 100%; }
 details { margin-top: .35rem; } summary { color: var(--soft); cursor: pointer; font-size: .85rem; }
-details table { font-size: .85rem; margin-top: .25rem; } details td { padding: .15rem .5rem; }
+details table { font-size: .85rem; margin-top: .25rem; width: auto; } details td { padding: .15rem .5rem; }
 code { font: .85em/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
 .plots { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fill, minmax(21rem, 1fr)); }
 figure { margin: 0; background: #fff; border: 1px solid var(--line); border-radius: .5rem; padding: .75rem; }
@@ -111,7 +112,7 @@ def _banner(result: GateResult) -> str:
 
 def _checks(checks: Sequence[CheckResult]) -> str:
     rows = [
-        f'<tr><td class="id">{_text(c.name)}</td><td class="state">{_state(c.verdict.value, word=True)}</td>'
+        f'<tr><td class="id">{_name(c.name)}</td><td class="state">{_state(c.verdict.value, word=True)}</td>'
         f'<td class="wide">{_text(c.detail)}{_evidence(c.evidence)}</td></tr>'
         for c in checks
     ]
@@ -127,6 +128,8 @@ def _evidence(evidence: Mapping[str, Any]) -> str:
 
 
 def _plainly(value: Any) -> str:
+    if value is None:
+        return "–"
     if isinstance(value, float):
         return f"{value:.6g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
@@ -236,6 +239,11 @@ def _facts(facts: Mapping[str, object]) -> str:
 
 def _text(value: object) -> str:
     return markup.escape(str(value), quote=True)
+
+
+def _name(value: str) -> str:
+    """A dotted name, that may break where its parts do."""
+    return re.sub(r"([._])", r"\1<wbr>", _text(value))
 
 
 def _table(head: Sequence[str], rows: Iterable[str]) -> str:

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from mlops_ray.config import Gates, Monotonic, RobustnessGate
 from mlops_ray.data.profile import Columns
-from mlops_ray.errors import DataError
 from mlops_ray.training import target
 from mlops_ray.training.evaluation.intervals import Blocks, Floats
 from mlops_ray.training.gates.case import Case
@@ -57,9 +56,8 @@ def _growth(
         return CheckResult(title, Verdict.PASS, "no input can be disturbed this way", evidence)
     try:
         _, scores = target.checked(case.task, case.y, case.score({**case.columns, **disturbed}))
-    except (DataError, ValueError) as exc:
-        says = f"the model gives no answer: {exc}"
-        return CheckResult(title, Verdict.FAIL, says, {**evidence, "error": str(exc)})
+    except Exception as exc:  # noqa: BLE001  # whatever a candidate raises at a possible request is what we look for
+        return _no_answer(title, exc, evidence)
     growth = case.losses(scores) - case.losses(case.scores)
     found = compare(growth, grouped, alpha=gates.alpha, resamples=gates.resamples, rng=rng)
     evidence |= found.to_dict()
@@ -71,6 +69,12 @@ def _growth(
     if found.lower > most:
         return CheckResult(title, Verdict.FAIL, f"{said}, surely above {most:g}", evidence)
     return CheckResult(title, Verdict.INCONCLUSIVE, f"{said}, {most:g} in between", evidence)
+
+
+def _no_answer(title: str, exc: Exception, evidence: Mapping[str, Any]) -> CheckResult:
+    said = f"{type(exc).__name__}: {exc}"[:500]
+    says = f"the model gives no answer: {said.splitlines()[0]}"
+    return CheckResult(title, Verdict.FAIL, says, {**evidence, "error": said})
 
 
 # --- disturbances --------------------------------------------------------------------------------------------------
@@ -170,8 +174,8 @@ def _monotonic(rule: Monotonic, case: Case, rng: np.random.Generator) -> CheckRe
     columns = {name: values[rows] for name, values in case.columns.items()}
     try:
         asked = [case.score(_with(columns, rule.column, value)) for value in grid]
-    except (DataError, ValueError) as exc:
-        return CheckResult(title, Verdict.FAIL, f"the model gives no answer: {exc}", {**evidence, "error": str(exc)})
+    except Exception as exc:  # noqa: BLE001  # as above
+        return _no_answer(title, exc, evidence)
     scores = np.stack(asked, axis=1)
     spread = 1.0 if case.task == "binary" else float(case.scores.std()) or 1.0
     steps = np.diff(scores, axis=1) * (1 if rule.direction == "rising" else -1)

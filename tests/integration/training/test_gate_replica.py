@@ -210,5 +210,9 @@ def test_a_replica_without_serve_and_beside_another_application(
     beside = asked(saved["LogisticRegression"], replica=True)
     assert {check.verdict for check in beside.values()} == {Verdict.PASS}, beside
     assert set(serve.status().applications) == {"other"}
+    serve.run(Other.bind(), name=f"{on_replica._PREFIX}of-a-killed-run", route_prefix=None)
+    on_replica._sweep(time.time())
+    assert set(serve.status().applications) == {"other", f"{on_replica._PREFIX}of-a-killed-run"}
+    on_replica._sweep(time.time() + 2 * on_replica._STALE_S)
+    assert set(serve.status().applications) == {"other"}
     assert handle.who.remote().result(timeout_s=60) == before
-    assert beside["loads"].evidence["seconds"] < alone["loads"].evidence["seconds"] + 30

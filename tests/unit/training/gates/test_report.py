@@ -46,7 +46,7 @@ def result() -> GateResult:
 class Reader(HTMLParser):
     """Which elements a page has, that each is closed, and what is refused in a page of ours."""
 
-    VOID = ("meta", "img", "br")
+    VOID = ("meta", "img", "wbr")
     DRAWN = ("rect", "line", "circle")
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ def test_the_page_shows_verdict_metrics_slices_groups_and_weak_slices(result: Ga
         assert f"<h2>{heading}</h2>" in page
     assert page.count("<details>") == sum(bool(set(c.evidence) - {"slices", "groups", "probes"}) for c in result.checks)
     for check in result.checks:
-        assert f">{check.name}<" in page or check.name.startswith("<")
+        assert f">{check.name}<" in page.replace("<wbr>", "") or check.name.startswith("<")
     assert "colour = red" in page
     assert "{" not in re.sub(r"<style>.*?</style>|<code>.*?</code>", "", page, flags=re.S)
     assert "nan" not in re.sub(r"<style>.*?</style>", "", page, flags=re.S).lower().replace("nanmean", "")

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.tree import DecisionTreeClassifier
 
 from mlops_ray.config import RobustnessGate
 from mlops_ray.training.gates.robustness import DISTURBANCES
@@ -39,7 +39,7 @@ def test_a_model_of_fine_ripples_fails_by_noise() -> None:
         return (np.sin(20 * columns["a"]) > 0).astype(np.int64)
 
     rows = world(truth=ripples, n=12_000)
-    brittle = trained(rows, RandomForestClassifier(30, min_samples_leaf=10, random_state=0))
+    brittle = trained(rows, DecisionTreeClassifier(min_samples_leaf=10, random_state=0))
     assert np.mean((brittle(rows.part(rows.held)) > 0.5) == rows.y[rows.held]) > 0.9
     refused = found(rows, brittle, "noise")
     assert refused.verdict is Verdict.FAIL
@@ -130,14 +130,14 @@ def monotonic(rows: World, model: Any, column: str, direction: str, max_share: f
 
 def test_a_model_that_bends_back_is_refused_where_it_must_rise() -> None:
     rows = world(n=2000)
-    straight, bent = trained(rows), trained(rows, HistGradientBoostingClassifier(max_iter=60, random_state=0))
+    straight, bent = trained(rows), trained(rows, DecisionTreeClassifier(min_samples_leaf=20, random_state=0))
     assert monotonic(rows, straight, "a", "rising").verdict is Verdict.PASS
     assert monotonic(rows, straight, "a", "falling").verdict is Verdict.FAIL
     refused = monotonic(rows, bent, "a", "rising")
     assert refused.verdict is Verdict.FAIL
     assert refused.evidence["share"] > 0
     assert monotonic(rows, bent, "a", "rising", max_share=0.999).verdict is Verdict.PASS
-    constrained = HistGradientBoostingClassifier(max_iter=60, random_state=0, monotonic_cst=[1, 0, 0, 0, 0])
+    constrained = DecisionTreeClassifier(min_samples_leaf=20, random_state=0, monotonic_cst=[1, 0, 0, 0, 0])
     assert monotonic(rows, trained(rows, constrained), "a", "rising").verdict is Verdict.PASS
 
 

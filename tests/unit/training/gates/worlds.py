@@ -116,7 +116,7 @@ def trained(
 
 def judged(gates: dict[str, Any], case: Case, seed: int = 1, **more: Any) -> GateResult:
     """With few resamples and a margin that these holdouts carry, unless `gates` says otherwise."""
-    plan = {"min_rows": 200, "resamples": 600, "margin": 0.03, "leakage": None, **gates}
+    plan = {"min_rows": 200, "resamples": 400, "margin": 0.03, "leakage": None, **gates}
     return judge(Gates.model_validate(plan), case, rng=np.random.default_rng(seed), **more)
 
 
