@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import optuna
 import pyarrow as pa
 import ray
 from ray.exceptions import RayTaskError
@@ -90,7 +90,7 @@ def search_parallel(
         problem = "data-parallel candidates (workers above 1) are searched apart from others, on one validation side"
         raise ConfigError("search.candidates", (f"{problem}; remove the others, and cross_validation",))
     candidates.check(plan.candidates, seed=seed, task=shards.task, plan=plan)
-    logging.getLogger("optuna").setLevel(logging.WARNING)  # it announces each study
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces each study
     listed = candidates.resolved(plan.candidates, shards.task)
     metric = measures.metric_of(plan.metric, shards.task)
     folder = Folder(f"{storage.rstrip('/')}/{name}")

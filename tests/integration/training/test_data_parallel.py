@@ -6,6 +6,7 @@ import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -280,8 +281,12 @@ def test_parameters_of_its_own_end_a_fit_early(world: World, pair: Pair) -> None
 
 def workers() -> list[psutil.Process]:
     """The processes that train, of this test's own Ray."""
-    every = psutil.Process().children(recursive=True)
-    return [p for p in every if p.status() != psutil.STATUS_ZOMBIE and "RayTrainWorker" in " ".join(p.cmdline())]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it ended while we looked
+            if process.status() != psutil.STATUS_ZOMBIE and "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def test_a_killed_worker_costs_what_came_after_the_last_checkpoint(pair: Pair) -> None:
