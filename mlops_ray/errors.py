@@ -57,13 +57,13 @@ class DataRefused(DataError):
 
 
 class GateRejected(MlopsRayError):
-    """A candidate did not pass its gates; `reasons` says which and by how much."""
+    """A candidate did not pass its gates; `reasons` says which and by how much, `report` (JSON) all that was seen."""
 
     exit_code = 3
 
-    def __init__(self, candidate: str, reasons: tuple[str, ...]) -> None:
-        super().__init__(candidate, reasons)
-        self.candidate, self.reasons = candidate, reasons
+    def __init__(self, candidate: str, reasons: tuple[str, ...], report: dict[str, Any] | None = None) -> None:
+        super().__init__(candidate, reasons, report)
+        self.candidate, self.reasons, self.report = candidate, reasons, report or {}
 
     def __str__(self) -> str:
         return f"{self.candidate} was refused by its gates: " + "; ".join(self.reasons)
@@ -103,6 +103,22 @@ class IllegalMove(MlopsRayError):
     def __str__(self) -> str:
         legal = ", ".join(self.legal) or "nothing (it has ended)"
         return f"a rollout that is {self.phase} cannot {self.move}; possible now: {legal}"
+
+
+class ApprovalPending(MlopsRayError):
+    """A version that waits for an approval gets no traffic."""
+
+    exit_code = 2
+
+    def __init__(self, project: str, version: int) -> None:
+        super().__init__(project, version)
+        self.project, self.version = project, version
+
+    def __str__(self) -> str:
+        return (
+            f"v{self.version} of {self.project} is pending: `gates.approval` asks for somebody's approval, and none is "
+            f"on record; it gets no traffic until `mlops_ray.governance.approvals.approve` has recorded one"
+        )
 
 
 class LeaseLost(MlopsRayError):

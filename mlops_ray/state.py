@@ -79,7 +79,12 @@ class ProjectRow:
 
 @dataclass(frozen=True)
 class VersionRow:
-    """One registered model: where its artifact lies, which hash it must have, what data it saw."""
+    """One registered model: where its artifact lies, which hash it must have, what data it saw.
+
+    `status` is `REGISTERED`, or `PENDING` while it waits for an approval."""
+
+    REGISTERED: ClassVar[str] = "registered"
+    PENDING: ClassVar[str] = "pending"
 
     project: str
     version: int
@@ -90,6 +95,11 @@ class VersionRow:
     status: str
     created: float
     tags: dict[str, Any]
+
+    @property
+    def may_serve(self) -> bool:
+        """Whether it may get traffic."""
+        return self.status != self.PENDING
 
 
 @dataclass(frozen=True)

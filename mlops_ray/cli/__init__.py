@@ -15,11 +15,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from mlops_ray.cli import data
+from mlops_ray.cli import data, models
 from mlops_ray.cli.output import AsJson, Config, day, progress, say, table_console, writable
 from mlops_ray.cli.profile import drift, profile
 from mlops_ray.cli.schema import schema_app
-from mlops_ray.errors import DataRefused, MlopsRayError
+from mlops_ray.errors import DataRefused, GateRejected, MlopsRayError
 
 app = typer.Typer(
     name="mlops-ray",
@@ -39,8 +39,8 @@ app.add_typer(rollout, name="rollout")
 ledger_app = typer.Typer(no_args_is_help=True, help="Read and verify the chained record of every decision.")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(data.app, name="data")
-app.command()(profile)
-app.command()(drift)
+for command in (profile, drift, models.lineage, models.card, models.reproduce, models.export, models.approve):
+    app.command()(command)
 app.add_typer(schema_app, name="schema")
 
 
@@ -101,15 +101,33 @@ def prepare(
 
 
 @app.command()
-def train(config: Config, as_json: AsJson = False) -> None:
+def train(
+    config: Config,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the newest search over the same rows that did not end well.")
+    ] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the gates' report, with plots, to this file.", callback=writable)
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option(help="Write the gates' result as JUnit XML, for CI.", callback=writable)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Search, judge and register: Ray Tune over all candidates, then statistical gates against the champion.
 
-    Exit code 3 when the gates refuse the winner; their reasons are in the message and in the MLflow run.
+    Exit code 3 when the gates refuse the winner; their reasons are in the message, in the MLflow run and in the files
+    that --html and --junit name.
     """
     from mlops_ray import verbs
 
-    with progress(as_json) as on_progress:
-        result = verbs.train(config, os.environ, on_progress)
+    try:
+        with progress(as_json) as on_progress:
+            result = verbs.train(config, os.environ, on_progress, resume=resume, page=html, junit=junit)
+    except GateRejected as exc:
+        if as_json and exc.report:
+            say(exc.report, True, str)
+        raise
     say(result, as_json, _trained)
 
 
@@ -326,7 +344,8 @@ def _prepared(result: dict[str, Any]) -> str:
 
 def _trained(result: dict[str, Any]) -> str:
     metrics = ", ".join(f"{k} {v:.4f}" for k, v in result["metrics"].items())
-    return f"v{result['version']} registered: {metrics}"
+    waits = "; it waits for `mlops-ray approve`" if result.get("status") == "pending" else ""
+    return f"v{result['version']} registered: {metrics}{waits}"
 
 
 def _rollout_line(result: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from mlops_ray.config.about import About
 from mlops_ray.config.base import DAY_S, DTYPES, Config, Name
 from mlops_ray.config.expectations import expectation_checks
 from mlops_ray.config.expressions import KINDS, parse
@@ -38,6 +39,7 @@ class Project(Config):
     event_time: str
     """Column with the row's time: training splits and windows follow it."""
     seed: int = 0
+    about: About = About()
     storage: Storage = Storage()
     cluster: Cluster = Cluster()
     source: Source

@@ -162,7 +162,9 @@ def summarise(project: Project, store: Store, tally: replay.Tally, since: float,
     labels = lake.scan(labels_uri_of(project), log.day_of(since), "9999-12-31", log.LABEL_SCHEMA)
     rows = joined(predictions, labels, known_by=1e11)
     versions, scores = log.answered(rows)
-    baseline = local(first.artifact, first.sha256).score(log.inputs(project, rows))
+    baseline = local(first.artifact, first.sha256, trusted=project.features.trusted_types).score(
+        log.inputs(project, rows)
+    )
     label = rows["label"].to_numpy(zero_copy_only=False).astype(np.float64)
     months = pl.Series(pl.from_arrow(rows["event_time"])).dt.strftime("%Y-%m").to_numpy()
 

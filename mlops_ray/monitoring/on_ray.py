@@ -208,7 +208,9 @@ class Monitor:
     def _reference(self, version: VersionRow) -> model.Reference:
         found = self._references.get(version.sha256)
         if found is None:
-            found = self._references[version.sha256] = local(version.artifact, version.sha256).reference
+            trusted = self._project.features.trusted_types
+            loaded = local(version.artifact, version.sha256, trusted=trusted)
+            found = self._references[version.sha256] = loaded.reference
         return found
 
     # retrains

@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from mlops_ray.training.target import CLIP
 
-Block = tuple[float, int, float, int]
+Block = tuple[float, int, float, float]
 """Start (s), rows, summed log-loss (nats), positives: one block of the holdout."""
 
 _RESAMPLES = 4000

@@ -200,6 +200,11 @@ def _conclude(tx: Tx, project: Project, row: RetrainRow, trained: Trained) -> di
     mine = tx.retrain(row.id)
     if mine is None or mine.status not in RetrainRow.OPEN:
         return {"status": "superseded", **outcome}  # stopped or timed out meanwhile: no rollout for whom nobody waits
+    if not version.may_serve:
+        close(
+            tx, row, "succeeded", outcome, "retrain succeeded", f"v{version.version} passed its gates, approval pending"
+        )
+        return {"status": "succeeded", "approval": "pending", **outcome}
     if champion is not None:
         evidence = {"gates": result, "run_id": trained.run_id, "decision": row.id}
         outcome["rollout"] = save_start(

@@ -22,7 +22,7 @@ import ray
 from mlops_ray import ledger
 from mlops_ray.config import Project, RolloutPlan, parse_portable
 from mlops_ray.data import lake
-from mlops_ray.errors import IllegalMove, LeaseLost
+from mlops_ray.errors import ApprovalPending, IllegalMove, LeaseLost
 from mlops_ray.monitoring.labels import joined
 from mlops_ray.monitoring.on_ray import decision_now
 from mlops_ray.rollout import canary
@@ -32,7 +32,7 @@ from mlops_ray.serving import applications, log
 from mlops_ray.serving import on_ray as serving
 from mlops_ray.serving.service import Held, Wanted
 from mlops_ray.state import Lease, RolloutRow, ServingRow, Store, Tx, VersionRow
-from mlops_ray.training.on_mlflow import Tracker
+from mlops_ray.training.on_registry import Registry
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Controller:
         self._dashboard = dashboard
         self._store = Store.open(self._project.storage.state)
         self._holder = f"controller-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._tracker: Tracker | None = None
+        self._registry: Registry | None = None
         self._aliases_checked = -math.inf
         self._aliased: tuple[int | None, int | None] | None = None
         self._since: dict[str, float] = {}
@@ -246,15 +246,15 @@ class Controller:
         wanted = (served.spec["stable"]["version"], served.spec.get("canary"))
         if wanted == self._aliased and time.monotonic() - self._aliases_checked < _ALIAS_S:
             return
-        if self._tracker is None:
-            self._tracker = Tracker(self._project)
+        if self._registry is None:
+            self._registry = Registry(self._project, self._store)
         for alias, version in zip(("champion", "challenger"), wanted, strict=True):
-            if self._tracker.alias(alias) != version:
+            if self._registry.alias(alias) != version:
                 moved = self._aliased == wanted
                 if version is None:
-                    self._tracker.delete_alias(alias)
+                    self._registry.delete_alias(alias)
                 else:
-                    self._tracker.set_alias(alias, version)
+                    self._registry.set_alias(alias, version)
                 if moved:
                     why = f"alias {alias!r} was moved by hand; put back to {version}"
                     self._store.run(
@@ -321,10 +321,11 @@ def _back_to_stable(tx: Tx, row: RolloutRow) -> None:
 
 
 def first_version(store: Store, project: Project, *, now: float) -> int | None:
-    """The stable version; when there is none yet, the newest registered one becomes it. None without versions."""
+    """The stable version; when there is none yet, the newest that may serve becomes it. None without such versions."""
 
     def run(tx: Tx) -> int | None:
-        served, versions = tx.serving(project.project), tx.versions(project.project)
+        served = tx.serving(project.project)
+        versions = [version for version in tx.versions(project.project) if version.may_serve]
         if served is not None:
             return int(served.spec["stable"]["version"])
         if not versions:
@@ -343,14 +344,16 @@ def first_version(store: Store, project: Project, *, now: float) -> int | None:
 def begin(store: Store, project: Project, version: int, *, who: str, why: str) -> str:
     """Start a rollout of a registered version against stable; its id. The controller takes it from here.
 
-    Raises: ModelNotFound; IllegalMove when another rollout is open, or nothing is served yet.
+    Raises: ModelNotFound; ApprovalPending; IllegalMove when another rollout is open, or nothing is served yet.
     """
 
     def run(tx: Tx) -> str:
-        served = tx.serving(project.project)
+        served, found = tx.serving(project.project), tx.version(project.project, version)
+        if not found.may_serve:
+            raise ApprovalPending(project.project, version)
         if served is None:
             raise IllegalMove("start", "not possible before a first version serves", ("up",))
-        found, stable, at = tx.version(project.project, version), served.spec["stable"]["version"], _now(tx, project)
+        stable, at = served.spec["stable"]["version"], _now(tx, project)
         if version == stable:
             raise IllegalMove("start", f"against itself (v{version} is stable)", ())
         return save_start(tx, project, found, stable, at=at, who=who, why=why, evidence={"run_id": found.run_id})
@@ -369,7 +372,11 @@ def save_start(
     why: str,
     evidence: dict[str, Any],
 ) -> str:
-    """Save a rollout that starts at decision time `at`, with its entry in the ledger; its id. Raises: IllegalMove."""
+    """Save a rollout that starts at decision time `at`, with its entry in the ledger; its id.
+
+    Raises: ApprovalPending, IllegalMove."""
+    if not version.may_serve:
+        raise ApprovalPending(project.project, version.version)
     rollout = f"{project.project}-v{version.version}-r{len(tx.rollouts(project.project)) + 1}"
     state = CanaryState(Phase.STARTING, 0, at)
     plan = project.rollout.model_dump(mode="json")

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +45,19 @@ def spool_folder(project: Project) -> Path:
     return Path(project.storage.path("spool", project.project))
 
 
-def load_version(held: Held) -> Scorer:
+def load_version(project: Project, held: Held) -> Scorer:
     """The version's model, checked by hash and by its golden requests. Raises: ArtifactRefused."""
-    loaded = local(held.artifact, held.sha256)
+    loaded = local(held.artifact, held.sha256, trusted=project.features.trusted_types)
     loaded.replay()
     return loaded
 
 
-def local(artifact: str, sha256: str) -> model.Model:
-    """The artifact at an address, by way of this node's cache when that is remote. Raises: ArtifactRefused."""
-    return model.load(model.fetch(artifact, Path(tempfile.gettempdir(), "mlops-ray-models"), sha256), sha256)
+def local(artifact: str, sha256: str, *, trusted: Sequence[str] = ()) -> model.Model:
+    """The artifact at an address, by way of this node's cache when that is remote. Raises: ArtifactRefused.
+
+    Args: trusted: `features.trusted_types` of the project's file, see `model.load`."""
+    folder = model.fetch(artifact, Path(tempfile.gettempdir(), "mlops-ray-models"), sha256)
+    return model.load(folder, sha256, trusted=trusted)
 
 
 def _asgi() -> Any:
@@ -77,7 +80,7 @@ class Ingress:
         store.close()
         first = Wanted.parse(row.spec, row.seq) if row else None
         self._handles: dict[int, Any] = {}
-        self.service = Service(project, spool, load_version, self._canary, first=first)
+        self.service = Service(project, spool, functools.partial(load_version, project), self._canary, first=first)
 
     def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Serve's hook for `user_config`: stores what is wanted and returns."""
@@ -106,7 +109,7 @@ class Version:
         with store.read() as tx:
             row = tx.version(project.project, version)
         store.close()
-        self._scorer = load_version(Held(version, row.artifact, row.sha256))
+        self._scorer = load_version(project, Held(version, row.artifact, row.sha256))
 
     def score(self, columns: Columns) -> np.ndarray[Any, Any]:
         """Probabilities, shape (n,)."""
@@ -237,12 +240,13 @@ class Collector:
         return False
 
     def _known_bins(self) -> Bins:
-        """The project's bins, from the newest registered version's reference."""
+        """The project's bins, from the reference of the newest version that may serve."""
         if self._bins is None:
             with self._store.read() as tx:
                 versions = tx.versions(self._project.project)
-            newest = max(versions, key=lambda v: v.version)
-            self._bins = local(newest.artifact, newest.sha256).reference.bins
+            newest = max((v for v in versions if v.may_serve), key=lambda v: v.version)
+            trusted = self._project.features.trusted_types
+            self._bins = local(newest.artifact, newest.sha256, trusted=trusted).reference.bins
         return self._bins
 
 

@@ -1,106 +1,172 @@
-"""Runs, registered versions and aliases in MLflow, by client calls with explicit ids: no global run, no environment.
+"""Runs in MLflow, by client calls with explicit ids: no global run, no environment.
 
 The state database is the truth; what stands here is for people and for other tools. Only drivers write: the SQLite
 store is opened once, and trials report to the driver through Ray Tune.
+
+A run belongs to the process that drives it, by a lease in the state database that the driver's heartbeat renews.
+Whoever opens a `Tracker` ends the runs whose driver is gone: at once when it ran on this machine, else when its lease
+has expired.
 """
 
 from __future__ import annotations
 
 import contextlib
+import getpass
+import hashlib
+import json
 import logging
-import os
-import subprocess
 import tempfile
-import warnings
+import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Literal
 
-import requests
+import yaml
 
-# MLflow reports its use over the internet unless told otherwise before its first import.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunStatus, RunTag
+# First of all that imports MLflow: it sets what MLflow reads when it is imported.
+from mlops_ray.training.on_connection import WAITS_S, Connection, everything, named, short, short_tags  # isort: skip
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, DataType, Schema
 
-from mlops_ray.config import Features, Project
-from mlops_ray.errors import BackendUnavailable, ModelNotFound
+from mlops_ray.config import Project
+from mlops_ray.config.sources import hidden
+from mlops_ray.data.lake import DatasetVersion
+from mlops_ray.errors import BackendUnavailable, DataError, MlopsRayError
+from mlops_ray.state import Store
+from mlops_ray.training.on_leases import Hold, held, is_gone, last_sign
+from mlops_ray.training.on_machine import checkout, environment
+from mlops_ray.training.outbox import Outbox
 
-with warnings.catch_warnings():
-    # MLflow looks at its own classes when imported, and warns in yellow that one of their fields is of type Any.
-    warnings.filterwarnings("ignore", message=".*Any type hint is inferred", category=UserWarning)
-    import mlflow.pyfunc
-    import mlflow.sklearn
+_log = logging.getLogger(__name__)
 
-if TYPE_CHECKING:
-    from sklearn.pipeline import Pipeline
+DRAIN_S = 60.0
+"""How long the end of a run waits for trials that are not written yet."""
+PROJECT, TRIAL, LEASE, ABANDONED = "mlops_ray.project", "mlops_ray.trial", "mlops_ray.lease", "abandoned"
+FINGERPRINT = "mlops_ray.fingerprint"
+"""Tags of runs: whose they are, a child's trial, the lease of who drives them, why nobody does; what they want."""
+_BATCH = 100  # MLflow takes 100 parameters, 100 tags and 1,000 metrics in one call
+_COLUMN_TYPES = {"float": "double", "int": "long", "string": "string", "bool": "boolean", "timestamp": "datetime"}
 
-REACH_S = 5.0
-"""How long a tracking server may take to answer `/health` before a run starts."""
-_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
-# MLflow's own 7 retries with doubled pauses hang a job for two minutes when its server dies.
-_VALUE_LENGTH = 500  # MLflow's own limit for a tag or parameter is 6,000 or more; a page shows less
-_MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+Status = Literal["done", "stopped", "failed"]
 
 
-class Tracker:
-    """Writes the runs of one project.
+class Tracker(Connection):
+    """Writes the runs of one project. Opening it ends runs of the project whose driver is gone.
 
-    Raises: BackendUnavailable from every method when the server or database does not answer.
+    Raises: BackendUnavailable from every method when server or database do not answer; LeaseLost when another process
+    has taken over the run; DataError when MLflow refuses what it is given.
     """
 
-    def __init__(self, project: Project) -> None:
-        self._project = project
-        self._uri = project.storage.tracking
-        with self._mapped():
-            _reach(self._uri)
-            self.client = MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
-            self._experiment = self._experiment_id()
+    def __init__(self, project: Project, store: Store, *, waits_s: Sequence[float] = WAITS_S) -> None:
+        super().__init__(project, waits_s=waits_s)
+        self._store = store
+        self.experiment_id = self._find_experiment()
+        self._outbox = Outbox(f"{self.name}, for trials of {project.project},")
+        self._holds: dict[str, Hold] = {}
+        self._trials: dict[str, dict[str, str | None]] = {}  # by parent and number: the run, None when it has ended
+        self._end_abandoned()
 
     @contextlib.contextmanager
     def run(self, name: str, tags: Mapping[str, str]) -> Iterator[str]:
-        """The id of a new run; it ends with the block, as FAILED when the block raises or is interrupted."""
-        with self._mapped():
-            given = {**tags, "mlflow.runName": name, "mlops_ray.project": self._project.project}
-            commit = _commit()
-            if commit:
-                given["mlflow.source.git.commit"] = commit
-            run_id: str = self.client.create_run(self._experiment, tags=_short(given)).info.run_id
-        status = RunStatus.FAILED
-        try:
-            yield run_id
-            status = RunStatus.FINISHED
-        finally:
-            with self._mapped():
-                self.client.set_terminated(run_id, RunStatus.to_string(status))
+        """The id of a new run; it ends with the block, as FAILED when the block raises or is interrupted.
+
+        It says from the start which code, configuration, packages and seed it has.
+        """
+        key = f"run:{uuid.uuid4().hex}"
+        config = _config_text(self.project)
+        given = {**_described(self.project, config), **tags, "mlflow.runName": name, LEASE: key}
+        with held(self._store, key) as hold:
+            run_id = self.write(lambda: self._create(f"tags.`{LEASE}` = '{key}'", given))
+            with self._driven(run_id, hold):
+                self.log(run_id, params={"seed": self.project.seed}, at=time.time())
+                self.files(run_id, "config", {"project.yaml": config})
+                self.files(run_id, "environment", {"lock.json": json.dumps(environment(), indent=1)})
+                yield run_id
+
+    @contextlib.contextmanager
+    def resume(self, run_id: str) -> Iterator[str]:
+        """The run again, running under this process, which ends it with the block as `run` does.
+
+        Raises: LeaseLost while its driver lives; DataError when it has finished, or is not one of this project's.
+        """
+        found = self.write(lambda: self.client.get_run(run_id))
+        key = found.data.tags.get(LEASE)
+        if key is None or found.data.tags.get(PROJECT) != self.project.project or TRIAL in found.data.tags:
+            raise DataError(f"run {run_id}", f"it is no training run of {self.project.project}; look in the MLflow UI")
+        if found.info.status == "FINISHED":
+            raise DataError(f"run {run_id}", "it has finished; there is nothing to resume")
+        with held(self._store, key) as hold:
+            self.write(lambda: self.client.update_run(run_id, status="RUNNING"))
+            with self._driven(run_id, hold):
+                yield run_id
+
+    def interrupted(self, fingerprint: str) -> str:
+        """The newest run that wanted the same and did not end well, for `resume`.
+
+        Args: fingerprint: tag `mlops_ray.fingerprint` of runs over the same rows with the same settings.
+        Raises: DataError when there is none."""
+        where = f"tags.`{FINGERPRINT}` = '{fingerprint}' and attributes.status IN ('FAILED', 'KILLED')"
+        newest = ["attributes.start_time DESC"]
+        found = self.write(lambda: self.client.search_runs([self.experiment_id], where, order_by=newest, max_results=1))
+        if not found:
+            says = "no interrupted search over the same rows with the same settings; run without --resume"
+            raise DataError(self.project.project, says)
+        run_id: str = found[0].info.run_id
+        return run_id
 
     def trial(
         self,
         parent: str,
+        number: int,
         name: str,
         *,
         params: Mapping[str, object],
-        metrics: Mapping[str, float],
+        status: Status,
+        metric: str,
+        score: float | None,
+        steps: Sequence[tuple[int, float]] = (),
+        metrics: Mapping[str, float] | None = None,
         started: float,
         ended: float,
         error: str | None = None,
+        cut_short: bool = False,
     ) -> None:
-        """One finished trial as a child run: created, filled by one batch and ended here, so none stays running.
+        """One trial that has ended, as a child run; queued, so a slow or restarting server does not hold up the search.
 
-        Times are seconds since epoch. `error` marks the trial as failed.
+        Args: number: the trial's, unique in its search: the same again changes nothing, unless the one on record was
+            cut short, by the search's time budget or a crash, and was run again. name: how lists show it.
+            status: `stopped` is stopped early, with a score or without. steps: (rounds, score) as it went, kept under
+            the name `metric`. metrics: further ones. started, ended: seconds since the epoch. error: why it failed.
         """
-        with self._mapped():
-            tags = {"mlflow.parentRunId": parent, "mlflow.runName": name, **({"error": error} if error else {})}
-            at = int(started * 1000)
-            run = self.client.create_run(self._experiment, start_time=at, tags=_short(tags)).info.run_id
-            self.log(run, params=params, metrics=metrics, at=ended)
-            status = RunStatus.FAILED if error else RunStatus.FINISHED
-            self.client.set_terminated(run, RunStatus.to_string(status), end_time=int(ended * 1000))
+        # One without a score has no result; one that was stopped behind others has.
+        cut_short = cut_short or (status == "stopped" and score is None)
+        outcome = "cut short" if cut_short else {"stopped": "stopped early"}.get(status, status)
+        tags = {"outcome": outcome, **({"error": error} if error is not None else {})}
+        curve = [(metric, value, step) for step, value in steps]
+        if score is not None and (not curve or curve[-1][1] != score):
+            curve.append((metric, score, curve[-1][2] if curve else 0))
+        curve += [(key, value, 0) for key, value in (metrics or {}).items()]
+        ending = "FAILED" if status == "failed" else "KILLED" if cut_short else "FINISHED"
+
+        def write() -> None:
+            try:
+                with self.mapped():
+                    run_id = self._child(parent, number, name, started)
+                    if run_id is not None:
+                        self._fill(run_id, curve, params, tags, ending, ended)
+                        if ending != "KILLED":
+                            self._trials[parent][str(number)] = None
+            except BackendUnavailable:
+                self._trials.pop(parent, None)  # what was asked for may be there all the same: look before the next try
+                raise
+
+        self._outbox.put(f"trial {number}", write)
+
+    def flush(self) -> None:
+        """Wait until every trial is written. Raises: BackendUnavailable after `DRAIN_S`; they stay queued."""
+        self._outbox.drain(DRAIN_S)
 
     def log(
         self,
@@ -111,145 +177,211 @@ class Tracker:
         tags: Mapping[str, str] | None = None,
         at: float,
     ) -> None:
-        """Everything in one batch; `at` is seconds since epoch. Metrics that are no finite numbers are left out."""
-        finite = {k: float(v) for k, v in (metrics or {}).items() if abs(float(v)) < float("inf")}
-        with self._mapped():
-            self.client.log_batch(
-                run_id,
-                metrics=[Metric(k, v, int(at * 1000), 0) for k, v in finite.items()],
-                params=[Param(k, str(v)[:_VALUE_LENGTH]) for k, v in (params or {}).items()],
-                tags=[RunTag(k, v) for k, v in _short(tags or {}).items()],
-            )
+        """Any number of each; `at` is seconds since epoch. Metrics that are no finite numbers are left out."""
+        self._check(run_id)
+        values = [(name, value, 0) for name, value in (metrics or {}).items()]
+        self.write(lambda: self._batches(run_id, values, params or {}, tags or {}, at))
 
-    def dataset(self, run_id: str, *, name: str, digest: str, source: str) -> None:
-        """Record which dataset version the run read."""
-        entity = Dataset(name=name, digest=digest[:36], source_type="delta", source=source)  # 36: MLflow's limit
-        with self._mapped():
-            self.client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
+    def dataset(self, run_id: str, dataset: DatasetVersion) -> None:
+        """Record which dataset version the run reads, in the form that `mlflow.data` has for Delta tables."""
+        self._check(run_id)
+        columns = [{"name": c.name, "type": _COLUMN_TYPES[c.dtype]} for c in self.project.columns]
+        entity = Dataset(
+            name=self.project.project,
+            digest=dataset.content_hash[:36],  # MLflow's limit; the whole hash is a tag of the run
+            source_type="delta_table",
+            source=json.dumps({"path": dataset.uri, "delta_table_version": dataset.version}),
+            schema=json.dumps({"mlflow_colspec": columns}),
+            profile=json.dumps({"num_rows": dataset.n_rows, "num_elements": dataset.n_rows * len(columns)}),
+        )
+        use = [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])]
+        self.write(lambda: self.client.log_inputs(run_id, use))
+        tags = {"dataset": f"{dataset.uri}@{dataset.version}", "dataset.content_hash": dataset.content_hash}
+        self.log(run_id, tags=tags, at=time.time())
 
-    def files(self, run_id: str, folder: str, files: Mapping[str, str]) -> None:
-        """Log texts (file name -> content) below `folder` of the run's artifacts."""
-        with self._mapped(), tempfile.TemporaryDirectory() as temporary:
-            for name, text in files.items():
-                (Path(temporary) / name).write_text(text, encoding="utf-8")
-            self.client.log_artifacts(run_id, temporary, folder)
+    def files(self, run_id: str, folder: str, files: Mapping[str, str | bytes]) -> None:
+        """Keep files (name -> content) below `folder` of the run's artifacts."""
+        self._check(run_id)
+        with tempfile.TemporaryDirectory() as temporary:
+            for name, content in files.items():
+                (Path(temporary) / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+            self.write(lambda: self.client.log_artifacts(run_id, temporary, folder))
 
-    def register(
-        self, run_id: str, pipeline: Pipeline, *, features: Features, trusted: Sequence[str], tags: Mapping[str, str]
-    ) -> int:
-        """Log the pipeline in MLflow's own scikit-learn format and register it as the project's next version.
+    # how
 
-        Any MLflow user can load it by `mlflow.sklearn.load_model`, without this package; our own serving reads our
-        artifact and never this copy. Requirements and signature are given, for inferring them takes seconds.
-        Args: trusted: the types that skops must be told to load, from the artifact's manifest.
-        Returns: the version's number.
-        """
-        name = self._project.project
-        with self._mapped(), tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "model"
-            mlflow.sklearn.save_model(
-                pipeline,
-                str(folder),
-                serialization_format="skops",
-                skops_trusted_types=list(trusted),
-                signature=_signature(features),
-                pip_requirements=_requirements(),
-                pyfunc_predict_fn="predict_proba",
-            )
-            self.client.log_artifacts(run_id, str(folder), "model")
+    def _child(self, parent: str, number: int, name: str, started: float) -> str | None:
+        """The run of a trial, made unless it is there; None when that has ended of itself."""
+        if parent not in self._trials:
+            where = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`{TRIAL}` != ''"
+            found = self._search(where)
+            torn = [r.info.run_id for r in found if r.info.status in ("RUNNING", "KILLED") or ABANDONED in r.data.tags]
+            for run_id in torn:
+                self._untag(run_id)
+            self._trials[parent] = {
+                run.data.tags[TRIAL]: run.info.run_id if run.info.run_id in torn else None for run in found
+            }
+        known = self._trials[parent]
+        if str(number) not in known:
+            own = {"mlflow.parentRunId": parent, "mlflow.runName": name, TRIAL: str(number), **_user()}
+            own[PROJECT] = self.project.project
+            if (hold := self._holds.get(parent)) is not None:
+                own[LEASE] = f"{hold.lease.name}:{number}"
+            given, at = short_tags(own), int(started * 1000)
+            known[str(number)] = self.client.create_run(self.experiment_id, start_time=at, tags=given).info.run_id
+        return known[str(number)]
+
+    def _fill(
+        self,
+        run_id: str,
+        metrics: Sequence[tuple[str, float, int]],
+        params: Mapping[str, object],
+        tags: Mapping[str, str],
+        status: str,
+        ended: float,
+    ) -> None:
+        """A child's content, and its end; also when MLflow refuses the content."""
+        try:
+            self._batches(run_id, metrics, params, tags, ended)
+        except MlflowException as exc:
+            if exc.error_code == "INVALID_PARAMETER_VALUE":
+                self.client.set_terminated(run_id, "FAILED", end_time=int(ended * 1000))
+            raise
+        self.client.set_terminated(run_id, status, end_time=int(ended * 1000))
+
+    def _batches(
+        self,
+        run_id: str,
+        metrics: Sequence[tuple[str, float, int]],
+        params: Mapping[str, object],
+        tags: Mapping[str, str],
+        at: float,
+    ) -> None:
+        """Metrics as (name, value, step); in as many calls as MLflow's limits ask for."""
+        numbers = [(name, float(value), step) for name, value, step in metrics]
+        values = [Metric(named(n), v, int(at * 1000), step) for n, v, step in numbers if abs(v) < float("inf")]
+        given = [Param(named(key), short(value)) for key, value in params.items()]
+        marks = [RunTag(key, value) for key, value in short_tags(tags).items()]
+        for start in range(0, max(len(values), len(given), len(marks)), _BATCH):
+            part = slice(start, start + _BATCH)
+            self.client.log_batch(run_id, values[part], given[part], marks[part])
+
+    def _create(self, known_by: str, tags: Mapping[str, str]) -> str:
+        """A new run's id, or that of the run that an attempt whose answer was lost has made."""
+        found = self.client.search_runs([self.experiment_id], known_by, max_results=1)
+        run = found[0] if found else self.client.create_run(self.experiment_id, tags=short_tags(tags))
+        return str(run.info.run_id)
+
+    def _search(self, where: str) -> list[Run]:
+        return everything(lambda token: self.client.search_runs([self.experiment_id], where, page_token=token))
+
+    def _check(self, run_id: str) -> None:
+        if (hold := self._holds.get(run_id)) is not None:
+            hold.check()
+
+    @contextlib.contextmanager
+    def _driven(self, run_id: str, hold: Hold) -> Iterator[None]:
+        """End the run with the block: FINISHED once its trials are written, else FAILED."""
+        self._holds[run_id] = hold
+        try:
+            self.write(lambda: self._untag(run_id))
+            yield
+            self.flush()
+            hold.check()
+            self.write(lambda: self._finish(run_id))
+        except BaseException as exc:
+            if hold.lost is None:
+                self._fail(run_id, exc)
+            raise
+        finally:
+            del self._holds[run_id]
+            self._trials.pop(run_id, None)
+
+    def _finish(self, run_id: str) -> None:
+        self._untag(run_id)  # a driver that was silent for long is called abandoned while it works
+        self.client.set_terminated(run_id, "FINISHED")
+
+    def _untag(self, run_id: str) -> None:
+        tags = self.client.get_run(run_id).data.tags
+        for tag in (ABANDONED, "error"):
+            if tag in tags:
+                self.client.delete_tag(run_id, tag)
+
+    def _fail(self, run_id: str, why: BaseException) -> None:
+        """End the run as FAILED; when that fails too, the first error is the one to see."""
+        said = str(why) if isinstance(why, MlopsRayError) else f"{type(why).__name__} {why}".strip()
+        try:
+            self._outbox.drain(0.0 if isinstance(why, BackendUnavailable) else DRAIN_S / 6)
+        except BackendUnavailable as exc:
+            _log.warning("%s", exc)
+        try:
+            with self.mapped():
+                self._batches(run_id, [], {}, {"error": said}, time.time())
+                self.client.set_terminated(run_id, "FAILED")
+        except MlopsRayError as exc:
+            _log.warning("run %s is left as running, to be ended when the project trains again: %s", run_id, exc)
+
+    def _end_abandoned(self) -> None:
+        """End every run of the project that its driver left running, its children with it."""
+        where = f"attributes.status = 'RUNNING' and tags.`{PROJECT}` = '{self.project.project}'"
+        for run in self.write(lambda: self._search(where)):
+            key = ":".join(run.data.tags.get(LEASE, "").split(":")[:2])  # a child's is its parent's, and its number
+            if not is_gone(self._store, key):
+                continue
+            who, last = last_sign(self._store, key)
+            ended = max(int((last or time.time()) * 1000), run.info.start_time)
+            self.write(lambda run=run, who=who, ended=ended: self._abandon(run.info.run_id, who, ended))  # type: ignore[misc]
+
+    def _abandon(self, run_id: str, who: str, ended_ms: int) -> None:
+        why = f"{who} is gone"
+        self._batches(run_id, [], {}, {ABANDONED: why, "error": why}, time.time())
+        self.client.set_terminated(run_id, "FAILED", end_time=ended_ms)
+
+    def _find_experiment(self) -> str:
+        def find() -> str:
+            found = self.client.get_experiment_by_name(self.project.project)
+            if found is not None:
+                return str(found.experiment_id)
+            # Next to the database, for MLflow's default is the directory that the process happens to stand in. A
+            # server has a place of its own.
+            place = None if self.uri.startswith("http") else self.project.storage.path("runs")
             try:
-                self.client.create_registered_model(name)
+                return str(self.client.create_experiment(self.project.project, artifact_location=place))
             except MlflowException as exc:
                 if exc.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-            source = f"{self.client.get_run(run_id).info.artifact_uri}/model"
-            created = self.client.create_model_version(name, source, run_id, tags=_short(tags))
-        return int(created.version)
-
-    def set_alias(self, alias: str, version: int) -> None:
-        """Point `alias` (`champion`, `challenger`) at `version`. Raises: ModelNotFound."""
-        with self._mapped(missing=str(version)):
-            self.client.set_registered_model_alias(self._project.project, alias, str(version))
-
-    def delete_alias(self, alias: str) -> None:
-        """Take `alias` away; nothing happens when there is none."""
-        if self.alias(alias) is not None:
-            with self._mapped():
-                self.client.delete_registered_model_alias(self._project.project, alias)
-
-    def alias(self, alias: str) -> int | None:
-        """The version that `alias` points at, or None."""
-        try:
-            with self._mapped(missing=alias):
-                return int(self.client.get_model_version_by_alias(self._project.project, alias).version)
-        except ModelNotFound:
-            return None
-
-    def _experiment_id(self) -> str:
-        name = self._project.project
-        found = self.client.get_experiment_by_name(name)
-        if found is None:
-            # Next to the database, for MLflow's default is the directory that the process happens to stand in. A
-            # server has a place of its own.
-            place = None if self._uri.startswith("http") else self._project.storage.path("runs")
-            try:
-                return str(self.client.create_experiment(name, artifact_location=place))
-            except MlflowException as exc:
-                found = self.client.get_experiment_by_name(name)  # another process was quicker
+                found = self.client.get_experiment_by_name(self.project.project)  # another process was quicker
                 if found is None:
-                    raise BackendUnavailable(f"MLflow at {self._uri}", _sentence(exc)) from exc
-        return str(found.experiment_id)
+                    raise
+                return str(found.experiment_id)
 
-    @contextlib.contextmanager
-    def _mapped(self, missing: str | None = None) -> Iterator[None]:
-        try:
-            yield
-        except (MlflowException, requests.RequestException) as exc:
-            code = exc.error_code if isinstance(exc, MlflowException) else None
-            if missing is not None and code in _MISSING:
-                raise ModelNotFound(self._project.project, missing) from exc
-            raise BackendUnavailable(f"MLflow at {self._uri}", f"{_sentence(exc)}; check storage.tracking_uri") from exc
+        return self.write(find)
 
 
-def _reach(uri: str) -> None:
-    if uri.startswith("http"):
-        for name, value in _PATIENCE.items():
-            os.environ.setdefault(name, value)
-        requests.get(f"{uri.rstrip('/')}/health", timeout=REACH_S).raise_for_status()
-    elif uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        for name in ("alembic", "mlflow.store.db.utils"):
-            logging.getLogger(name).setLevel(logging.WARNING)  # a fresh database tells of sixty migrations
+def _described(project: Project, config: str) -> dict[str, str]:
+    """Tags that a run of the project has from its start."""
+    code = checkout()
+    tags = {
+        **_user(),
+        "mlflow.source.name": f"mlops-ray {installed('mlops-ray')}",
+        "mlflow.source.type": "LOCAL",
+        PROJECT: project.project,
+        "config.sha256": hashlib.sha256(config.encode()).hexdigest(),
+        "git.dirty": "unknown: not a git checkout" if code is None else str(code.dirty).lower(),
+    }
+    if code is not None:
+        tags["mlflow.source.git.commit"] = code.commit
+        tags |= {"git.diff_sha256": code.diff_sha256} if code.diff_sha256 is not None else {}
+    return tags
 
 
-def _sentence(exc: Exception) -> str:
-    if isinstance(exc, requests.ConnectionError):
-        return "nothing answers at that address"
-    lines = str(exc).strip().splitlines()
-    return lines[0][:200] if lines else type(exc).__name__
-
-
-def _short(tags: Mapping[str, str]) -> dict[str, str]:
-    return {key: str(value)[:_VALUE_LENGTH] for key, value in tags.items()}
-
-
-def _signature(features: Features) -> ModelSignature:
-    """What the pipeline takes: derived columns among them, which `data.derive` makes of a request's."""
-    inputs: list[Any] = [ColSpec(DataType.double, c, required=False) for c in features.numbers]
-    inputs += [ColSpec(DataType.string, c) for c in features.texts]
-    return ModelSignature(inputs=Schema(inputs))
-
-
-def _requirements() -> list[str]:
-    return [f"{name}=={installed(name)}" for name in ("scikit-learn", "numpy", "pandas", "skops")]
-
-
-@cache
-def _commit() -> str | None:
-    """The commit of the code that runs, where it runs from a checkout."""
-    here = Path(__file__).parent
+def _user() -> dict[str, str]:
     try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+        return {"mlflow.user": getpass.getuser()}
+    except (KeyError, OSError):  # a container's user may have no name
+        return {}
+
+
+def _config_text(project: Project) -> str:
+    """The whole project file, defaults written out, without secrets, always in one order."""
+    body = project.model_dump(mode="json") | {"source": project.source.public()}
+    return yaml.safe_dump(hidden(body), sort_keys=False, allow_unicode=True)

@@ -22,20 +22,10 @@ from mlops_ray.data.splits import HOLDOUT, TRAIN, VALIDATION, Cut, FoldCut, Side
 from mlops_ray.errors import DataError
 from mlops_ray.training import target
 from mlops_ray.training.evaluation.intervals import Floats
+from mlops_ray.training.search.trials import FoldData
 from mlops_ray.training.target import Classes, Labels
 
 Indices = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """What estimators see of some rows: `values` (n, width) and labels `y` (n,); the first `n_train` rows train, the
-    others validate. `weights` of rows, shape (n,), or None."""
-
-    values: Floats
-    y: Labels
-    weights: Floats | None
-    n_train: int
 
 
 @dataclass(frozen=True)
@@ -72,7 +62,7 @@ class Rows:
         """Inputs of another version's features of these rows."""
         return to_columns(features, self.table.take(pa.array(numbers)))
 
-    def matrix(self, project: Project, y: Labels, fitting: Indices, others: Indices, partial: Partial) -> Matrix:
+    def matrix(self, project: Project, y: Labels, fitting: Indices, others: Indices, partial: Partial) -> FoldData:
         """What estimators see of the rows `fitting`, then of `others`, by a transform fitted on `fitting` alone.
 
         Args: y: labels of all rows; partial: the feature statistics of the rows `fitting`."""
@@ -84,14 +74,14 @@ class Rows:
         fitted = transformer(project.features, partial)
         values = training_matrix(project.features, partial, fitted, self.inputs(numbers), fold_of)
         weights = None if self.weights is None else self.weights[numbers]
-        return Matrix(values, y[numbers], weights, len(fitting))
+        return FoldData(values, len(fitting), y[numbers], weights)
 
     def search_cut(self, project: Project) -> Cut | FoldCut:
         """How the rows before the holdout are dealt for the search."""
         plan = project.search.cross_validation
         return self.cut if plan is None else splits.fold_cut(self.cut, plan.folds, times=self.times * 1e6)
 
-    def folds(self, project: Project, cut: Cut | FoldCut, y: Labels, partials: Mapping[int, Partial]) -> list[Matrix]:
+    def folds(self, project: Project, cut: Cut | FoldCut, y: Labels, partials: Mapping[int, Partial]) -> list[FoldData]:
         """One matrix per fold of the search; without cross-validation there is one.
 
         Args: cut: as `search_cut` made it; y: labels of all rows; partials: feature statistics of each part of `cut`.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlops_ray.config import Project, load_project, parse_portable, portable
-from mlops_ray.errors import IllegalMove
+from mlops_ray.errors import ConfigError, IllegalMove
 
 if TYPE_CHECKING:
     from mlops_ray.state import Store
@@ -39,7 +39,6 @@ def load(paths: Paths, env: Env) -> Loaded:
     """The project that the files describe, or, inside a job of ours without files, the one that it was handed."""
     if paths:
         return Loaded(load_project(paths, env=env), portable(paths))
-    from mlops_ray.errors import ConfigError
     from mlops_ray.retraining.on_ray import TEXT_VARIABLE
 
     if TEXT_VARIABLE not in env:
@@ -122,10 +121,20 @@ def prepare(
     return result
 
 
-def train(paths: Paths, env: Env, on_progress: Progress = _silent) -> dict[str, Any]:
+def train(
+    paths: Paths,
+    env: Env,
+    on_progress: Progress = _silent,
+    *,
+    resume: bool = False,
+    page: str | Path | None = None,
+    junit: str | Path | None = None,
+) -> dict[str, Any]:
     """Train on the dataset version that the last `prepare` made or found; register the winner if its gates pass.
 
-    Raises: DataError without a dataset version; GateRejected (exit code 3) with the gates' reasons.
+    Args: resume: take up the newest search over the same rows and settings that did not end well. page, junit: files
+        for the gates' report as HTML and as JUnit XML, written whether they pass or not.
+    Raises: DataError without a dataset version; GateRejected (exit code 3) with the gates' reasons and their report.
     """
     from mlops_ray.cluster.on_ray import connected
     from mlops_ray.data.lineage import last_prepared
@@ -142,18 +151,24 @@ def train(paths: Paths, env: Env, on_progress: Progress = _silent) -> dict[str, 
         champion = champion_of(tx, project.project)
     with connected(project, start_local=True):
         trained = on_ray.train(
-            project, dataset, store=store, champion=champion, now=time.time(), on_progress=on_progress
+            project, dataset, store=store, champion=champion, now=time.time(), resume=resume, on_progress=on_progress
         )
-    if trained.version is None:
-        raise GateRejected(f"run {trained.run_id}", trained.result.reasons)
-    return {
-        "version": trained.version.version,
+    for path, text in ((page, trained.pages.html), (junit, trained.pages.junit)):
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+    result = {
+        "version": trained.version.version if trained.version is not None else None,
+        "status": trained.version.status if trained.version is not None else "refused",
         "run_id": trained.run_id,
         "dataset": _dataset(dataset),
         "metrics": trained.metrics,
         "seconds": trained.seconds,
         "verdict": trained.verdict.value,
     }
+    if trained.version is None:
+        report = result | {"gates": trained.result.to_dict()}
+        raise GateRejected(f"run {trained.run_id}", trained.result.reasons, report)
+    return result
 
 
 def up(paths: Paths, env: Env, on_progress: Progress = _silent) -> dict[str, Any]:
@@ -162,6 +177,7 @@ def up(paths: Paths, env: Env, on_progress: Progress = _silent) -> dict[str, Any
 
     loaded = load(paths, env)
     project = loaded.project
+    _served(project)
     _reach(project)
     started = _start(project, on_progress)
     try:
@@ -174,15 +190,24 @@ def up(paths: Paths, env: Env, on_progress: Progress = _silent) -> dict[str, Any
     return {"cluster": cluster.address(project), "dashboard": own.dashboard if own else None, **result}
 
 
+def _served(project: Project) -> None:
+    """Raises: ConfigError for a task that is trained, judged and exported, but not served by this release."""
+    if project.task != "binary":
+        says = (
+            f"a {project.task} model is trained, judged and exported (`mlops-ray train`, `export`), but not served yet"
+        )
+        raise ConfigError(project.project, (f"task: {says}",))
+
+
 def _reach(project: Project) -> Store:
     """The state database, after a look at what else must answer before anything is started.
 
     Raises: BackendUnavailable."""
     store = open_store(project)
     if project.storage.tracking.startswith("http"):
-        from mlops_ray.training.on_mlflow import Tracker
+        from mlops_ray.training.on_connection import Connection
 
-        Tracker(project)
+        Connection(project)
     return store
 
 
@@ -253,11 +278,12 @@ def down(paths: Paths, env: Env) -> dict[str, Any]:
 def run(paths: Paths, env: Env, on_progress: Progress = _silent) -> dict[str, Any]:
     """Prepare, train and deploy: a first version serves at once, a later one goes through a rollout.
 
-    Raises: GateRejected, DataError, BackendUnavailable.
+    Raises: GateRejected, DataError, BackendUnavailable; ConfigError for a task that is not served.
     """
     from mlops_ray.cluster import on_ray as cluster
 
     loaded = load(paths, env)
+    _served(loaded.project)
     with _reach(loaded.project).read() as tx:
         if (open_rollout := tx.open_rollout(loaded.project.project)) is not None:
             raise IllegalMove("be followed by another", f"open ({open_rollout.id})", ("promote", "abort"))

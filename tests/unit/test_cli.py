@@ -77,7 +77,7 @@ def test_the_commands_are_all_there() -> None:
         *("check", "prepare", "train", "up", "run", "down", "status", "retrain", "demo", "submit"),
         *("rollout start", "rollout status", "rollout history", "rollout pause", "rollout resume"),
         *("rollout promote", "rollout abort", "rollout rollback", "ledger show", "ledger verify"),
-        *("schema infer", "schema diff"),
+        *("schema infer", "schema diff", "lineage", "card", "reproduce", "export", "approve"),
     }
 
 
@@ -187,7 +187,7 @@ def test_an_error_is_its_sentence_and_its_exit_code(
     code: int,
     more: list[str],
 ) -> None:
-    def train(*_: Any) -> dict[str, Any]:
+    def train(*_: Any, **__: Any) -> dict[str, Any]:
         raise error
 
     verbs.train = train
@@ -195,6 +195,87 @@ def test_an_error_is_its_sentence_and_its_exit_code(
     out, err = capsys.readouterr()
     assert out == ""
     assert err.rstrip("\n").endswith(f"error {error}")
+
+
+def test_a_refused_candidate_is_a_document_for_machines_and_files_for_ci(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verbs: SimpleNamespace, tmp_path: Path
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def train(*_: Any, **given: Any) -> dict[str, Any]:
+        asked.update(given)
+        raise GateRejected("run r", ("rows: 3 holdout rows",), {"version": None, "verdict": "fail"})
+
+    verbs.train = train
+    files = ["--html", str(tmp_path / "gates.html"), "--junit", str(tmp_path / "gates.xml")]
+    assert main(monkeypatch, "train", "-c", "x.yaml", "--json", "--resume", *files) == 3
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"version": None, "verdict": "fail"}
+    assert "rows: 3 holdout rows" in err
+    assert asked == {"resume": True, "page": tmp_path / "gates.html", "junit": tmp_path / "gates.xml"}
+
+
+@pytest.fixture
+def versions(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The verbs about one version, to be filled by a test."""
+    fake = SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "mlops_ray.verbs.models", fake)
+    monkeypatch.setattr("mlops_ray.verbs.models", fake, raising=False)
+    return fake
+
+
+@pytest.mark.parametrize(("same", "code"), [("bit-equal", 0), ("equal within tolerance", 0), ("different", 3)])
+def test_reproduce_says_how_alike_and_what_differs(versions: SimpleNamespace, same: str, code: int) -> None:
+    result = {
+        "version": 3,
+        "same": same,
+        "max_gap": 0.25,
+        "n_rows": 1000,
+        "differences": ["numpy is 3"],
+        "search": None,
+    }
+    versions.reproduce = lambda paths, env, version, on_progress, search: result | {"version": version}
+    done = RUNNER.invoke(cli.app, ["reproduce", "-c", "x.yaml", "3"])
+    assert done.exit_code == code
+    gap = "" if same == "bit-equal" else " (largest difference 0.25)"
+    assert done.stdout == f"v3: 1,000 predictions on the holdout are {same}{gap}\n  numpy is 3\n"
+    machines = RUNNER.invoke(cli.app, ["reproduce", "-c", "x.yaml", "3", "--json"])
+    assert (machines.exit_code, json.loads(machines.stdout)) == (code, result)
+
+
+def test_a_card_goes_to_standard_output_or_to_files(versions: SimpleNamespace, tmp_path: Path) -> None:
+    versions.card = lambda paths, env, version: {"html": "<p>v3</p>", "markdown": "# v3"}
+    assert RUNNER.invoke(cli.app, ["card", "-c", "x.yaml", "3"]).stdout == "# v3\n"
+    done = RUNNER.invoke(cli.app, ["card", "-c", "x.yaml", "3", "--html", str(tmp_path / "card.html")])
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert (tmp_path / "card.html").read_text() == "<p>v3</p>"
+
+
+def test_lineage_is_a_tree_for_people_and_json_for_machines(versions: SimpleNamespace) -> None:
+    leaf = SimpleNamespace(text="flights [v2]", children=())
+    tree = SimpleNamespace(text="v3", children=(leaf,))
+    versions.lineage = lambda *_: SimpleNamespace(tree=lambda: tree, to_dict=lambda: {"version": 3})
+    people = RUNNER.invoke(cli.app, ["lineage", "-c", "x.yaml", "3"]).stdout
+    assert people.splitlines()[0] == "v3"
+    assert people.splitlines()[1].endswith("flights [v2]")
+    assert json.loads(RUNNER.invoke(cli.app, ["lineage", "-c", "x.yaml", "3", "--json"]).stdout) == {"version": 3}
+
+
+def test_an_export_names_what_it_shall_write(versions: SimpleNamespace, tmp_path: Path) -> None:
+    def export(paths: Any, env: Any, version: int, into: Path, **wanted: bool) -> dict[str, Any]:
+        return {"version": version, "folder": str(into), "files": [name for name, yes in wanted.items() if yes]}
+
+    versions.export = export
+    nothing = RUNNER.invoke(cli.app, ["export", "-c", "x.yaml", "3", "-o", str(tmp_path / "out")])
+    assert nothing.exit_code == 2
+    assert "--onnx" in nothing.stderr
+    done = RUNNER.invoke(cli.app, ["export", "-c", "x.yaml", "3", "-o", "out", "--onnx", "--conda"])
+    assert done.stdout == "v3 in out: onnx, conda\n"
+
+
+def test_approval_says_who_may_serve_now(versions: SimpleNamespace) -> None:
+    versions.approve = lambda paths, env, version, why: {"version": version, "status": "registered", "who": "eve"}
+    assert RUNNER.invoke(cli.app, ["approve", "-c", "x.yaml", "3", "--why", "looked at"]).stdout == "v3 is registered\n"
 
 
 def test_refused_data_are_a_document_for_machines(
@@ -278,7 +359,7 @@ def test_rollout_status_in_words(verbs: SimpleNamespace) -> None:
 
 
 def test_progress_goes_to_people_only(verbs: SimpleNamespace) -> None:
-    def train(paths: Any, env: Any, on_progress: Any) -> dict[str, Any]:
+    def train(paths: Any, env: Any, on_progress: Any, **_: Any) -> dict[str, Any]:
         on_progress("trials", 1, 2)
         on_progress("trials", 2, 2)
         on_progress("unknown total", 1, 0)

@@ -22,13 +22,14 @@ def shapes() -> dict[type, Callable[[Any], None]]:
 def converters() -> dict[type, Converter]:
     """Converter per scikit-learn class."""
     from sklearn.impute import MissingIndicator
-    from sklearn.preprocessing import FunctionTransformer, PowerTransformer, QuantileTransformer
+    from sklearn.preprocessing import FunctionTransformer, PowerTransformer, QuantileTransformer, TargetEncoder
 
     return {
         MissingIndicator: _missing_indicator,
         FunctionTransformer: _function,
         PowerTransformer: _power,
         QuantileTransformer: _quantile,
+        TargetEncoder: _target,
     }
 
 
@@ -49,12 +50,12 @@ class _Graph:
             self.start = self.add("Concat", *(each.full_name for each in operator.inputs), axis=1)
         self._end: str = operator.outputs[0].full_name
 
-    def add(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        """The name of the operator's result."""
+    def add(self, kind: str, *inputs: str, domain: str = "", op_version: int = 13, **attributes: Any) -> str:
+        """The name of the operator's result. 13 is the newest form of all of ONNX's operators here."""
         out: str = self._scope.get_unique_variable_name(kind.lower())
-        # 13 is the newest form of all the operators here; 11 that of Clip's two limits as inputs.
+        name = self._scope.get_unique_operator_name(kind)
         self._container.add_node(
-            kind, list(inputs), out, op_version=13, name=self._scope.get_unique_operator_name(kind), **attributes
+            kind, list(inputs), out, op_domain=domain, op_version=op_version, name=name, **attributes
         )
         return out
 
@@ -65,6 +66,14 @@ class _Graph:
         array = np.asarray(values, dtype=np.float64)
         name: str = self._scope.get_unique_variable_name("constant")
         self._container.add_initializer(name, TensorProto.DOUBLE, list(array.shape), array.ravel().tolist())
+        return name
+
+    def whole(self, values: Any) -> str:
+        """The name of an int64 tensor."""
+        from onnx import TensorProto
+
+        name: str = self._scope.get_unique_variable_name("whole")
+        self._container.add_initializer(name, TensorProto.INT64, [len(values)], list(values))
         return name
 
     def end(self, name: str) -> None:
@@ -131,3 +140,26 @@ def _quantile(scope: Any, operator: Any, container: Any) -> None:
     """Raises: NotImplementedError. skl2onnx has a form of it, but takes forty seconds per column to write it down
     (measured), and a graph that compares each value with a thousand quantiles needs 4 kB per cell."""
     raise NotImplementedError("scale: quantile is served by scikit-learn")
+
+
+def _target(scope: Any, operator: Any, container: Any) -> None:
+    """Each category's encoding in float64, which skl2onnx has in float32.
+
+    Raises: NotImplementedError for several classes: one encoding per class."""
+    step, graph = operator.raw_operator, _Graph(scope, operator, container)
+    if step.target_type_ == "multiclass":
+        raise NotImplementedError("target encoding of several classes")
+    columns = []
+    for i, (known, encodings) in enumerate(zip(step.categories_, step.encodings_, strict=True)):
+        cells = graph.add("Gather", graph.start, graph.whole([i]), axis=1)
+        place = graph.add(
+            "LabelEncoder",
+            cells,
+            domain="ai.onnx.ml",
+            op_version=2,
+            keys_strings=[str(each) for each in known],
+            values_int64s=list(range(len(known))),
+            default_int64=len(known),
+        )
+        columns.append(graph.add("Gather", graph.constant([*encodings, step.target_mean_]), place, axis=0))
+    graph.end(graph.add("Concat", *columns, axis=1))

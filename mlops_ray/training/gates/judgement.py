@@ -1,4 +1,4 @@
-"""What a candidate must show before it may be registered: pure judgement over holdout rows.
+"""What a candidate must show before it may be registered: all gates over one case.
 
 A gate's outcome is a value with reasons. Too little data never passes: it is inconclusive.
 """
@@ -6,96 +6,120 @@ A gate's outcome is a value with reasons. Too little data never passes: it is in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from mlops_ray.config import Gates, Limit
+from mlops_ray.config import Gates
+from mlops_ray.errors import DataError
+from mlops_ray.training import target
 from mlops_ray.training.evaluation import intervals, metrics
-from mlops_ray.training.evaluation.intervals import Blocks, Estimate, Floats
+from mlops_ray.training.evaluation.intervals import Blocks
+from mlops_ray.training.evaluation.slices import Slice, weak
+from mlops_ray.training.gates import fit, quality
+from mlops_ray.training.gates.case import Case
+from mlops_ray.training.gates.champion import champion
+from mlops_ray.training.gates.fairness import fairness
+from mlops_ray.training.gates.robustness import robustness
+from mlops_ray.training.gates.slices import slices
 from mlops_ray.training.gates.verdict import Check, CheckResult, GateResult, Verdict, combine
 
+_WEAK_ROWS = 20_000
+"""Of the holdout, the newest, that are searched for weak slices: some two seconds for 40 features."""
+_WEAK_LEAST = 200
+"""Rows of a weak slice where no slice gate says how many."""
 
-def judge(
-    gates: Gates,
-    y: ArrayLike,
-    candidate_scores: ArrayLike,
-    champion_scores: ArrayLike | None,
-    times: ArrayLike,
-    *,
-    extra_checks: Sequence[Check] = (),
-    rng: np.random.Generator,
-) -> GateResult:
+
+def judge(gates: Gates, case: Case, *, extra_checks: Sequence[Check] = (), rng: np.random.Generator) -> GateResult:
     """Judge a candidate on holdout rows that neither it nor its search has seen.
 
-    With a champion the candidate must not be worse than it by `gates.margin` (nats per row, both scored on the same
-    rows); without one it must beat the constant that says the holdout's own base rate, the best of all constants, by
-    that margin: by less, a model of noise gets there when its weights happen to point the right way.
-    Limits compare the point estimate; their interval stands in the evidence.
+    Rows, limits and the comparison with the champion always; slices, fairness, robustness, overfitting, leakage and
+    calibration where `gates` has their block. Each draws from a generator of its own, so that adding a gate changes no
+    other's evidence. `extra_checks` need more than rows (a worker that loads the artifact), and come last.
 
-    Args: y: 0 or 1; candidate_scores, champion_scores: P(1); times: seconds since epoch; all of shape (n,).
-    Raises: DataError when shapes differ or values are no labels or probabilities.
+    Raises: DataError when shapes differ, or labels or scores are none (`target.checked`).
     """
-    labels, p = metrics.checked(y, candidate_scores)
+    _checked(case)
+    streams = dict(zip(_STREAMS, rng.spawn(len(_STREAMS)), strict=True))
+    grouped, without = _blocks(gates, case, streams["blocks"])
     estimates = metrics.evaluate(
-        labels, p, times, block_s=gates.block_s, resamples=gates.resamples, alpha=gates.alpha, rng=rng
+        case.task,
+        case.y,
+        case.scores,
+        grouped,
+        threshold=case.threshold,
+        resamples=gates.resamples,
+        alpha=gates.alpha,
+        rng=streams["metrics"],
     )
-    losses = metrics.log_losses(labels, p)
-    grouped = intervals.blocks(times, gates.block_s)
-    checks = [_enough_rows(gates, labels), *(_limit(limit, estimates[limit.metric]) for limit in gates.limits)]
-    if champion_scores is not None:
-        _, champion = metrics.checked(labels, champion_scores)
-        rivals, name, margin = metrics.log_losses(labels, champion), "no_worse_than_champion", gates.margin
-    else:
-        constant = np.full(len(labels), labels.mean())
-        rivals, name, margin = metrics.log_losses(labels, constant), "better_than_base_rate", -gates.margin
-    checks.append(_compare(name, gates, losses - rivals, margin, grouped, rng))
+    checks = [*without, quality.rows(gates, case), *(quality.limit(demand, estimates) for demand in gates.limits)]
+    checks.append(champion(gates, case, grouped, streams["champion"]))
+    if gates.slices is not None:
+        checks += slices(gates.slices, gates, case, grouped, streams["slices"])
+    if gates.fairness is not None:
+        checks += fairness(gates.fairness, gates, case, grouped, streams["fairness"])
+    if gates.robustness is not None:
+        checks += robustness(gates.robustness, gates, case, grouped, streams["robustness"])
+    if gates.overfit is not None:
+        checks.append(fit.overfit(gates.overfit, gates, case, grouped, streams["overfit"]))
+    if gates.leakage is not None:
+        checks += fit.leakage(gates.leakage, case, streams["leakage"])
+    if gates.calibration is not None:
+        checks.append(quality.calibration(gates.calibration, estimates))
     checks += [check() for check in extra_checks]
-    return GateResult(combine(c.verdict for c in checks), tuple(checks), estimates)
+    found = _weak_slices(gates, case, grouped, streams["weak"])
+    information = {"weak_slices": [one.to_dict() for one in found]}
+    return GateResult(combine(c.verdict for c in checks), tuple(checks), estimates, information)
 
 
-def _enough_rows(gates: Gates, labels: Floats) -> CheckResult:
-    n, positives = len(labels), int(labels.sum())
-    evidence = {"n": n, "positives": positives, "min_rows": gates.min_rows}
-    if n < gates.min_rows:
-        return CheckResult("rows", Verdict.INCONCLUSIVE, f"{n} holdout rows, {gates.min_rows} are needed", evidence)
-    if positives in (0, n):
-        return CheckResult("rows", Verdict.INCONCLUSIVE, f"all {n} holdout rows have one label", evidence)
-    return CheckResult("rows", Verdict.PASS, f"{n} holdout rows, {positives} positive", evidence)
+_STREAMS = (
+    "blocks",
+    "metrics",
+    "champion",
+    "slices",
+    "fairness",
+    "robustness",
+    "overfit",
+    "leakage",
+    "weak",
+)  # in this order for ever: it is part of what a seed means
 
 
-def _limit(limit: Limit, estimate: Estimate) -> CheckResult:
-    name, value = f"limit.{limit.metric}", estimate.value
-    evidence = {**estimate.to_dict(), "min": limit.min, "max": limit.max}
-    if np.isnan(value):
-        return CheckResult(name, Verdict.INCONCLUSIVE, f"{limit.metric} is undefined on these rows", evidence)
-    if limit.min is not None and value < limit.min:
-        return CheckResult(name, Verdict.FAIL, f"{value:.4f} is below {limit.min:g}", evidence)
-    if limit.max is not None and value > limit.max:
-        return CheckResult(name, Verdict.FAIL, f"{value:.4f} is above {limit.max:g}", evidence)
-    return CheckResult(name, Verdict.PASS, f"{value:.4f}", evidence)
+def _checked(case: Case) -> None:
+    target.checked(case.task, case.y, case.scores)
+    if case.rival is not None:
+        if case.rival.shape != case.scores.shape:
+            shapes = f"{case.rival.shape}, the candidate's {case.scores.shape}"
+            raise DataError("gates", f"the champion's scores have shape {shapes}; both must answer the same classes")
+        target.checked(case.task, case.y, case.rival)
+    if len(case.times) != len(case.y):
+        raise DataError("gates", f"{len(case.times)} times for {len(case.y)} holdout rows")
 
 
-def _compare(
-    name: str, gates: Gates, differences: Floats, margin: float, grouped: Blocks, rng: np.random.Generator
-) -> CheckResult:
-    """Is the mean of paired loss differences, shape (n,), surely below `margin`, surely above it, or neither?
+def _blocks(gates: Gates, case: Case, rng: np.random.Generator) -> tuple[Blocks, list[CheckResult]]:
+    """The blocks that are resampled, and what is wrong where they are not the ones that the project names."""
+    name = gates.block_group
+    if name is None:
+        return intervals.bundled(intervals.blocks(case.times, gates.block_s), rng), []
+    if name in case.groups:
+        return intervals.bundled(intervals.grouped(case.groups[name]), rng), []
+    says = f"the dataset version has no column {name!r} (gates.block_group); blocks of time stand in and prove nothing"
+    wrong = CheckResult("blocks", Verdict.INCONCLUSIVE, says, {"block_group": name})
+    return intervals.bundled(intervals.blocks(case.times, gates.block_s), rng), [wrong]
 
-    One-sided 1 - alpha bounds by a bootstrap over blocks of time."""
-    value = float(differences.mean())
-    evidence: dict[str, Any] = {"difference": value, "margin": margin, "alpha": gates.alpha, "n_blocks": len(grouped)}
-    if not intervals.resolves(gates.alpha, len(grouped), gates.resamples):
-        detail = f"{len(grouped)} blocks of {gates.block_s:g} s and {gates.resamples} resamples carry no bound"
-        return CheckResult(name, Verdict.INCONCLUSIVE, detail, evidence)
-    weights = intervals.resample(len(grouped), gates.resamples, rng)
-    means = (weights @ grouped.sums(differences)) / (weights @ grouped.sums(np.ones(len(differences))))
-    share = intervals.tail(gates.alpha, len(grouped))
-    lower, upper = (float(q) for q in np.quantile(means, [share, 1 - share]))
-    evidence |= {"lower": lower, "upper": upper}
-    shown = f"log-loss differs by {value:+.4f}, bounds [{lower:+.4f}, {upper:+.4f}]"
-    if upper < margin:
-        return CheckResult(name, Verdict.PASS, f"{shown}, upper below margin {margin:g}", evidence)
-    if lower > margin:
-        return CheckResult(name, Verdict.FAIL, f"{shown}, lower above margin {margin:g}", evidence)
-    return CheckResult(name, Verdict.INCONCLUSIVE, f"{shown}, margin {margin:g} in between", evidence)
+
+def _weak_slices(gates: Gates, case: Case, grouped: Blocks, rng: np.random.Generator) -> tuple[Slice, ...]:
+    """Slices by input where the candidate loses most: against the champion, or against all rows of a first version."""
+    losses = case.losses(case.scores)
+    if case.rival is not None:
+        losses = losses - case.losses(case.rival)
+    newest = np.argsort(case.times, kind="stable")[-_WEAK_ROWS:]
+    _, index = np.unique(grouped.index[newest], return_inverse=True)
+    return weak(
+        {name: case.columns[name][newest] for name in case.features.inputs},
+        losses[newest],
+        Blocks(index.astype(np.int64), np.full(int(index.max()) + 1, np.nan)),
+        min_rows=gates.slices.min_rows if gates.slices is not None else _WEAK_LEAST,
+        resamples=gates.resamples,
+        alpha=gates.alpha,
+        rng=rng,
+    )

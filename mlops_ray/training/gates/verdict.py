@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
+import numpy as np
+
 from mlops_ray.config import Metric
 from mlops_ray.training.evaluation.intervals import Estimate
 
@@ -40,6 +42,8 @@ class GateResult:
     verdict: Verdict
     checks: tuple[CheckResult, ...]
     metrics: Mapping[Metric, Estimate]
+    information: Mapping[str, Any] = field(default_factory=dict)
+    """What nobody demanded and is good to know, JSON-friendly: `weak_slices`, as `evaluation.slices` tells them."""
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -50,8 +54,9 @@ class GateResult:
         """The result as JSON-friendly values."""
         return {
             "verdict": self.verdict.value,
-            "checks": [{**asdict(c), "verdict": c.verdict.value} for c in self.checks],
+            "checks": [plain({**asdict(c), "verdict": c.verdict.value}) for c in self.checks],
             "metrics": {name: estimate.to_dict() for name, estimate in self.metrics.items()},
+            "information": plain(self.information),
         }
 
 
@@ -61,3 +66,14 @@ def combine(verdicts: Iterator[Verdict] | Sequence[Verdict]) -> Verdict:
     if Verdict.FAIL in found:
         return Verdict.FAIL
     return Verdict.PASS if found == {Verdict.PASS} else Verdict.INCONCLUSIVE
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON has it: NumPy's types become Python's, and a number that is none (NaN, infinite) becomes None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value

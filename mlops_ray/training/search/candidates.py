@@ -232,13 +232,14 @@ def raw(estimator: Any, matrix: Matrix) -> Scores:
 
 @dataclass(frozen=True)
 class Crossed:
-    """For each row what a fit on the other folds says: `scores`, and `raw` (see `raw`) for classifiers.
+    """For each row what a fit on the other folds says: `scores`, and for classifiers `raw` (see the function).
 
-    `fold` is the row's fold, shape (n,)."""
+    `fold` is the row's fold, shape (n,); `decides` says whether `raw` are values of a decision function."""
 
     scores: Scores
     raw: Scores | None
     fold: NDArray[np.int64]
+    decides: bool = False
 
 
 def cross_scores(
@@ -292,7 +293,8 @@ def crossed(
         parts.append(scores(estimator, matrix[rows], task, n_classes=n_classes))
         if task != "regression":
             raws.append(raw(estimator, matrix[rows]))
-    return Crossed(np.concatenate(parts), np.concatenate(raws) if raws else None, fold)
+    decides = hasattr(estimator, "decision_function")
+    return Crossed(np.concatenate(parts), np.concatenate(raws) if raws else None, fold, decides)
 
 
 def resolved(candidates: Sequence[config.Candidate], task: Task) -> tuple[Searched, ...]:

@@ -67,17 +67,11 @@ def cross_calibrated(
     for fold in np.unique(crossed.fold):
         rows, rest = crossed.fold == fold, crossed.fold != fold
         kept = None if weights is None else weights[rest]
-        fitted = _map(method, labels, raw[rest], y[rest], kept, decides=_decides(raw[rest]))
+        fitted = _map(method, labels, raw[rest], y[rest], kept, decides=crossed.decides)
         found[rows] = candidates.placed(
             fitted.predict_proba(_wide(raw[rows])), fitted.classes_, task, None if task == "binary" else len(labels)
         )
     return found
-
-
-def _decides(raw: Scores) -> bool:
-    """Whether raw answers are decision values: those of two classes come in one column, probabilities in as many as
-    there are classes, in each row adding up to one."""
-    return raw.ndim == 1 or not np.allclose(raw.sum(axis=1), 1)
 
 
 def _wide(raw: Scores) -> Scores:
@@ -89,37 +83,37 @@ def _map(method: Method, known: NDArray[Any], raw: Scores, y: Labels, weights: F
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.frozen import FrozenEstimator
 
-    told = _told()(known, decides)
-    fitted = CalibratedClassifierCV(FrozenEstimator(told), method=method, cv=2, ensemble=False)
+    told = FrozenEstimator(_told(known, decides=decides))
+    fitted = CalibratedClassifierCV(told, method=method, cv=2, ensemble=False)
     return fitted.fit(_wide(raw), y, sample_weight=weights)
 
 
-def _told() -> Any:
-    """A fitted classifier whose answers are its inputs. Made here, for scikit-learn is not imported before it is
-    needed."""
+def _told(known: NDArray[Any], *, decides: bool) -> Any:
+    """A fitted classifier whose answers are its inputs. Its class is made here, for scikit-learn is imported only
+    where it is needed."""
     from sklearn.base import BaseEstimator, ClassifierMixin
-    from sklearn.utils.metaestimators import available_if
 
     class Told(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-        def __init__(self, known: NDArray[Any], decides: bool) -> None:
-            self.known, self.decides = known, decides
-            self.classes_ = known
+        classes_ = known
 
-        @available_if(lambda self: self.decides)
-        def decision_function(self, said: Scores) -> Scores:
-            return said[:, 0] if said.shape[1] == 1 else said
-
-        @available_if(lambda self: not self.decides)
-        def predict_proba(self, said: Scores) -> Scores:
-            return said
+        def __sklearn_is_fitted__(self) -> bool:
+            return True
 
         def fit(self, said: Scores, y: Labels) -> Any:
             return self
 
-        def predict(self, said: Scores) -> Labels:
-            return self.known[np.argmax(said, axis=1)]
+        def predict(self, said: Scores) -> Any:
+            return known[np.argmax(said, axis=1)]
 
-    return Told
+    class Decided(Told):
+        def decision_function(self, said: Scores) -> Scores:
+            return said[:, 0] if said.shape[1] == 1 else said
+
+    class Probable(Told):
+        def predict_proba(self, said: Scores) -> Scores:
+            return said
+
+    return Decided() if decides else Probable()
 
 
 def best_threshold(plan: config.Threshold, y: ArrayLike, scores: ArrayLike, weights: Floats | None = None) -> float:
@@ -136,8 +130,10 @@ def best_threshold(plan: config.Threshold, y: ArrayLike, scores: ArrayLike, weig
         raise DataError("search.threshold", "needs labels and scores of the same rows, of both classes")
     w = np.ones(len(p)) if weights is None else np.asarray(weights, dtype=np.float64)
     levels, index = np.unique(p, return_inverse=True)
-    positives = np.bincount(index, weights=w * (labels == 1), minlength=len(levels))
-    negatives = np.bincount(index, weights=w * (labels != 1), minlength=len(levels))
+    positives, negatives = (
+        np.bincount(index, weights=w * part, minlength=len(levels)).astype(np.float64)
+        for part in (labels == 1, labels != 1)
+    )
     edges = np.concatenate([[0.0], levels, [1.0]])
     cuts = (edges[:-1] + edges[1:]) / 2  # cut i lets levels i and above through
     missed, caught = _below(positives), _above(positives)

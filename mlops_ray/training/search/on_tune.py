@@ -20,9 +20,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -45,6 +46,14 @@ Progress = Callable[[str, int, int], None]
 """Called with stage, done and total."""
 IDLE_DEATHS = 3
 """Lanes that die without a trial, one after the other, until the search gives up: then it is not the trials' fault."""
+
+GRACE_S = 1.0
+"""Until lanes that have nothing left to do are ended from outside."""
+_TUNE = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints tables even with verbose=0
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune would swallow an interrupt and return as if the search had ended
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # CSV and JSON per lane; only Tune's own restore would read them
+}
 
 
 @dataclass(frozen=True)
@@ -226,7 +235,8 @@ class _Clerk(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A lane died and will be started again."""
-        reason = _reason(str(trial.get_error() or ""))
+        said = Path(trial.error_file)  # a local file, which reaches the storage only later
+        reason = _reason(said.read_text(encoding="utf-8") if said.is_file() else "")
         last = self._last.get(trial.trial_id)
         lost = ray.get(self._desk.lost.remote(trial.trial_id, reason, last))
         if lost is not None:
@@ -244,6 +254,7 @@ class _Until(tune.Stopper):
 
     def __init__(self, deadline: float, book: _Book, clerk: _Clerk) -> None:
         self._deadline, self._book, self._clerk = deadline, book, clerk
+        self._full_at: float | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -252,8 +263,12 @@ class _Until(tune.Stopper):
         return False
 
     def stop_all(self) -> bool:
-        over = time.monotonic() > self._deadline
-        return over or self._book.full or self._clerk.hopeless or self._book.failure is not None
+        # Lanes end by themselves, and their loggers with them; what hangs, or waits for a CPU, does not.
+        now = time.monotonic()
+        if self._book.full and self._full_at is None:
+            self._full_at = now
+        slow = now > self._deadline + GRACE_S or (self._full_at is not None and now > self._full_at + GRACE_S)
+        return slow or self._clerk.hopeless or self._book.failure is not None
 
 
 def _run(
@@ -266,12 +281,11 @@ def _run(
     storage: str,
     others: Sequence[Any],
 ) -> None:
-    _quiet()
     deadline = time.monotonic() + plan.max_s - spent
     desk = _DeskActor.remote(plan, tuple(listed), job, book.trials, plan.max_s - spent)
     clerk = _Clerk(desk, book, spent)
     given = {"desk": desk, "folds": put(folds, [c.path for c in listed]), "job": job}
-    with tempfile.TemporaryDirectory() as local:
+    with _settings(), tempfile.TemporaryDirectory() as local:
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(_lane, **given), {"cpu": 1}),
             tune_config=tune.TuneConfig(num_samples=plan.concurrency, max_concurrent_trials=plan.concurrency),
@@ -299,13 +313,21 @@ def put(folds: Sequence[FoldData], paths: Sequence[str]) -> Any:
     return ray.put(tuple(folds))
 
 
-def _quiet() -> None:
+@contextmanager
+def _settings() -> Iterator[None]:
+    """Tune's settings, which it reads from the environment, for the time of a search."""
     logging.getLogger("ray.tune").setLevel(logging.WARNING)
     for name in ("ray.tune.tune", "ray.tune.execution.tune_controller"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # they print the stack of each lane that our log records
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output prints tables even with verbose=0
-    # Tune would swallow an interrupt and return as if the search had ended.
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    before = {name: os.environ.get(name) for name in _TUNE}
+    os.environ.update(_TUNE)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _foreign(wanted: config.Callback) -> Any:
@@ -374,18 +396,17 @@ class _Actor:
 _DeskActor: Any = ray.remote(num_cpus=0)(_Actor)
 
 
-def _lane(given: dict[str, Any], *, desk: Any, folds: Any, job: Job) -> None:
-    """Evaluates one point after the other until the desk has no more."""
+def _lane(given: dict[str, Any], *, desk: Any, folds: Sequence[FoldData], job: Job) -> None:
+    """Evaluates one point after the other until the desk has no more. Tune hands in what `folds` refers to."""
     # Before NumPy's and scikit-learn's libraries are loaded: one lane, one thread.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
-    data: Sequence[FoldData] = ray.get(folds)
     me = tune.get_context().get_trial_id()
     ended: TrialEnded | None = None
     while (order := ray.get(desk.order.remote(me, ended))) is not None:
         # A fit that hangs may hold the interpreter's lock: this timer runs outside of it, and ends the process.
         faulthandler.dump_traceback_later(order.limit_s, exit=True, file=sys.__stderr__ or sys.stderr)
-        ended = _trial(order, data, job, lambda steps: desk.step.remote(me, steps))
+        ended = _trial(order, folds, job, lambda steps: desk.step.remote(me, steps))
         faulthandler.cancel_dump_traceback_later()
         shown: dict[str, Any] = {"number": ended.number, "candidate": ended.choice.label, "status": ended.status}
         if ended.score is not None:

@@ -133,14 +133,14 @@ class Study:
         self._exhausted = True
 
     def _tell(self, number: int) -> None:
-        """Hand a result to the sampler: a stopped trial by its rungs, a failed one as the worst that is known, lest a
+        """Hand a result to the sampler: a stopped trial by its rungs, a failed one as worse than all, lest a
         candidate that always fails keeps being tried."""
         asked, ended, states = self._asked[number], self._results[number], _states()
         self._study.tell(asked.running, state=states.FAIL)
         if ended.status == "failed" or ended.score is None:
             done = [t.value for t in self._study.get_trials(deepcopy=False) if t.value is not None]
             if done:
-                self._add(state=states.COMPLETE, value=max(done), **asked.values)
+                self._add(state=states.COMPLETE, value=float(np.nextafter(max(done), np.inf)), **asked.values)
         elif ended.status == "done":
             self._add(state=states.COMPLETE, value=measures.loss(self.metric, ended.score), **asked.values)
         else:

@@ -96,10 +96,10 @@ def test_each_fold_is_seen_by_a_transform_of_its_own_rows(tmp_path: Path, by: st
     assert len(folds) == 4
     held = len(rows.of(HOLDOUT))
     for fold in folds:
-        assert fold.values.shape == (len(fold.y), 1)
+        assert fold.matrix.shape == (len(fold.y), 1)
         assert 0 < fold.n_train < len(fold.y)
         # Standardised by the rows that train, and by no others.
-        assert fold.values[: fold.n_train].mean() == pytest.approx(0, abs=1e-9)
+        assert fold.matrix[: fold.n_train].mean() == pytest.approx(0, abs=1e-9)
     validated = sum(len(fold.y) - fold.n_train for fold in folds)
     assert validated == (100 - held if by == "hash" else 64)
 

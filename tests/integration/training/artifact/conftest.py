@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.pipeline import Pipeline
+from threadpoolctl import threadpool_limits
 
 from mlops_ray.config import Features
 from mlops_ray.data import profile
@@ -74,3 +76,10 @@ def make_rows(n: int = 3000, seed: int = 0) -> Rows:
 @pytest.fixture(scope="session")
 def rows() -> Rows:
     return make_rows()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """OpenMP's threads wait busily for each other: fits of a few rows take seconds when other work shares the cores."""
+    with threadpool_limits(1):
+        yield

@@ -78,8 +78,12 @@ def trained(features: Features, table: pa.Table, estimator: Any) -> tuple[Pipeli
     edges = bins(features, partial)
     reference = Reference(edges, 86400.0, ((0.0, profile.fold(edges, columns, np.full(len(y), 0.5))),), ())
     return Pipeline([("features", fitted), ("model", estimator.fit(matrix, y))]), {
+        "task": "binary",
+        "classes": (0, 1),
+        "target": "late",
         "reference": reference,
         "holdout": columns,
+        "lock": {},
     }
 
 
@@ -91,7 +95,7 @@ def test_one_row_scores_alike_from_statistics_to_the_log(tmp_path: Path, table: 
     features = made.features
     rows, _ = conform(table, made.columns)
     pipeline, given = trained(features, rows, estimator)
-    sha256 = model.save(tmp_path / "a", pipeline, features=features, target="late", **given)
+    sha256 = model.save(tmp_path / "a", pipeline, features=features, **given)
     loaded = model.load(tmp_path / "a", sha256)
     assert loaded.engine == "onnx", loaded.manifest["reason"]
     assert loaded.features == features
@@ -144,7 +148,7 @@ def test_a_model_without_an_answer_to_missing_values_has_no_such_golden_request(
 ) -> None:
     features = Features.model_validate({"numeric": {"columns": ["distance"], "impute": "none"}})
     pipeline, given = trained(features, table, LogisticRegression())
-    loaded = model.load(tmp_path / "a", model.save(tmp_path / "a", pipeline, features=features, target="late", **given))
+    loaded = model.load(tmp_path / "a", model.save(tmp_path / "a", pipeline, features=features, **given))
     assert len(loaded.golden.scores) == 16
     assert loaded.replay() <= 1e-7
 
@@ -172,11 +176,15 @@ def test_a_custom_transformers_types_are_trusted_for_its_own_version_only(tmp_pa
         pipeline, given = trained(features, table, LogisticRegression())
         rows[len(trusted)] = (features, pipeline, given)
     with pytest.raises(ArtifactRefused, match=r"Doubled, not a type that we load; .* features.trusted_types"):
-        model.save(tmp_path / "a", rows[0][1], features=rows[0][0], target="late", **rows[0][2])
+        model.save(tmp_path / "a", rows[0][1], features=rows[0][0], **rows[0][2])
     features, pipeline, given = rows[1]
-    sha256 = model.save(tmp_path / "b", pipeline, features=features, target="late", **given)
-    loaded = model.load(tmp_path / "b", sha256)
+    sha256 = model.save(tmp_path / "b", pipeline, features=features, **given)
+    # The artifact records the project's list, and is not believed: the caller says what it trusts.
+    with pytest.raises(ArtifactRefused, match=r"Doubled, not a type that we load"):
+        model.load(tmp_path / "b", sha256)
+    loaded = model.load(tmp_path / "b", sha256, trusted=features.trusted_types)
     assert loaded.engine == "sklearn"
+    assert loaded.pipeline()[-1].classes_.tolist() == [0, 1]
     assert "Doubled" in json.dumps(loaded.manifest["trusted"])
     expected = pipeline.predict_proba(to_frame(features, given["holdout"]))[:, 1]
     np.testing.assert_array_equal(loaded.score(given["holdout"]), expected)

@@ -28,7 +28,8 @@ from mlops_ray.config import Features
 from mlops_ray.data.features import statistics as statistics_of
 from mlops_ray.data.features import transformer as feature_room
 from mlops_ray.errors import ArtifactRefused, DataError
-from mlops_ray.training.artifact import model
+from mlops_ray.training.artifact import engines, graph, lock, model, packing
+from mlops_ray.training.artifact.graph import to_onnx
 
 FEATURES = Features.model_validate(
     {"numeric": {"columns": ["pressure", "hour", "rain"]}, "categorical": {"columns": ["carrier", "origin"]}}
@@ -36,13 +37,17 @@ FEATURES = Features.model_validate(
 
 
 def save(folder: Path, rows: Any, pipeline: Any = None) -> str:
+    pipeline = pipeline or rows.fit()
     return model.save(
         folder,
-        pipeline or rows.fit(),
+        pipeline,
+        task="binary",
+        classes=(0, 1),
         features=FEATURES,
         target="late",
         reference=rows.reference,
         holdout=rows.columns,
+        lock=lock.environment_lock(lock.distributions_of(pipeline)),
     )
 
 
@@ -67,9 +72,9 @@ def rewritten(folder: Path, **changes: Any) -> str:
 
 
 def in_both_engines(pipeline: Any, rows: Any) -> tuple[np.ndarray, np.ndarray]:
-    graph = model.to_onnx(pipeline, FEATURES)
+    graph = to_onnx(pipeline, FEATURES)
     frame = statistics_of.to_frame(FEATURES, rows.columns)
-    return model._onnx_scorer(graph, FEATURES)(rows.columns), pipeline.predict_proba(frame)[:, 1]
+    return engines.onnx_scorer(graph, FEATURES, "binary", 2, "a")(rows.columns), pipeline.predict_proba(frame)[:, 1]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +103,15 @@ def test_features_of_one_kind_suffice(tmp_path: Path, rows: Any, kept: tuple[str
     matrix = fitted.transform(statistics_of.to_frame(features, rows.columns))
     pipeline = Pipeline([("features", fitted), ("model", LogisticRegression().fit(matrix, rows.y))])
     found = model.save(
-        tmp_path / "a", pipeline, features=features, target="y", reference=rows.reference, holdout=rows.columns
+        tmp_path / "a",
+        pipeline,
+        task="binary",
+        classes=(0, 1),
+        features=features,
+        target="y",
+        reference=rows.reference,
+        holdout=rows.columns,
+        lock={},
     )
     loaded = model.load(tmp_path / "a", found)
     assert loaded.engine == "onnx"
@@ -154,8 +167,8 @@ def test_requests_that_no_engine_should_see_are_named(artifact: tuple[Path, str]
 def test_where_the_graph_does_not_agree_scikit_learn_serves(
     tmp_path: Path, rows: Any, estimator: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = model.to_onnx(rows.fit(DecisionTreeClassifier(max_depth=1)), FEATURES)
-    monkeypatch.setattr(model, "to_onnx", lambda pipeline, features: other)
+    other = to_onnx(rows.fit(DecisionTreeClassifier(max_depth=1)), FEATURES)
+    monkeypatch.setattr(graph, "to_onnx", lambda pipeline, features: other)
     pipeline = rows.fit(estimator)
     loaded = model.load(tmp_path / "a", save(tmp_path / "a", rows, pipeline))
     assert loaded.engine == "sklearn"
@@ -177,7 +190,9 @@ def test_what_cannot_be_converted_is_served_by_scikit_learn(tmp_path: Path, rows
             continue
         loaded = model.load(tmp_path / str(i), found)
         expected = pipeline.predict_proba(statistics_of.to_frame(FEATURES, rows.columns))[:, 1]
-        assert np.mean(np.abs(loaded.score(rows.columns) - expected) <= model.PARITY_TOLERANCE) >= model.PARITY_SHARE
+        assert (
+            np.mean(np.abs(loaded.score(rows.columns) - expected) <= engines.PARITY_TOLERANCE) >= engines.PARITY_SHARE
+        )
 
 
 @pytest.mark.parametrize(
@@ -213,8 +228,8 @@ def test_another_format_or_another_hash_is_refused(artifact: tuple[Path, str]) -
     folder, found = artifact
     with pytest.raises(ArtifactRefused, match="registered is"):
         model.load(folder, "0" * 64)
-    with pytest.raises(ArtifactRefused, match="format 2"):
-        model.load(folder, rewritten(folder, format=2))
+    with pytest.raises(ArtifactRefused, match=r"format 1, and this release reads 2: train"):
+        model.load(folder, rewritten(folder, format=1))
     with pytest.raises(ArtifactRefused, match=r"manifest\.json is missing"):
         model.load(folder.parent, found)
 
@@ -229,7 +244,7 @@ def test_a_foreign_type_is_refused_when_saving_and_when_loading(
     pipeline = rows.fit(Foreign())
     with pytest.raises(ArtifactRefused, match="Foreign"):
         save(tmp_path / "a", rows, pipeline)
-    monkeypatch.setattr(model, "TRUSTED_TYPES", (*model.TRUSTED_TYPES, f"{Foreign.__module__}.Foreign"))
+    monkeypatch.setattr(packing, "TRUSTED_TYPES", (*packing.TRUSTED_TYPES, f"{Foreign.__module__}.Foreign"))
     found = save(tmp_path / "b", rows, pipeline)
     monkeypatch.undo()
     with pytest.raises(ArtifactRefused, match="Foreign"):
@@ -242,7 +257,8 @@ def test_golden_answers_that_changed_are_refused(artifact: tuple[Path, str]) -> 
     golden["scores"][3] += 0.01
     (folder / "golden.json").write_text(json.dumps(golden))
     files = json.loads((folder / "manifest.json").read_text())["files"]
-    files["golden.json"]["sha256"] = sha256((folder / "golden.json").read_bytes()).hexdigest()
+    content = (folder / "golden.json").read_bytes()
+    files["golden.json"] = {"sha256": sha256(content).hexdigest(), "bytes": len(content)}
     loaded = model.load(folder, rewritten(folder, files=files))
     with pytest.raises(ArtifactRefused, match=r"golden answers differ by 0\.01"):
         loaded.replay()

@@ -1,0 +1,89 @@
+"""Is the candidate no worse than the champion or, being the first, better than an answer that looks at nothing?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mlops_ray.config import Gates
+from mlops_ray.training import target
+from mlops_ray.training.evaluation.intervals import Blocks
+from mlops_ray.training.gates.case import Case
+from mlops_ray.training.gates.comparison import MIN_BLOCKS, Comparison, compare
+from mlops_ray.training.gates.verdict import CheckResult, Verdict, plain
+
+
+def champion(gates: Gates, case: Case, grouped: Blocks, rng: np.random.Generator) -> CheckResult:
+    """Judge the mean loss per row against the champion's, or the constant's.
+
+    `no_worse_than_champion`: a candidate that is worse by exactly `gates.margin` passes at most alpha of the time. It
+    passes only where its upper bound is below the margin *and* an equal candidate would have passed with probability
+    `gates.power`. The second demand is no part of that promise. It is there because a run is one of many: where the
+    holdout cannot tell an equal candidate from one that is worse by the margin, nearly all that pass pass by luck, bad
+    ones about as often as good ones, and the difference that a lucky one shows is too good (K. S. Button and others,
+    Power failure, 2013; A. Gelman and J. Carlin, Beyond Power Calculations, 2014). Retraining until one is lucky must
+    not work. A sure failure stays a failure: noise that does not hide it does not excuse it.
+
+    `better_than_constant`, without a champion: the upper bound must be below -`gates.margin`. The rival is the
+    holdout's own base rate, or mean, the best of all constants: by less, a model of noise gets there by luck. There is
+    no equal candidate to plan for, so no power is asked.
+    """
+    own = case.losses(case.scores)
+    if case.rival is None:
+        rivals = case.losses(target.constant(case.task, case.y, len(case.classes)))
+        return _first(gates, _compare(gates, own - rivals, grouped, rng))
+    return _no_worse(gates, _compare(gates, own - case.losses(case.rival), grouped, rng))
+
+
+def _compare(gates: Gates, differences: Any, grouped: Blocks, rng: np.random.Generator) -> Comparison:
+    return compare(differences, grouped, alpha=gates.alpha, resamples=gates.resamples, rng=rng)
+
+
+def _first(gates: Gates, found: Comparison) -> CheckResult:
+    name = "better_than_constant"
+    evidence = {**found.to_dict(), "margin": -gates.margin, "alpha": gates.alpha}
+    if not found.resolved:
+        return CheckResult(name, Verdict.INCONCLUSIVE, unresolved(gates, found), evidence)
+    said = shown(found)
+    if found.upper < -gates.margin:
+        return CheckResult(name, Verdict.PASS, f"{said}; below {-gates.margin:g} is asked", evidence)
+    if found.lower > -gates.margin:
+        return CheckResult(name, Verdict.FAIL, f"{said}, surely not below {-gates.margin:g}", evidence)
+    return CheckResult(name, Verdict.INCONCLUSIVE, f"{said}, not surely below {-gates.margin:g}", evidence)
+
+
+def _no_worse(gates: Gates, found: Comparison) -> CheckResult:
+    name, margin = "no_worse_than_champion", gates.margin
+    evidence: dict[str, Any] = {**found.to_dict(), "margin": margin, "alpha": gates.alpha, "power_asked": gates.power}
+    if not found.resolved:
+        return CheckResult(name, Verdict.INCONCLUSIVE, unresolved(gates, found), evidence)
+    power, needed = found.power(margin), found.blocks_needed(margin, gates.power)
+    rows = None if needed is None else int(np.ceil(needed * found.n / found.n_blocks))
+    evidence |= plain({"power": power, "blocks_needed": needed, "rows_needed": rows})
+    said = shown(found)
+    if found.lower > margin:
+        return CheckResult(name, Verdict.FAIL, f"{said}, surely above the margin {margin:g}", evidence)
+    if power < gates.power:
+        way = f"about {needed} blocks ({rows:,} rows)" if needed is not None else "far more rows, or another margin,"
+        says = (
+            f"{said}; an equal candidate would pass here with probability {power:.2f} only, {gates.power:g} is asked: "
+            f"{way} are needed for a margin of {margin:g}, there are {found.n_blocks} ({found.n:,} rows)"
+        )
+        return CheckResult(name, Verdict.INCONCLUSIVE, says, evidence)
+    if found.upper < margin:
+        return CheckResult(name, Verdict.PASS, f"{said}, surely below the margin {margin:g}", evidence)
+    return CheckResult(name, Verdict.INCONCLUSIVE, f"{said}, the margin {margin:g} in between", evidence)
+
+
+def shown(found: Comparison) -> str:
+    """The difference with its bounds, for people."""
+    return f"loss per row differs by {found.value:+.4f}, bounds {found.lower:+.4f} to {found.upper:+.4f}"
+
+
+def unresolved(gates: Gates, found: Comparison) -> str:
+    """Why there are no bounds."""
+    if found.n_blocks < MIN_BLOCKS:
+        what = f"values of {gates.block_group}" if gates.block_group else f"blocks of {gates.block_s:g} s"
+        return f"{found.n_blocks} {what} carry no bound; {MIN_BLOCKS} or more are needed"
+    return f"{gates.resamples} resamples carry no bound at alpha {gates.alpha:g}; raise gates.resamples"

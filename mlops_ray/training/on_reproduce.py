@@ -1,0 +1,94 @@
+"""`mlops-ray reproduce`: a version trained again from its recipe, and what came out compared with what was made."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlops_ray.config import Project
+from mlops_ray.data import lake
+from mlops_ray.data.splits import HOLDOUT, TRAIN, VALIDATION
+from mlops_ray.errors import DataError
+from mlops_ray.state import VersionRow
+from mlops_ray.training import recipe
+from mlops_ray.training import rows as rows_of
+from mlops_ray.training.artifact import engines, model
+from mlops_ray.training.artifact.lock import differences, environment_lock
+from mlops_ray.training.on_fit import Prepared, features, refit
+from mlops_ray.training.on_machine import checkout
+from mlops_ray.training.recipe import Recipe, Reproduction
+from mlops_ray.training.rows import Rows
+from mlops_ray.training.search.on_tune import search as run_search
+
+Progress = Callable[[str, int, int], None]
+
+
+def reproduce(project: Project, row: VersionRow, *, search: bool, on_progress: Progress) -> Reproduction:
+    """Train version `row` again from its recipe and compare predictions on the holdout. Ray must be initialised.
+
+    Nothing is written: no run, no artifact, no version.
+    Args: search: repeat the search as well; its winner is compared, the recorded one is trained.
+    Raises: DataError when the dataset version is gone or holds other rows; ArtifactRefused; what training raises.
+    """
+    with tempfile.TemporaryDirectory() as cache:
+        stored = model.load(
+            model.fetch(row.artifact, Path(cache), row.sha256), row.sha256, trusted=project.features.trusted_types
+        )
+        made = Recipe.from_dict(stored.recipe, row.artifact)
+        then = made.project_of(project)
+        dataset = lake.dataset(made.uri, made.version)
+        if dataset.content_hash != made.content_hash:
+            what = (
+                f"has content {dataset.content_hash[:12]}, version {row.version} was made from {made.content_hash[:12]}"
+            )
+            raise DataError(rows_of.label(dataset), what)
+        on_progress("read", 0, 1)
+        rows = rows_of.read(then, dataset)
+        y = rows.y.copy()
+        if made.shuffle_target:
+            seen = rows.of(TRAIN, VALIDATION)
+            y[seen] = np.random.default_rng(then.seed).permutation(y[seen])
+        on_progress("read", 1, 1)
+        on_progress("features", 0, 1)
+        prepared = features(then, dataset, rows, y)
+        on_progress("features", 1, 1)
+        searched = _search(then, rows, prepared, made, on_progress) if search else None
+        on_progress("refit", 0, 1)
+        winner = refit(then, rows, y, prepared, made.winner)
+        inputs = rows.inputs(rows.of(HOLDOUT))
+        now = engines.sklearn_scorer(winner.pipeline, then.features, then.task)(inputs)
+        before = engines.sklearn_scorer(stored.pipeline(), then.features, then.task)(inputs)
+        on_progress("refit", 1, 1)
+    same, gap = recipe.compare(then.task, made.scores_sha256, before, now)
+    code = checkout()
+    said = (
+        *recipe.code_differences(made.commit, made.dirty, (code.commit, code.dirty) if code is not None else None),
+        *differences(stored.lock, environment_lock(tuple(stored.lock))),
+        *recipe.project_differences(made.project, project),
+    )
+    return Reproduction(row.version, same, gap, len(now), said, searched)
+
+
+def _search(project: Project, rows: Rows, prepared: Prepared, made: Recipe, on_progress: Progress) -> dict[str, Any]:
+    """What the search finds today, and whether it is what it found then."""
+    with tempfile.TemporaryDirectory() as storage:
+        found = run_search(
+            project.search,
+            project.task,
+            prepared.folds,
+            seed=project.seed,
+            storage=storage,
+            name="reproduce",
+            classes=rows.classes,
+            on_progress=on_progress,
+        )
+    return {
+        "same": found.choice == made.winner,
+        "winner": f"{found.choice.estimator} {dict(found.choice.params)}",
+        "score": found.score,
+        "score_then": made.score,
+    }

@@ -1,0 +1,89 @@
+"""Looking at one version: where it comes from, what it is worth, whether it can be made again; taking it elsewhere."""
+
+from __future__ import annotations
+
+import getpass
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlops_ray.config import Project
+from mlops_ray.errors import ModelNotFound
+from mlops_ray.verbs import Env, Paths, Progress, _silent, known_store, load
+
+if TYPE_CHECKING:
+    from mlops_ray.governance.lineage import Lineage
+    from mlops_ray.state import Store, VersionRow
+
+
+def reproduce(
+    paths: Paths, env: Env, version: int, on_progress: Progress = _silent, *, search: bool = False
+) -> dict[str, Any]:
+    """Train a version again from its recipe and compare the predictions on the holdout.
+
+    Args: search: repeat the whole search as well, and say whether it finds the same winner.
+    Raises: ModelNotFound; DataError when its dataset version is gone; ArtifactRefused.
+    """
+    from mlops_ray.cluster.on_ray import connected
+    from mlops_ray.training.on_reproduce import reproduce as again
+
+    project = load(paths, env).project
+    row = _version(known_store(project), project, version)
+    with connected(project, start_local=True):
+        return again(project, row, search=search, on_progress=on_progress).to_dict()
+
+
+def lineage(paths: Paths, env: Env, version: int) -> Lineage:
+    """Where a version comes from. Raises: ModelNotFound, BackendUnavailable."""
+    from mlops_ray.governance.lineage import lineage as traced
+    from mlops_ray.governance.on_mlflow import gather
+
+    project = load(paths, env).project
+    return traced(gather(project, known_store(project), version))
+
+
+def card(paths: Paths, env: Env, version: int) -> dict[str, str]:
+    """A version's model card, as `html` and `markdown`. Raises: ModelNotFound, BackendUnavailable."""
+    from mlops_ray.config import About
+    from mlops_ray.governance.card import card as made
+    from mlops_ray.governance.on_mlflow import gather
+
+    project = load(paths, env).project
+    found = made(gather(project, known_store(project), version, plots=True), project.about or About())
+    return {"html": found.html(), "markdown": found.markdown()}
+
+
+def export(
+    paths: Paths, env: Env, version: int, into: Path, *, onnx: bool, dockerfile: bool, conda: bool, requirements: bool
+) -> dict[str, Any]:
+    """Write a folder that serves or embeds a version elsewhere. Raises: ModelNotFound, ArtifactRefused, DataError."""
+    from mlops_ray.training.artifact import model
+    from mlops_ray.training.artifact.export import export as written
+
+    project = load(paths, env).project
+    row = _version(known_store(project), project, version)
+    wanted: dict[str, bool] = {"onnx": onnx, "dockerfile": dockerfile, "conda": conda, "requirements": requirements}
+    with tempfile.TemporaryDirectory() as cache:
+        folder = model.fetch(row.artifact, Path(cache), row.sha256)
+        loaded = model.load(folder, row.sha256, trusted=project.features.trusted_types)
+        files = written(loaded, into, threshold=project.serving.threshold, **wanted)
+    return {"version": version, "folder": str(into), "files": sorted(str(f.relative_to(into)) for f in files)}
+
+
+def approve(paths: Paths, env: Env, version: int, why: str) -> dict[str, Any]:
+    """Let a version that waits for approval have traffic, by the ledger. Raises: ModelNotFound, IllegalMove."""
+    from mlops_ray.governance.approvals import approve as approved
+
+    project = load(paths, env).project
+    who = getpass.getuser()
+    row = known_store(project).run(lambda tx: approved(tx, project.project, version, who=who, why=why, now=time.time()))
+    return {"version": row.version, "status": row.status, "who": who}
+
+
+def _version(store: Store, project: Project, version: int) -> VersionRow:
+    with store.read() as tx:
+        row = tx.version(project.project, version)
+    if row is None:
+        raise ModelNotFound(project.project, str(version))
+    return row
