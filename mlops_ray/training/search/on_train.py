@@ -100,7 +100,7 @@ def search_parallel(
     on_progress("search", len(trials), plan.trials)
     if len(kept) < plan.trials and spent < plan.max_s:
         with _Teams(plan, shards, scratch) as teams:
-            for trial in _ended(plan, listed, metric, seed, kept, teams, began + plan.max_s - spent):
+            for trial in each_trial(plan, listed, metric, seed, kept, teams, began + plan.max_s - spent):
                 trials.append(replace(trial, at_s=spent + time.monotonic() - began))
                 if not trial.cut_short:
                     folder.keep(trials[-1])
@@ -121,7 +121,7 @@ def _fingerprint(
     }
 
 
-def _ended(
+def each_trial(
     plan: config.Search,
     listed: Sequence[Searched],
     metric: SearchMetric,

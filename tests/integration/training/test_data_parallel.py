@@ -31,6 +31,7 @@ from mlops_ray.data.on_ray import fit_features
 from mlops_ray.data.splits import HOLDOUT, TRAIN, VALIDATION, Cut
 from mlops_ray.errors import BackendUnavailable, ConfigError, DataError
 from mlops_ray.training import target
+from mlops_ray.training.search import candidates, on_train
 from mlops_ray.training.search.candidates import Choice
 from mlops_ray.training.search.on_team import Fit, Team
 from mlops_ray.training.search.on_train import (
@@ -421,14 +422,39 @@ def test_a_search_goes_through_one_team_and_goes_on_after_a_crash(world: World, 
         search_parallel(plan_of(), world.shards(fit=(VALIDATION,)), **given)
 
 
-def test_a_budget_of_seconds_cuts_the_last_trial_short(world: World, tmp_path: Path) -> None:
-    endless = {"estimator": "xgboost", "workers": 2, "params": {"n_estimators": 10**6}}
-    slow = plan_of(max_s=40.0, candidates=[endless], early_stopping=None)
-    found = search_parallel(slow, world.shards(), seed=5, storage=str(tmp_path), name="two", scratch=world.scratch)
-    (only,) = found.trials
-    assert (only.status, only.cut_short, only.error) == ("stopped", True, "the search's time was up (search.max_s)")
-    assert only.score is not None
-    until(lambda: not workers())
+class Stalled:
+    """A team that shows two rounds, and then nothing until its time is up."""
+
+    def __init__(self, shards: Shards) -> None:
+        self.shards = shards
+
+    def of(self, choice: Choice) -> Stalled:
+        return self
+
+    def fit(self, choice: Choice, *, timeout_s: float, on_round: Callable[[int, float], bool], **_: Any) -> None:
+        assert not on_round(1, 0.6)
+        assert not on_round(2, 0.5)
+        time.sleep(timeout_s)
+        raise BackendUnavailable("Ray Train", f"not within {timeout_s} s")
+
+
+@pytest.mark.parametrize(
+    ("limits", "status", "score", "error"),
+    [
+        ({"max_s": 0.2}, "stopped", 0.5, "the search's time was up"),
+        ({"max_s": 0.8, "trial_max_s": 0.2}, "failed", None, "took longer than search.trial_max_s"),
+    ],
+)
+def test_time_limits_end_a_trial(world: World, limits: dict[str, float], status: str, score: Any, error: str) -> None:
+    plan = plan_of(**limits, candidates=plan_of().candidates[:1])
+    listed = candidates.resolved(plan.candidates, "binary")
+    teams: Any = Stalled(world.shards())
+    ended = on_train.each_trial(plan, listed, "log_loss", 5, (), teams, time.monotonic() + limits["max_s"])
+    first = next(ended)
+    assert (first.status, first.score, first.cut_short) == (status, score, status == "stopped")
+    assert (first.error or "").startswith(error)
+    later = list(ended)
+    assert bool(later) == (status == "failed"), "the search goes on while it has time"
 
 
 def test_only_data_parallel_candidates_are_searched_here(world: World, tmp_path: Path) -> None:
