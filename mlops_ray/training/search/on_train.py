@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import optuna
 import pyarrow as pa
 import ray
 from ray.exceptions import RayTaskError
@@ -25,7 +26,7 @@ from mlops_ray.data.sources.shards import ROWS_PER_BATCH
 from mlops_ray.data.splits import FoldCut
 from mlops_ray.errors import BackendUnavailable, ConfigError, DataError, MlopsRayError
 from mlops_ray.training.search import boosting, candidates, measures
-from mlops_ray.training.search.candidates import Choice
+from mlops_ray.training.search.candidates import Choice, ClassWeight
 from mlops_ray.training.search.desk import Desk
 from mlops_ray.training.search.on_team import Fit, OnRound, Team
 from mlops_ray.training.search.on_tune import Found, Progress
@@ -49,12 +50,22 @@ def fit_parallel(
     scratch: str,
     timeout_s: float,
     metric: SearchMetric | None = None,
+    class_weight: ClassWeight = None,
     on_round: OnRound | None = None,
 ) -> Fit:
-    """One data-parallel fit, see `Team`. `metric` is by default the task's."""
-    with Team(shards, surveyed(shards, workers), workers, scratch=scratch) as team:
+    """One data-parallel fit, see `Team.fit`. `metric` is by default the task's; class_weight: by place of the class, or
+    "balanced".
+
+    Raises: as `surveyed` and `Team.fit`."""
+    with _team(shards, workers, class_weight, scratch=scratch, fits=1) as team:
         wanted = measures.metric_of(metric, shards.task)
         return team.fit(choice, seed=seed, metric=wanted, timeout_s=timeout_s, on_round=on_round)
+
+
+def _team(shards: Shards, workers: int, class_weight: ClassWeight, *, scratch: str, fits: int) -> Team:
+    seen = surveyed(shards, workers)
+    weighed = replace(shards, class_weight=class_factors(class_weight, seen))
+    return Team(weighed, seen, workers, scratch=scratch, fits=fits)
 
 
 def search_parallel(
@@ -71,8 +82,7 @@ def search_parallel(
     """The best of the points that the plan's budget reaches; one trial at a time, each with its candidate's workers.
 
     As `on_tune.search`, with these differences: the sides of `shards` fit and judge (no cross-validation), foreign
-    callbacks hear nothing, and `scratch` is where checkpoints lie, which all nodes must reach. `class_weight` of the
-    plan is applied here; the one of `shards` is not looked at.
+    callbacks hear nothing, and `scratch` is where checkpoints lie, which all nodes must reach.
     Raises: ConfigError for candidates that are not data-parallel or cannot be built; DataError for rows that nothing
     can be learnt from, for a folder of another search, and when no trial succeeds.
     """
@@ -80,6 +90,7 @@ def search_parallel(
         problem = "data-parallel candidates (workers above 1) are searched apart from others, on one validation side"
         raise ConfigError("search.candidates", (f"{problem}; remove the others, and cross_validation",))
     candidates.check(plan.candidates, seed=seed, task=shards.task, plan=plan)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces each study
     listed = candidates.resolved(plan.candidates, shards.task)
     metric = measures.metric_of(plan.metric, shards.task)
     folder = Folder(f"{storage.rstrip('/')}/{name}")
@@ -89,7 +100,7 @@ def search_parallel(
     on_progress("search", len(trials), plan.trials)
     if len(kept) < plan.trials and spent < plan.max_s:
         with _Teams(plan, shards, scratch) as teams:
-            for trial in _ended(plan, listed, metric, seed, kept, teams, began + plan.max_s - spent):
+            for trial in each_trial(plan, listed, metric, seed, kept, teams, began + plan.max_s - spent):
                 trials.append(replace(trial, at_s=spent + time.monotonic() - began))
                 if not trial.cut_short:
                     folder.keep(trials[-1])
@@ -110,7 +121,7 @@ def _fingerprint(
     }
 
 
-def _ended(
+def each_trial(
     plan: config.Search,
     listed: Sequence[Searched],
     metric: SearchMetric,
@@ -148,7 +159,7 @@ def _ended(
 
 def _step(desk: Desk, climb: Climb, done: int, value: float) -> bool:
     stop = climb.round(done, value)
-    desk.step(_TEAM, climb.steps)
+    desk.step(_TEAM, [*climb.steps, (done, value)])  # of a trial that is cut short, where it stood
     return stop
 
 
@@ -180,10 +191,8 @@ class _Teams(contextlib.ExitStack):
         workers = self._plan.candidates[choice.candidate].workers
         if self._team is None or workers != self._workers:
             self.close()
-            seen = surveyed(self.shards, workers)
             by_place = candidates.class_weights(self._plan.class_weight, self.shards.classes)
-            shards = replace(self.shards, class_weight=class_factors(by_place, seen))
-            team = Team(shards, seen, workers, scratch=self._scratch, fits=self._plan.trials)
+            team = _team(self.shards, workers, by_place, scratch=self._scratch, fits=self._plan.trials)
             self._workers, self._team = workers, self.enter_context(team)
         return self._team
 
@@ -192,7 +201,15 @@ class _Teams(contextlib.ExitStack):
 
 
 def crossed_parallel(
-    shards: Shards, cut: FoldCut, choice: Choice, *, workers: int, seed: int, scratch: str, timeout_s: float
+    shards: Shards,
+    cut: FoldCut,
+    choice: Choice,
+    *,
+    workers: int,
+    seed: int,
+    scratch: str,
+    timeout_s: float,
+    class_weight: ClassWeight = None,
 ) -> dict[int, XGBClassifier | XGBRegressor]:
     """For each part of `cut` the estimator that was fitted on all other parts before the holdout, one after the other.
 
@@ -203,8 +220,8 @@ def crossed_parallel(
         others = tuple(other for other in range(cut.n) if other != part)
         rest = replace(shards, cut=cut, fit=others, judge=())
         left = began + timeout_s - time.monotonic()
-        fit = fit_parallel(rest, choice, workers=workers, seed=seed, scratch=scratch, timeout_s=left)
-        found[part] = fit.estimator
+        given: dict[str, Any] = {"workers": workers, "seed": seed, "scratch": scratch, "class_weight": class_weight}
+        found[part] = fit_parallel(rest, choice, timeout_s=left, **given).estimator
     return found
 
 

@@ -66,7 +66,7 @@ class Shards:
 
     fit, judge: sides (parts) of `cut`. fitted: the transformer; `partial`, the statistics it came from, is needed with
     target encodings only, and so is `key`, the column whose hash deals their folds. weight: a column of row weights.
-    class_weight: factor of each class's rows when fitting, by place in `classes`; () for none.
+    class_weight: factor of each class's rows when fitting, by place in `classes`, see `class_factors`; () for none.
     """
 
     dataset: DatasetVersion
