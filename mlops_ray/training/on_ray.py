@@ -44,6 +44,7 @@ from mlops_ray.training.evaluation.intervals import Floats
 from mlops_ray.training.gates import judgement, report
 from mlops_ray.training.gates.verdict import CheckResult, GateResult, Verdict
 from mlops_ray.training.on_mlflow import Tracker
+from mlops_ray.training.on_registry import Registry
 from mlops_ray.training.search import candidates
 from mlops_ray.training.search.candidates import Choice
 
@@ -148,17 +149,17 @@ def train(
         if champion is not None:
             rival = model.load(model.fetch(champion.artifact, Path(cache), champion.sha256), champion.sha256)
         with clock.stage("track"):
-            tracker = Tracker(project)
+            tracker, registry = Tracker(project, store), Registry(project, store)
         given = {**(tags or {}), "dataset": _label(dataset), "dataset.content_hash": dataset.content_hash}
         with tracker.run(f"train {project.project}", given) as run_id:
-            tracker.dataset(run_id, name=project.project, digest=dataset.content_hash, source=_label(dataset))
-            return _train(project, dataset, store, rival, tracker, run_id, given, now, shuffle_target, clock)
+            tracker.dataset(run_id, dataset)
+            return _train(project, dataset, registry, rival, tracker, run_id, given, now, shuffle_target, clock)
 
 
 def _train(
     project: Project,
     dataset: DatasetVersion,
-    store: Store,
+    registry: Registry,
     rival: Model | None,
     tracker: Tracker,
     run_id: str,
@@ -223,13 +224,17 @@ def _train(
             kept = {**tags, "sha256": sha256, "engine": candidate.engine, "estimator": choice.estimator}
             if project.features.derived:
                 kept["needs"] = "mlops_ray"  # its pipeline takes columns that we derive from the data's
-            trusted = candidate.manifest["trusted"]
-            number = tracker.register(run_id, pipeline, features=project.features, trusted=trusted, tags=kept)
-            version = VersionRow(
-                project.project, number, run_id, artifact, sha256, tags["dataset"], "registered", now, dict(kept)
+            version = registry.register(
+                run_id,
+                pipeline,
+                artifact=artifact,
+                sha256=sha256,
+                dataset=tags["dataset"],
+                classes=(0, 1),
+                trusted=candidate.manifest["trusted"],
+                tags=kept,
+                now=now,
             )
-            saved = version
-            store.run(lambda tx: tx.save_version(saved))
     return Trained(run_id, result.verdict, result, version, artifact, sha256, choice, metrics, clock.seconds)
 
 
@@ -326,13 +331,16 @@ class _Log(tune.Callback):
     def _write(self, trial: Any, error: str | None) -> None:
         self._done += 1
         config, result = trial.config, trial.last_result
-        label = Choice(config["candidate"], config["estimator"], config["params"]).label
-        ended = time.time()
+        ended, score = time.time(), result.get("log_loss")
         self._tracker.trial(
             self._parent,
-            f"{label} {self._done}",
+            self._done,
+            Choice(config["candidate"], config["estimator"], config["params"]).label,
             params={"estimator": config["estimator"], **config["params"]},
-            metrics={name: result[name] for name in ("log_loss", "fit_s") if name in result},
+            status="done" if error is None else "failed",
+            metric="validation.log_loss",
+            score=score,
+            metrics={name: result[name] for name in ("fit_s",) if name in result},
             started=ended - float(result.get("time_total_s", 0.0)),
             ended=ended,
             error=error,
