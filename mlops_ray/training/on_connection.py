@@ -74,7 +74,7 @@ class Connection:
         """MLflow's errors as ours."""
         try:
             yield
-        except (requests.RequestException, DBAPIError) as exc:
+        except (OSError, DBAPIError) as exc:  # requests' own errors, and those of a disk that artifacts go to
             raise BackendUnavailable(self.name, f"{_sentence(exc)}; check storage.tracking_uri") from exc
         except MlflowException as exc:
             if missing is not None and exc.error_code in _MISSING:

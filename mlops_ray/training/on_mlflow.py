@@ -141,6 +141,7 @@ class Tracker(Connection):
         ending = "FAILED" if status == "failed" else "KILLED" if cut_short else "FINISHED"
 
         def write() -> None:
+            self._check(parent)
             try:
                 with self.mapped():
                     run_id = self._child(parent, number, label, started)
@@ -284,6 +285,8 @@ class Tracker(Connection):
                 self._fail(run_id, exc)
             raise
         finally:
+            if lost := self._outbox.clear():  # the run may be another process's from now on
+                _log.warning("%d trials of run %s are not recorded; resume it", lost, run_id)
             del self._holds[run_id]
             self._trials.pop(run_id, None)
 

@@ -79,5 +79,60 @@ def test_what_cannot_be_done_is_left_out(error: Exception, caplog: pytest.LogCap
     assert f"trial 0 is not recorded: {error}" in caplog.text
 
 
+def test_what_waits_can_be_forgotten() -> None:
+    box, done, began, end = Outbox("box"), list[int](), threading.Event(), threading.Event()
+
+    def slow() -> None:
+        began.set()
+        end.wait(5.0)
+        done.append(0)
+
+    box.put("trial 0", slow)
+    for number in (1, 2):
+        box.put(f"trial {number}", lambda number=number: done.append(number))  # type: ignore[misc]
+    began.wait(5.0)
+    assert box.clear() == 2
+    end.set()
+    box.put("trial 3", lambda: done.append(3))
+    box.drain(5.0)
+    assert done == [0, 3]
+    assert box.clear() == 0
+
+
+def test_forgetting_ends_the_tries() -> None:
+    box, tries = Outbox("box"), list[int]()
+
+    def work() -> None:
+        tries.append(1)
+        raise GONE
+
+    box.put("trial 0", work)
+    while not tries:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert box.clear() == 1
+    box.drain(2.0)
+    time.sleep(1.5)
+    assert len(tries) == 1
+
+
+def test_what_is_being_done_when_all_is_forgotten_is_not_repeated() -> None:
+    box, tries, end = Outbox("box"), list[int](), threading.Event()
+
+    def work() -> None:
+        tries.append(1)
+        end.wait(5.0)
+        raise GONE
+
+    box.put("trial 0", work)
+    while not tries:
+        time.sleep(0.01)
+    assert box.clear() == 0
+    end.set()
+    box.drain(2.0)
+    time.sleep(1.5)
+    assert len(tries) == 1
+
+
 def test_an_empty_box_is_drained_at_once() -> None:
     Outbox("box").drain(0.0)
