@@ -182,7 +182,10 @@ def _training(of: Lineage) -> Iterator[Block]:
         ("Training rows", _shown(rows)),
         ("Made by", " ".join(filter(None, (made_by.get("verb"), made_by.get("decision"))))),
         ("Sources", ", ".join(map(str, data["uris"] or []))),
-        ("Holds rows of", ", ".join(f"version {p['version']} ({p['rows']:,} rows)" for p in data["parents"])),
+        (
+            "Holds rows of versions",
+            ", ".join(f"{p['version']} ({p['rows']:,} rows)" for p in data["parents"]) or "none",
+        ),
     )
 
 
@@ -229,6 +232,7 @@ def _provenance(of: Lineage) -> Iterator[Block]:
     environment, run, code = of.environment or {}, of.run or {}, of.code or {}
     changed = {True: ", with changes", False: "", None: ", changes not recorded"}[code.get("dirty")] if code else ""
     cause = of.decision
+    rollouts = [f"{r['id']}: {r['phase']}" for r in of.rollouts] + [f"{m['what']}: {m['why']}" for m in of.moves]
     yield from _table(
         ("Run", run.get("id")),
         ("Search", ", ".join(f"{n} {how}" for how, n in sorted((run.get("trials") or {}).items()))),
@@ -238,7 +242,7 @@ def _provenance(of: Lineage) -> Iterator[Block]:
         ("Python", environment.get("python")),
         ("Cause", f"{cause['trigger']}: {cause['reason']}" if cause is not None else "trained by hand"),
         ("Approvals", "; ".join(f"{a['who']}, {a['at']}: {a['why']}" for a in of.approvals["given"]) or "none"),
-        ("Rollouts", "; ".join(f"{r['id']}: {r['phase']}" for r in of.rollouts) or "none"),
+        ("Rollouts", "; ".join(rollouts) or "none"),
     )
 
 
@@ -258,8 +262,9 @@ def _of(check: Mapping[str, Any], names: tuple[str, ...]) -> bool:
 
 
 def _title(check: Mapping[str, Any]) -> str:
-    first, _, rest = str(check.get("name", "")).partition(".")
-    return f"{first.replace('_', ' ')}: {rest.replace('.', ', ')}" if rest else first.replace("_", " ")
+    first, *rest = str(check.get("name", "")).split(".")
+    rest[1:] = [part.replace("_", " ") for part in rest[1:]]  # what stands in between is a column's name
+    return ": ".join([first.replace("_", " "), *([", ".join(rest)] if rest else [])])
 
 
 def _given(text: str | None) -> Iterator[Block]:

@@ -42,13 +42,15 @@ class Lineage:
     gates: Mapping[str, Any] | None
     approvals: Mapping[str, Any]
     rollouts: tuple[Mapping[str, Any], ...]
+    moves: tuple[Mapping[str, Any], ...]
+    """What the ledger says of the version outside of rollouts and approvals: that it was the first, for one."""
     decision: Mapping[str, Any] | None
     missing: Mapping[str, str]
     """Why something is None."""
 
     def to_dict(self) -> dict[str, Any]:
         """The lineage as JSON."""
-        return {**vars(self), "rollouts": list(self.rollouts), "missing": dict(self.missing)}
+        return {**vars(self), "rollouts": list(self.rollouts), "moves": list(self.moves), "missing": dict(self.missing)}
 
     def tree(self) -> Node:
         """The lineage for people."""
@@ -64,7 +66,7 @@ class Lineage:
             self._part("run", self.run, _run_nodes, "run"),
             self._part("gates", self.gates, _gate_nodes, "gates/gates.json"),
             Node("approvals", tuple(_approval_nodes(self.approvals))),
-            Node("rollouts", tuple(map(_rollout_node, self.rollouts)) or (Node("none"),)),
+            Node("rollouts", (*map(_rollout_node, self.rollouts), *map(_line, self.moves)) or (Node("none"),)),
         )
         return Node(head, parts)
 
@@ -110,6 +112,11 @@ def lineage(facts: Facts) -> Lineage:
         gates=_gates(facts),
         approvals=_approvals(facts),
         rollouts=tuple(_rollouts(facts)),
+        moves=tuple(
+            _said(entry)
+            for entry in facts.entries
+            if entry.subject == f"v{row.version}" and entry.kind != APPROVED and "rollout" not in entry.evidence
+        ),
         decision=None
         if decision is None
         else {

@@ -17,8 +17,10 @@ from sqlalchemy.exc import DBAPIError
 
 # MLflow reports its use over the internet unless told otherwise before its first import.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# With a server it prints an address when a run ends, on the standard output, where our one line of JSON belongs.
+# With a server it prints an address when a run ends, on the standard output, where our one line of JSON belongs; and it
+# draws bars for files that take no time.
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
@@ -72,7 +74,7 @@ class Connection:
         """MLflow's errors as ours."""
         try:
             yield
-        except (requests.RequestException, DBAPIError) as exc:
+        except (OSError, DBAPIError) as exc:  # requests' own errors, and those of a disk that artifacts go to
             raise BackendUnavailable(self.name, f"{_sentence(exc)}; check storage.tracking_uri") from exc
         except MlflowException as exc:
             if missing is not None and exc.error_code in _MISSING:
@@ -100,8 +102,8 @@ def short(value: object) -> str:
 
 
 def short_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """Tags with names as MLflow takes them and values cut."""
-    return {named(key): short(value) for key, value in tags.items()}
+    """Tags with names as MLflow takes them and values cut, but for MLflow's own (a note is a page)."""
+    return {named(key): str(value) if key.startswith("mlflow.") else short(value) for key, value in tags.items()}
 
 
 def named(text: str) -> str:

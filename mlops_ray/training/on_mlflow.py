@@ -46,6 +46,11 @@ DRAIN_S = 60.0
 PROJECT, TRIAL, LEASE, ABANDONED = "mlops_ray.project", "mlops_ray.trial", "mlops_ray.lease", "abandoned"
 FINGERPRINT = "mlops_ray.fingerprint"
 """Tags of runs: whose they are, a child's trial, the lease of who drives them, why nobody does; what they want."""
+_NOTE = "mlflow.note.content"  # Markdown, which a run's page shows whole; it cuts tags
+_NOTE_OF_RUN = (
+    "One search over all candidates, and the judgement of its winner. Trials are the child runs; the gates' report is "
+    "the artifact `gates/gates.html`."
+)
 _BATCH = 100  # MLflow takes 100 parameters, 100 tags and 1,000 metrics in one call
 _COLUMN_TYPES = {"float": "double", "int": "long", "string": "string", "bool": "boolean", "timestamp": "datetime"}
 
@@ -120,7 +125,7 @@ class Tracker(Connection):
         self,
         parent: str,
         number: int,
-        name: str,
+        label: str,
         *,
         params: Mapping[str, object],
         status: Status,
@@ -136,14 +141,14 @@ class Tracker(Connection):
         """One trial that has ended, as a child run; queued, so a slow or restarting server does not hold up the search.
 
         Args: number: the trial's, unique in its search: the same again changes nothing, unless the one on record was
-            cut short, by the search's time budget or a crash, and was run again. name: how lists show it.
+            cut short, by the search's time budget or a crash, and was run again. label: what lists show beside it.
             status: `stopped` is stopped early, with a score or without. steps: (rounds, score) as it went, kept under
             the name `metric`. metrics: further ones. started, ended: seconds since the epoch. error: why it failed.
         """
         # One without a score has no result; one that was stopped behind others has.
         cut_short = cut_short or (status == "stopped" and score is None)
         outcome = "cut short" if cut_short else {"stopped": "stopped early"}.get(status, status)
-        tags = {"outcome": outcome, **({"error": error} if error is not None else {})}
+        tags = {"outcome": outcome, **(_failure(error) if error is not None else {})}
         curve = [(metric, value, step) for step, value in steps]
         if score is not None and (not curve or curve[-1][1] != score):
             curve.append((metric, score, curve[-1][2] if curve else 0))
@@ -151,9 +156,10 @@ class Tracker(Connection):
         ending = "FAILED" if status == "failed" else "KILLED" if cut_short else "FINISHED"
 
         def write() -> None:
+            self._check(parent)
             try:
                 with self.mapped():
-                    run_id = self._child(parent, number, name, started)
+                    run_id = self._child(parent, number, label, started)
                     if run_id is not None:
                         self._fill(run_id, curve, params, tags, ending, ended)
                         if ending != "KILLED":
@@ -209,7 +215,7 @@ class Tracker(Connection):
 
     # how
 
-    def _child(self, parent: str, number: int, name: str, started: float) -> str | None:
+    def _child(self, parent: str, number: int, label: str, started: float) -> str | None:
         """The run of a trial, made unless it is there; None when that has ended of itself."""
         if parent not in self._trials:
             where = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`{TRIAL}` != ''"
@@ -222,7 +228,8 @@ class Tracker(Connection):
             }
         known = self._trials[parent]
         if str(number) not in known:
-            own = {"mlflow.parentRunId": parent, "mlflow.runName": name, TRIAL: str(number), **_user()}
+            # The number first: lists cut long names.
+            own = {"mlflow.parentRunId": parent, "mlflow.runName": f"{number} {label}", TRIAL: str(number), **_user()}
             own[PROJECT] = self.project.project
             if (hold := self._holds.get(parent)) is not None:
                 own[LEASE] = f"{hold.lease.name}:{number}"
@@ -293,6 +300,8 @@ class Tracker(Connection):
                 self._fail(run_id, exc)
             raise
         finally:
+            if lost := self._outbox.clear():  # the run may be another process's from now on
+                _log.warning("%d trials of run %s are not recorded; resume it", lost, run_id)
             del self._holds[run_id]
             self._trials.pop(run_id, None)
 
@@ -305,6 +314,8 @@ class Tracker(Connection):
         for tag in (ABANDONED, "error"):
             if tag in tags:
                 self.client.delete_tag(run_id, tag)
+        if "error" in tags and _NOTE in tags:
+            self.client.set_tag(run_id, _NOTE, "" if TRIAL in tags else _NOTE_OF_RUN)
 
     def _fail(self, run_id: str, why: BaseException) -> None:
         """End the run as FAILED; when that fails too, the first error is the one to see."""
@@ -315,7 +326,7 @@ class Tracker(Connection):
             _log.warning("%s", exc)
         try:
             with self.mapped():
-                self._batches(run_id, [], {}, {"error": said}, time.time())
+                self._batches(run_id, [], {}, _failure(said, _NOTE_OF_RUN), time.time())
                 self.client.set_terminated(run_id, "FAILED")
         except MlopsRayError as exc:
             _log.warning("run %s is left as running, to be ended when the project trains again: %s", run_id, exc)
@@ -364,6 +375,7 @@ def _described(project: Project, config: str) -> dict[str, str]:
         **_user(),
         "mlflow.source.name": f"mlops-ray {installed('mlops-ray')}",
         "mlflow.source.type": "LOCAL",
+        _NOTE: _NOTE_OF_RUN,
         PROJECT: project.project,
         "config.sha256": hashlib.sha256(config.encode()).hexdigest(),
         "git.dirty": "unknown: not a git checkout" if code is None else str(code.dirty).lower(),
@@ -372,6 +384,12 @@ def _described(project: Project, config: str) -> dict[str, str]:
         tags["mlflow.source.git.commit"] = code.commit
         tags |= {"git.diff_sha256": code.diff_sha256} if code.diff_sha256 is not None else {}
     return tags
+
+
+def _failure(error: str, note: str = "") -> dict[str, str]:
+    """Tags that say why a run failed: one to search by, one to read."""
+    fenced = "```\n" + error.replace("`", "'")[:2000] + "\n```"
+    return {"error": error, _NOTE: f"{note}\n\nIt failed:\n\n{fenced}".strip()}
 
 
 def _user() -> dict[str, str]:

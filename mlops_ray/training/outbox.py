@@ -25,7 +25,7 @@ class Outbox:
         self._waiting: deque[tuple[str, Callable[[], None]]] = deque()
         self._changed = threading.Condition()
         self._trouble: Exception | None = None
-        self._hurry = False
+        self._hurry = self._busy = self._last_try = False
         self._thread: threading.Thread | None = None
 
     def put(self, what: str, work: Callable[[], None]) -> None:
@@ -54,6 +54,17 @@ class Outbox:
             said = str(trouble) if trouble is not None else "it is slow"
             raise BackendUnavailable(self._name, f"{left} records still wait after {within_s:g} s; {said}") from trouble
 
+    def clear(self) -> int:
+        """Forget what still waits; how many records that are. What is being done at this moment is not repeated."""
+        with self._changed:
+            kept = 1 if self._busy else 0
+            self._last_try = self._busy
+            gone = len(self._waiting) - kept
+            while len(self._waiting) > kept:
+                self._waiting.pop()
+            self._changed.notify_all()
+        return gone
+
     def _run(self) -> None:
         """Forever: the thread ends with its process."""
         pause = 1.0
@@ -61,15 +72,16 @@ class Outbox:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting)
                 what, work = self._waiting[0]
-            if self._done(what, work):
-                pause = 1.0
-                with self._changed:
-                    self._trouble = None
+                self._busy = True
+            done = self._done(what, work)
+            with self._changed:
+                self._busy, over = False, done or self._last_try
+                if over:
+                    pause, self._trouble, self._last_try = 1.0, None, False
                     self._waiting.popleft()
                     self._changed.notify_all()
-                continue
-            with self._changed:
-                self._changed.wait_for(lambda: self._hurry, pause)
+                    continue
+                self._changed.wait_for(lambda: self._hurry or not self._waiting, pause)
                 self._changed.wait(0.2)  # also in a hurry: a server that refuses connections does so at once
             pause = min(2 * pause, self._pause_s)
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from mlops_ray.config import Gates
 from mlops_ray.training.evaluation import curves, importance, intervals, plots
+from mlops_ray.training.gates.case import Case
 from mlops_ray.training.gates.junit import junit
 from mlops_ray.training.gates.report import html
-from mlops_ray.training.gates.case import Case
 from mlops_ray.training.gates.verdict import GateResult
 
 if TYPE_CHECKING:

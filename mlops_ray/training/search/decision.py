@@ -5,6 +5,7 @@ Both are fitted on out-of-fold answers (`candidates.crossed`): what a fit says t
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal
 
 import numpy as np
@@ -85,7 +86,10 @@ def _map(method: Method, known: NDArray[Any], raw: Scores, y: Labels, weights: F
 
     told = FrozenEstimator(_told(known, decides=decides))
     fitted = CalibratedClassifierCV(told, method=method, cv=2, ensemble=False)
-    return fitted.fit(_wide(raw), y, sample_weight=weights)
+    with warnings.catch_warnings():
+        # That weights reach the map alone is what is meant: what it is fitted around has nothing to fit.
+        warnings.filterwarnings("ignore", message="Since FrozenEstimator does not appear to accept sample_weight")
+        return fitted.fit(_wide(raw), y, sample_weight=weights)
 
 
 def _told(known: NDArray[Any], *, decides: bool) -> Any:

@@ -47,7 +47,7 @@ def log_trial(tracker: Tracker, parent: str, number: int, **changes: Any) -> Non
         "started": 1.0,
         "ended": 2.5,
     }
-    tracker.trial(parent, number, f"LogisticRegression {number}", **given | changes)
+    tracker.trial(parent, number, "LogisticRegression", **given | changes)
 
 
 def test_a_run_ends_whatever_happens(tracker: Tracker) -> None:
@@ -115,6 +115,7 @@ def test_trials_are_children_with_a_metric_per_step(tracker: Tracker) -> None:
         "7": "KILLED",
     }
     assert found["0"].info.end_time - found["0"].info.start_time == 1500
+    assert found["0"].info.run_name == "0 LogisticRegression"
     assert found["0"].data.params == {"estimator": "LogisticRegression", "C": "0.5"}
     assert found["1"].data.metrics == {"log_loss": 0.45, "fit_s": 1.5}
     history = tracker.client.get_metric_history(found["1"].info.run_id, "log_loss")
@@ -162,11 +163,11 @@ project = Project.model_validate(json.loads(sys.argv[1]))
 tracker = Tracker(project, Store.open(project.storage.state))
 with tracker.run("killed", {}) as run:
     for number in (0, 1):
-        tracker.trial(run, number, f"trial {number}", params={"C": number}, status="done", metric="log_loss",
+        tracker.trial(run, number, "Estimator", params={"C": number}, status="done", metric="log_loss",
                       score=0.5, started=1.0, ended=2.0)
     tracker.flush()
     # What a kill between two of a trial's calls leaves behind.
-    torn = tracker._child(run, 2, "trial 2", 1.0)
+    torn = tracker._child(run, 2, "Estimator", 1.0)
     tracker.client.log_metric(torn, "log_loss", 0.5, timestamp=2500, step=0)
     print(run, torn, flush=True)
     time.sleep(600)
@@ -345,22 +346,3 @@ def test_what_mlflow_refuses_does_not_hold_up_the_rest(tmp_path: Path, caplog: p
     found = children(tracker, run)
     assert (found["0"].info.status, found["1"].info.status) == ("FAILED", "FINISHED")
     assert "trial 0 is not recorded" in caplog.text
-
-
-@pytest.mark.parametrize("changed", [False, True])
-def test_a_checkouts_state(tmp_path: Path, changed: bool) -> None:
-    def git(*args: str) -> None:
-        subprocess.run(["git", "-c", "user.name=n", "-c", "user.email=e@x", *args], cwd=tmp_path, check=True)
-
-    assert on_machine.checkout(tmp_path) is None
-    git("init", "-q")
-    assert on_machine.checkout(tmp_path) is None
-    (tmp_path / "code.py").write_text("1")
-    git("add", ".")
-    git("commit", "-qm", "one")
-    (tmp_path / "untracked").write_text("1")
-    if changed:
-        (tmp_path / "code.py").write_text("2")
-    found = on_machine.checkout(tmp_path)
-    assert found is not None
-    assert (len(found.commit), found.dirty, found.diff_sha256 is not None) == (40, changed, changed)

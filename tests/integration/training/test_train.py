@@ -164,7 +164,7 @@ def test_the_run_tells_the_story(world: World, first: Trained) -> None:
     children = world.client.search_runs([run.info.experiment_id], f"tags.mlflow.parentRunId = '{first.run_id}'")
     assert [c.info.status for c in children] == ["FINISHED"] * 4
     assert {c.data.params["estimator"] for c in children} == {LOGISTIC["estimator"], TREE["estimator"]}
-    assert min(c.data.metrics["log_loss"] for c in children) == run.data.metrics["validation.log_loss"]
+    assert min(c.data.metrics["validation.log_loss"] for c in children) == run.data.metrics["validation.log_loss"]
     local = world.client.download_artifacts(first.run_id, "gates", str(world.root))
     assert json.loads((Path(local) / "gates.json").read_text())["verdict"] == "pass"
     assert "golden_replay" in (Path(local) / "gates.html").read_text()

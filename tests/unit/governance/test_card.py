@@ -71,7 +71,7 @@ def test_values_are_recorded_ones(facts: Facts) -> None:
     assert "max\\_leaf\\_nodes = 31" in section(text, "Model details")
     assert "2 numeric, 1 categorical" in section(text, "Model details")
     assert "20,000" in section(text, "Training data")
-    assert "version 1 (1,000 rows)" in section(text, "Training data")
+    assert "| Holds rows of versions | 1 (1,000 rows) |" in section(text, "Training data")
     assert "| noise" not in section(text, "Fairness")
     assert "| fairness: origin, demographic parity | pass | rates differ by at most 0.04 |" in section(text, "Fairness")
     assert "| carrier UA | 900 | -0.0100 | 0.0020 | pass |" in section(text, "Factors")

@@ -96,6 +96,13 @@ def test_code_outside_of_a_checkout(facts: Facts) -> None:
     assert "  code\n    not recorded: not a git checkout" in text
 
 
+def test_a_first_version_was_promoted_without_a_rollout(facts: Facts) -> None:
+    first = replace(facts, rollouts=(), entries=(entry(1, "promoted", "v7", "the first version"),))
+    assert "rollouts\n    2023-11-14T22:13:21+00:00 promoted by ann: the first version (ledger 1)" in "\n".join(
+        lineage(first).tree().lines()
+    )
+
+
 def test_approvals(facts: Facts) -> None:
     pending = replace(facts, version=replace(facts.version, status="pending"))
     assert "pending: none is given yet" in "\n".join(lineage(pending).tree().lines())
