@@ -9,8 +9,9 @@ of sums per block; its standard error is the linearised one over blocks, and bot
 - *guard*: the same statistic over blocks whose effects are exponential (skewness 2), with these very block sizes, once
   with effects that all rows of a block share and once with independent rows. A dozen days cannot show how skewed days
   are: a candidate that fails on storms only looks fine until one comes. Student's t lets such a candidate, worse by
-  exactly the margin, pass 13 % of the time at 12 days and alpha 0.05, percentiles 11 %, bootstrap-t alone 8 %. That
-  real days are so skewed is what flights show: skewness -2.4 to 0.1 of the daily differences of two models.
+  exactly the margin, pass 12 % of the time at 12 days and alpha 0.05, percentiles 11 %, bootstrap-t alone 8 %; the
+  two together 4 %. That real days are so skewed is what flights show: the daily differences of two models had a
+  skewness from -2.4 to 0.1.
 
 What no critical value can do: a kind of day rarer than 1 - alpha ** (1 / blocks), 22 % for 12 days, may have no day
 among these (Bahadur and Savage 1956). `benchmarks/gates.py` measures all this.
@@ -28,7 +29,7 @@ from mlops_ray.training.evaluation.intervals import Blocks, Floats, resample
 from mlops_ray.training.gates.verdict import plain
 
 MIN_BLOCKS = 5
-"""With fewer, one block decides: the critical value of four is above 5.6."""
+"""With fewer, one block decides: four ask for 5.5 standard errors."""
 _MAX_BLOCKS_ASKED = 1_000_000
 _EXACT = 1e-12
 """Standard errors below this share of the differences' size are rounding, not noise."""
