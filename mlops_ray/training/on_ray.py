@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
 SHOWN_ROWS = 20_000
 """Rows that the candidate was fitted on and the gates are shown, evenly spread: enough for a gap of 0.01 nats."""
+_BUDGET = ("trials", "max_s", "trial_max_s", "concurrency")
 Progress = Callable[[str, int, int], None]
 """Called with stage, done and total."""
 
@@ -157,8 +158,10 @@ def train(
 
 
 def _fingerprint(project: Project, dataset: DatasetVersion, shuffle_target: bool) -> str:
-    """What two runs must share for one to go on where the other stopped."""
-    body = {"rows": dataset.content_hash, "project": recipe.shaping(project), "shuffled": shuffle_target}
+    """What two runs must share for one to go on where the other stopped; the budget may be another."""
+    shaping = recipe.shaping(project)
+    shaping["search"] = {k: v for k, v in shaping["search"].items() if k not in _BUDGET}
+    body = {"rows": dataset.content_hash, "project": shaping, "shuffled": shuffle_target}
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 

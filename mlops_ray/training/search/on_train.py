@@ -26,10 +26,11 @@ from mlops_ray.data.sources.shards import ROWS_PER_BATCH
 from mlops_ray.data.splits import FoldCut
 from mlops_ray.errors import BackendUnavailable, ConfigError, DataError, MlopsRayError
 from mlops_ray.training.search import boosting, candidates, measures
+from mlops_ray.training.search.book import Progress
 from mlops_ray.training.search.candidates import Choice, ClassWeight
 from mlops_ray.training.search.desk import Desk
 from mlops_ray.training.search.on_team import Fit, OnRound, Team
-from mlops_ray.training.search.on_tune import Found, Progress
+from mlops_ray.training.search.on_tune import Found
 from mlops_ray.training.search.presets import Searched
 from mlops_ray.training.search.references import Folded, Score, folded
 from mlops_ray.training.search.rungs import Climb
