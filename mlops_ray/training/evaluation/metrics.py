@@ -113,16 +113,6 @@ def row_losses(task: Task, y: ArrayLike, scores: ArrayLike, scale: float) -> Flo
     return np.asarray(target.losses(task, y, scores) / scale, dtype=np.float64)
 
 
-def log_losses(y: ArrayLike, scores: ArrayLike) -> Floats:
-    """`target.losses` of a binary task."""
-    return target.losses("binary", np.asarray(y), scores)
-
-
-def checked(y: ArrayLike, scores: ArrayLike) -> tuple[Labels, Scores]:
-    """`target.checked` of a binary task."""
-    return target.checked("binary", y, scores)
-
-
 # --- functions of sums per block -----------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ from mlops_ray.rollout.on_ray import begin, first_version
 from mlops_ray.state import Store, VersionRow
 from mlops_ray.training.gates.verdict import GateResult, Verdict
 from mlops_ray.training.on_ray import Trained
+from mlops_ray.training.report import Pages
 from mlops_ray.training.search.candidates import Choice
 from tests.fakes import project
 
@@ -68,6 +69,7 @@ def test_a_retrain_ends_without_a_rollout_when_its_version_waits(store: Store) -
         Choice(0, "sklearn.linear_model:LogisticRegression", {}),
         {},
         {},
+        Pages("", "", "", {}),
     )
     result = store.run(lambda tx: _conclude(tx, project(), row, trained))
     assert (result["status"], result["approval"], result["version"]) == ("succeeded", "pending", 2)
