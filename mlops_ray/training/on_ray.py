@@ -340,6 +340,8 @@ def _case(run: _Run, rows: Rows, y: Labels, candidate: Model, winner: Winner) ->
         groups=rows.groups(holdout),
         fitted=fitted,
         threshold=project.serving.threshold if winner.threshold is None else winner.threshold,
+        nullable=frozenset(column.name for column in project.columns if column.nullable),
+        newest=project.split.by == "time",
     )
 
 

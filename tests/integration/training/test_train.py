@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
@@ -128,8 +129,9 @@ def test_a_good_model_is_judged_packaged_and_registered(world: World, first: Tra
     assert {c.name for c in first.result.checks} == {
         "rows",
         "limit.roc_auc",
-        "better_than_base_rate",
-        "golden_replay",
+        "better_than_constant",
+        *(f"leakage.{what}" for what in ("feature", "duplicates", "time_order")),
+        *(f"infrastructure.{what}" for what in ("loads", "environment", "latency", "size")),
     }
     version = first.version
     assert version is not None
@@ -167,7 +169,10 @@ def test_the_run_tells_the_story(world: World, first: Trained) -> None:
     assert min(c.data.metrics["validation.log_loss"] for c in children) == run.data.metrics["validation.log_loss"]
     local = world.client.download_artifacts(first.run_id, "gates", str(world.root))
     assert json.loads((Path(local) / "gates.json").read_text())["verdict"] == "pass"
-    assert "golden_replay" in (Path(local) / "gates.html").read_text()
+    assert "infrastructure" in (Path(local) / "gates.html").read_text()
+    assert ElementTree.parse(Path(local) / "gates.xml").getroot().get("failures") == "0"
+    plots = {Path(file.path).name for file in world.client.list_artifacts(first.run_id, "plots")}
+    assert plots >= {"roc.png", "calibration.png", "confusion.png", "importance.png"}
 
 
 def test_mlflow_alone_loads_the_registered_model(world: World, first: Trained, tmp_path: Path) -> None:
@@ -221,7 +226,7 @@ def test_the_same_run_again_gives_the_same_model_no_worse_than_itself(world: Wor
     assert first.version is not None
     assert again.version.version > first.version.version
     assert list(dict.fromkeys(stages)) == list(again.seconds)
-    assert stages.count("search") == 6
+    assert stages.count("search") >= 6
 
 
 def test_a_split_by_hash_of_the_key_is_recorded_and_kept_to(world: World) -> None:
