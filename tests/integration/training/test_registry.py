@@ -161,6 +161,49 @@ def test_a_crash_before_the_row_leaves_no_version(room: Room, monkeypatch: pytes
     assert [(int(v.version), v.tags) for v in versions(again)] == [(2, {"engine": "onnx"})]
 
 
+KILLED = """
+import json, os, signal, sys
+from mlops_ray.config import Project
+from mlops_ray.state import Store
+from mlops_ray.training.on_mlflow import Tracker
+from mlops_ray.training.on_registry import Registry
+from tests.integration.training.test_registry import register
+
+class Deadly(Store):
+    armed = False
+    def run(self, fn):
+        if self.armed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().run(fn)
+
+project = Project.model_validate(json.loads(sys.argv[1]))
+store = Deadly.open(project.storage.state)
+tracker, registry = Tracker(project, store), Registry(project, store)
+with tracker.run("killed", {}) as run:
+    print(run, flush=True)
+    store.armed = True
+    register(registry, run)
+"""
+
+
+def test_a_process_that_was_killed_between_the_two_leaves_nothing_in_sight(room: Room) -> None:
+    command = [sys.executable, "-c", KILLED, room.project.model_dump_json()]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == -9, done.stderr[-2000:]
+    run = done.stdout.split()[-1]
+    registry = Registry(room.project, room.store)
+    assert versions(registry) == []
+    with room.store.read() as tx:
+        assert tx.versions(room.project.project) == []
+    tracker = Tracker(room.project, room.store)
+    found = tracker.client.get_run(run)
+    assert found.info.status == "FAILED"
+    assert "v1 was saved" in found.data.tags["registration"]
+    with tracker.resume(run):
+        assert register(registry, run).version == 2
+
+
 def versions(registry: Registry) -> list[Any]:
     return list(registry.client.search_model_versions(f"name = '{registry.project.project}'"))
 
