@@ -272,8 +272,9 @@ def put(folds: Sequence[FoldData], paths: Sequence[str]) -> Any:
 def _settings() -> Iterator[None]:
     """Tune's settings, which it reads from the environment, for the time of a search."""
     logging.getLogger("ray.tune").setLevel(logging.WARNING)
-    for name in ("ray.tune.tune", "ray.tune.execution.tune_controller"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # they print the stack of each lane that our log records
+    # They print the stack of each lane whose death our log records, and miss the CSV of lanes that we switch off.
+    for name in ("tune", "execution.tune_controller", "analysis.experiment_analysis"):
+        logging.getLogger(f"ray.tune.{name}").setLevel(logging.CRITICAL)
     before = {name: os.environ.get(name) for name in _TUNE}
     os.environ.update(_TUNE)
     try:
