@@ -179,8 +179,8 @@ def publish(folder: Path, address: str) -> None:
 def fetch(address: str, cache: Path, sha256: str) -> Path:
     """A local directory with the artifact at `address`: the place itself, or a copy in `cache` named by `sha256`.
 
-    Raises: ArtifactRefused when the address holds no artifact, or `sha256` is no hash. The copy is not verified here:
-    `load` does that."""
+    Raises: ArtifactRefused when the address holds no artifact or too large a file, or `sha256` is no hash. The copy is
+    not verified here: `load` does that."""
     if "://" not in address:
         return Path(address)
     if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
@@ -197,6 +197,8 @@ def fetch(address: str, cache: Path, sha256: str) -> Path:
         for name in (*ALWAYS, GRAPH, MANIFEST):
             info = remote.get_file_info(f"{root}/{name}")
             if info.type == fs.FileType.File:
+                if info.size > (most := MAX_BYTES.get(name, MAX_MODEL_BYTES)):
+                    raise ArtifactRefused(address, f"{name} has {info.size} bytes; at most {most} are read")
                 with remote.open_input_stream(info.path) as stream:
                     (partial / name).write_bytes(stream.read())
             elif name != GRAPH:

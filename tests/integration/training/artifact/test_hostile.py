@@ -749,3 +749,13 @@ def test_a_hash_that_is_none_names_no_folder(tmp_path: Path, sha: str) -> None:
     with pytest.raises(ArtifactRefused, match=r"is no SHA-256"):
         model.fetch((tmp_path / "bucket").as_uri(), tmp_path / "cache", sha)
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_file_that_would_fill_the_disk_is_not_fetched(tmp_path: Path) -> None:
+    (tmp_path / "bucket").mkdir()
+    for name in FILES:
+        with (tmp_path / "bucket" / name).open("wb") as file:
+            file.truncate(1 << 40 if name == "golden.json" else 1)  # sparse: takes no room
+    with pytest.raises(ArtifactRefused, match=r"golden\.json has 1099511627776 bytes; at most"):
+        model.fetch((tmp_path / "bucket").as_uri(), tmp_path / "cache", "0" * 64)
+    assert list((tmp_path / "cache").iterdir()) == []
