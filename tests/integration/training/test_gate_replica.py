@@ -26,44 +26,12 @@ from mlops_ray.training.artifact.model import Reference
 from mlops_ray.training.gates import on_replica
 from mlops_ray.training.gates.on_replica import infrastructure
 from mlops_ray.training.gates.verdict import CheckResult, Verdict
+from tests.estimators import Dies, Faithful, Forgets, Hangs
 
 pytestmark = pytest.mark.ray
 
 FEATURES = Features.model_validate({"numeric": {"columns": ["a", "b"]}, "categorical": {"columns": ["c"]}})
 DAY_S = 86_400.0
-
-
-def elsewhere() -> bool:
-    """Whether this is the process that the gate asks, and not the one that trained."""
-    return "MLOPS_RAY_PROBE" in os.environ
-
-
-class Dies(LogisticRegression):
-    """Ends the process that serves it, as a native library's fault would."""
-
-    def predict_proba(self, x: Any) -> Any:
-        if elsewhere():
-            os._exit(7)
-        return super().predict_proba(x)
-
-
-class Hangs(LogisticRegression):
-    def predict_proba(self, x: Any) -> Any:
-        while elsewhere():
-            time.sleep(0.1)
-        return super().predict_proba(x)
-
-
-class Forgets(LogisticRegression):
-    """Answers otherwise than when it was packaged."""
-
-    def predict_proba(self, x: Any) -> Any:
-        said = super().predict_proba(x)
-        return said[:, ::-1] if elsewhere() else said
-
-
-class Faithful(LogisticRegression):
-    """A subclass has no converter: scikit-learn serves it."""
 
 
 Saved = tuple[Path, str, model.Model]
@@ -179,21 +147,21 @@ def test_another_release_of_scikit_learn_is_refused_where_it_serves(ray_local: N
         assert "scikit-learn 1.2.0 recorded" in found[0].detail
 
 
-@serve.deployment(ray_actor_options={"num_cpus": 0})
-class Other:
-    """Somebody else's application."""
+def application() -> serve.Application:
+    """Somebody else's."""
 
-    def __init__(self) -> None:
-        self.name = os.getpid()
+    @serve.deployment(ray_actor_options={"num_cpus": 0})
+    class Other:
+        def who(self) -> int:
+            return os.getpid()
 
-    def who(self) -> int:
-        return self.name
+    return Other.bind()
 
 
 @pytest.fixture
 def other(ray_local: None) -> Iterator[Any]:
     serve.start(proxy_location="Disabled")
-    yield serve.run(Other.bind(), name="other", route_prefix=None)
+    yield serve.run(application(), name="other", route_prefix=None)
     serve.shutdown()
 
 
@@ -210,7 +178,7 @@ def test_a_replica_without_serve_and_beside_another_application(
     beside = asked(saved["LogisticRegression"], replica=True)
     assert {check.verdict for check in beside.values()} == {Verdict.PASS}, beside
     assert set(serve.status().applications) == {"other"}
-    serve.run(Other.bind(), name=f"{on_replica._PREFIX}of-a-killed-run", route_prefix=None)
+    serve.run(application(), name=f"{on_replica._PREFIX}of-a-killed-run", route_prefix=None)
     on_replica._sweep(time.time())
     assert set(serve.status().applications) == {"other", f"{on_replica._PREFIX}of-a-killed-run"}
     on_replica._sweep(time.time() + 2 * on_replica._STALE_S)
