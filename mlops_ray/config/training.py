@@ -340,8 +340,8 @@ class Gates(Config):
     log-loss in nats. Regression: squared error over the holdout target's variance, so 0.01 is a point of R²."""
     alpha: Share = 0.05
     power: Share = 0.8
-    """Where the comparison with the champion would pass an equal candidate less often than this, nothing passes: it is
-    inconclusive, unless it surely fails."""
+    """Where the comparison with the champion would pass an equal candidate less often than this, it is inconclusive,
+    unless the candidate is surely better or surely fails."""
     block_s: PositiveFloat = DAY_S
     """Rows of one block of time are resampled together: outcomes of an hour or a day are correlated. Comparisons need
     five blocks, and planned power usually more: many blocks tell more than many rows in few."""

@@ -23,7 +23,9 @@ def champion(gates: Gates, case: Case, grouped: Blocks, rng: np.random.Generator
     holdout cannot tell an equal candidate from one that is worse by the margin, nearly all that pass pass by luck, bad
     ones about as often as good ones, and the difference that a lucky one shows is too good (K. S. Button and others,
     Power failure, 2013; A. Gelman and J. Carlin, Beyond Power Calculations, 2014). Retraining until one is lucky must
-    not work. A sure failure stays a failure: noise that does not hide it does not excuse it.
+    not work. A sure failure stays a failure: noise that does not hide it does not excuse it. A candidate that is surely
+    better (its upper bound is below 0) passes whatever the power: it has shown more than was asked, a stale champion
+    must not stay because days are few, and the promise holds, since below 0 is below the margin.
 
     `better_than_constant`, without a champion: the upper bound must be below -`gates.margin`. The rival is the
     holdout's own base rate, or mean, the best of all constants: by less, a model of noise gets there by luck. There is
@@ -64,6 +66,8 @@ def _no_worse(gates: Gates, found: Comparison) -> CheckResult:
     said = shown(found)
     if found.lower > margin:
         return CheckResult(name, Verdict.FAIL, f"{said}, surely above the margin {margin:g}", evidence)
+    if found.upper < 0:
+        return CheckResult(name, Verdict.PASS, f"{said}, surely better", evidence)
     if power < gates.power:
         way = f"about {needed} blocks ({rows:,} rows)" if needed is not None else "far more rows, or another margin,"
         says = (
