@@ -338,6 +338,9 @@ class Gates(Config):
     margin: PositiveFloat = 0.01
     """Non-inferiority margin: the largest loss per row by which a candidate may trail the champion. Classification:
     log-loss in nats. Regression: squared error over the holdout target's variance, so 0.01 is a point of R²."""
+    gain: PositiveFloat = 0.01
+    """A first version must beat the best constant by more than this, in the unit of `margin`: by less, a model of noise
+    gets there by luck."""
     alpha: Share = 0.05
     power: Share = 0.8
     """Where the comparison with the champion would pass an equal candidate less often than this, it is inconclusive,

@@ -27,7 +27,7 @@ def champion(gates: Gates, case: Case, grouped: Blocks, rng: np.random.Generator
     better (its upper bound is below 0) passes whatever the power: it has shown more than was asked, a stale champion
     must not stay because days are few, and the promise holds, since below 0 is below the margin.
 
-    `better_than_constant`, without a champion: the upper bound must be below -`gates.margin`. The rival is the
+    `better_than_constant`, without a champion: the upper bound must be below -`gates.gain`. The rival is the
     holdout's own base rate, or mean, the best of all constants: by less, a model of noise gets there by luck. There is
     no equal candidate to plan for, so no power is asked.
     """
@@ -44,15 +44,15 @@ def _compare(gates: Gates, differences: Any, grouped: Blocks, rng: np.random.Gen
 
 def _first(gates: Gates, found: Comparison) -> CheckResult:
     name = "better_than_constant"
-    evidence = {**found.to_dict(), "margin": -gates.margin, "alpha": gates.alpha}
+    evidence = {**found.to_dict(), "margin": -gates.gain, "alpha": gates.alpha}
     if not found.resolved:
         return CheckResult(name, Verdict.INCONCLUSIVE, unresolved(gates, found), evidence)
     said = shown(found)
-    if found.upper < -gates.margin:
-        return CheckResult(name, Verdict.PASS, f"{said}; below {-gates.margin:g} is asked", evidence)
-    if found.lower > -gates.margin:
-        return CheckResult(name, Verdict.FAIL, f"{said}, surely not below {-gates.margin:g}", evidence)
-    return CheckResult(name, Verdict.INCONCLUSIVE, f"{said}, not surely below {-gates.margin:g}", evidence)
+    if found.upper < -gates.gain:
+        return CheckResult(name, Verdict.PASS, f"{said}; below {-gates.gain:g} is asked", evidence)
+    if found.lower > -gates.gain:
+        return CheckResult(name, Verdict.FAIL, f"{said}, surely not below {-gates.gain:g}", evidence)
+    return CheckResult(name, Verdict.INCONCLUSIVE, f"{said}, not surely below {-gates.gain:g}", evidence)
 
 
 def _no_worse(gates: Gates, found: Comparison) -> CheckResult:
