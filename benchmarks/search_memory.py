@@ -30,8 +30,8 @@ PARAMS = {
 MIB = 2**20
 
 
-def child(family: str, concurrency: int, n_rows: int, width: int) -> None:
-    """One search whose trials all run at once."""
+def child(family: str, concurrency: int, n_rows: int, width: int, num_cpus: int) -> None:
+    """One search whose trials all run at once, on a cluster of the same size whatever their number."""
     import ray
 
     from mlops_ray.config import Search
@@ -44,15 +44,13 @@ def child(family: str, concurrency: int, n_rows: int, width: int) -> None:
     store = int(matrix.nbytes * 1.7) + 200 * MIB
     path = {"PYTHONPATH": str(Path(__file__).parents[1])}
     ray.init(
-        address="local", num_cpus=concurrency, include_dashboard=False, log_to_driver=False, object_store_memory=store,
+        address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, object_store_memory=store,
         runtime_env={"env_vars": path},
     )  # fmt: skip
     listed = [{"estimator": family, "params": {**PARAMS[family], "random_state": i}} for i in range(concurrency)]
     plan = Search.model_validate(
         {"trials": concurrency, "max_s": 3600, "concurrency": concurrency, "candidates": listed, "early_stopping": None}
     )
-    for candidate in plan.candidates:
-        assert candidate.workers == 1
     with tempfile.TemporaryDirectory() as folder:
         found = search(plan, "binary", [FoldData(matrix, int(n_rows * 0.8), y)], seed=0, storage=folder, name="bench")
     assert [trial.status for trial in found.trials] == ["done"] * concurrency
@@ -61,10 +59,10 @@ def child(family: str, concurrency: int, n_rows: int, width: int) -> None:
     assert begins[-1] < ends[0], "the trials did not run at the same time; give more rows"
 
 
-def peak(family: str, concurrency: int, n_rows: int, width: int) -> float:
+def peak(family: str, concurrency: int, n_rows: int, width: int, num_cpus: int) -> float:
     """MiB that the search holds at its peak."""
-    sizes = (str(n_rows), str(width))
-    process = subprocess.Popen([sys.executable, __file__, "--child", family, str(concurrency), *sizes])
+    numbers = [str(n) for n in (concurrency, n_rows, width, num_cpus)]
+    process = subprocess.Popen([sys.executable, __file__, "--child", family, *numbers])
     found = 0.0
     while process.poll() is None:
         found = max(found, _held(process.pid))
@@ -96,7 +94,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=100)
     parser.add_argument("--trials", type=int, default=4)
     parser.add_argument("--families", default=",".join(PARAMS))
-    parser.add_argument("--child", nargs=4, metavar=("FAMILY", "TRIALS", "ROWS", "WIDTH"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         family, *numbers = args.child
@@ -107,7 +105,7 @@ def main() -> None:
     data = args.rows * args.width * 8 / MIB
     lines = []
     for family in args.families.split(","):
-        one, many = (peak(family, n, args.rows, args.width) for n in (1, args.trials))
+        one, many = (peak(family, n, args.rows, args.width, args.trials) for n in (1, args.trials))
         lines.append((family, f"{data:.0f}", f"{one:.0f}", f"{many:.0f}", f"{many / one:.2f}"))
         print(*lines[-1], flush=True)
     title = f"Peak memory of 1 and of {args.trials} trials at a time, {args.rows:,} rows x {args.width}"
