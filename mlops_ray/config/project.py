@@ -145,6 +145,7 @@ def _training(raw: Mapping[str, Any], known: Known) -> Iterator[tuple[Loc, str]]
                 ("search", "candidates", i, "estimator"),
                 f"package {name!r} is not installed; install it or fix the path",
             )
+    yield from _parallel(search)
     if search.get("sample_weight") is not None:
         yield from known(("search", "sample_weight"), search["sample_weight"], numbers)
     if task not in TASK_METRICS:
@@ -171,6 +172,28 @@ def _training(raw: Mapping[str, Any], known: Known) -> Iterator[tuple[Loc, str]]
     yield from _gate_columns(gates, known)
     if task != "binary" and _target_encoded(raw):
         yield ("features", "categorical"), f"`encode: target` needs a binary target, not {task}; encode otherwise"
+
+
+def _parallel(search: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
+    """What data-parallel candidates (`workers` above 1) do not go with."""
+    asked = [c.get("workers", 1) if isinstance(c, Mapping) else 1 for c in _items(search.get("candidates"))]
+    wide = [isinstance(workers, int) and workers > 1 for workers in asked]
+    if not any(wide):
+        return
+    if not all(wide):
+        i = wide.index(False)
+        yield (
+            ("search", "candidates", i, "workers"),
+            f"{asked[i]} holds all rows in one process, candidate {wide.index(True)} asks for "
+            f"{asked[wide.index(True)]}; give all candidates workers above 1, or none",
+        )
+    for name in ("cross_validation", "calibrate", "threshold"):
+        if search.get(name) is not None and search[name] != "none":
+            value = search[name] if isinstance(search[name], str) else "it"
+            yield (
+                ("search", name),
+                f"{value} needs all rows in one process, and candidates have workers above 1; remove it",
+            )
 
 
 def _gate_columns(gates: Mapping[str, Any], known: Known) -> Iterator[tuple[Loc, str]]:

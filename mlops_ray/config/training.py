@@ -200,6 +200,11 @@ class Search(Config):
     callbacks: tuple[Callback, ...] = ()
     candidates: tuple[Candidate, ...] = Field(min_length=1)
 
+    @property
+    def is_parallel(self) -> bool:
+        """Whether fits are data-parallel, over rows that no process holds together."""
+        return all(candidate.workers > 1 for candidate in self.candidates)
+
 
 Metric = Literal[
     "log_loss",

@@ -1,14 +1,15 @@
-"""Features and final fit on Ray: what `train` and `reproduce` do alike.
+"""Features, search and final fit of rows that one process holds, on Ray: what `train` and `reproduce` do alike.
 
 The matrix of features lies in the object store once; fits read it without copying.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import ray
@@ -18,12 +19,18 @@ from mlops_ray.data.features.statistics import Partial
 from mlops_ray.data.features.transformer import transformer
 from mlops_ray.data.lake import DatasetVersion
 from mlops_ray.data.on_ray import fit_features
-from mlops_ray.data.splits import TRAIN, VALIDATION, FoldCut
+from mlops_ray.data.profile import Bins
+from mlops_ray.data.splits import HOLDOUT, TRAIN, VALIDATION, FoldCut
+from mlops_ray.training import packaging
+from mlops_ray.training.artifact import engines
+from mlops_ray.training.artifact.model import Reference
 from mlops_ray.training.evaluation.intervals import Floats
-from mlops_ray.training.rows import Rows
+from mlops_ray.training.rows import Rows, read
 from mlops_ray.training.search import candidates, decision
+from mlops_ray.training.search.book import Progress
 from mlops_ray.training.search.candidates import Choice
-from mlops_ray.training.search.trials import FoldData
+from mlops_ray.training.search.on_tune import Found, search
+from mlops_ray.training.search.trials import FoldData, TrialEnded
 from mlops_ray.training.target import Labels, Scores
 
 if TYPE_CHECKING:
@@ -36,63 +43,110 @@ with models of half the rows; five cost two more fits and change little."""
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """The search's matrices, one per fold; and of all rows before the holdout the statistics and the transform."""
+class Winner:
+    """The pipeline fitted on all rows before the holdout, and its answers to the holdout, oldest first.
 
+    threshold: chosen on scores of fits that did not see the row (None: the project's). reference: what monitoring
+    compares with, profiled by these bins; the scores in it are of such fits as well, for those of the fit itself would
+    be sharper than any it will give live, and every live window would look drifted.
+    """
+
+    pipeline: Pipeline
+    answers: Scores
+    threshold: float | None
+    reference: Callable[[Bins], Reference]
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The way of rows that one process holds: each fit sees all of them. `on_parallel.Parallel` has the same steps.
+
+    folds: the search's matrices, one per fold. every, fitted: of all rows before the holdout the statistics, and the
+    transform.
+    """
+
+    project: Project
+    rows: Rows
     folds: list[FoldData]
     every: Partial
     fitted: ColumnTransformer
 
+    @staticmethod
+    def read(project: Project, dataset: DatasetVersion, also: Iterable[str] = ()) -> Rows:
+        """All rows; `also`: further columns. Raises: DataError."""
+        return read(project, dataset, also)
 
-@dataclass(frozen=True)
-class Winner:
-    """The pipeline fitted on all rows before the holdout; for each of those rows, oldest first, the score of a fit that
-    did not see it; and the decision threshold chosen on these scores (None: the project's)."""
+    @classmethod
+    def prepare(cls, project: Project, dataset: DatasetVersion, rows: Rows) -> Self:
+        """Fit the features: one pass over the shards, whatever the number of folds. Raises: DataError."""
+        cut = rows.search_cut(project)
+        parts = tuple(range(cut.n)) if isinstance(cut, FoldCut) else (TRAIN, VALIDATION)
+        partials = dict(zip(parts, fit_features(project, dataset, cut, parts), strict=True))
+        every = reduce(add, partials.values())
+        folds = rows.folds(project, cut, rows.y, partials)
+        return cls(project, rows, folds, every, transformer(project.features, every))
 
-    pipeline: Pipeline
-    scores: Scores
-    threshold: float | None
+    def search(
+        self,
+        *,
+        storage: str,
+        name: str,
+        on_trial: Callable[[TrialEnded], None] = lambda trial: None,
+        on_progress: Progress = lambda stage, done, total: None,
+    ) -> Found:
+        """The winner, see `on_tune.search`."""
+        return search(
+            self.project.search,
+            self.project.task,
+            self.folds,
+            seed=self.project.seed,
+            storage=storage,
+            name=name,
+            classes=self.rows.classes,
+            on_trial=on_trial,
+            on_progress=on_progress,
+        )
+
+    def refit(self, choice: Choice) -> Winner:
+        """The winner of the search on all rows before the holdout, calibrated where the project asks for it.
+
+        Calibration, threshold and reference use scores of folds that did not see the row.
+        Two tasks, the fit and the folds: each further one is a worker that imports scikit-learn for more than a second.
+        """
+        project, rows = self.project, self.rows
+        plan, seen = project.search, rows.of(TRAIN, VALIDATION)
+        made = rows.matrix(project, rows.y, seen, np.empty(0, dtype=np.int64), self.every)
+        data = {"matrix": ray.put(made.matrix), "y": ray.put(made.y), "weights": ray.put(made.weights)}
+        given = {
+            "seed": project.seed,
+            "task": project.task,
+            "class_weight": candidates.class_weights(plan.class_weight, rows.classes),
+        }
+        task: Any = ray.remote(num_cpus=1, max_retries=2)
+        whole = task(_fit).remote(choice, given, **data)
+        folds = task(_crossed).remote(choice, given | {"n_folds": FOLDS, "n_classes": len(rows.classes)}, **data)
+        estimator, crossed = ray.get([whole, folds])
+        scores = crossed.scores
+        if plan.calibrate != "none":
+            method, known = plan.calibrate, estimator.classes_
+            scores = decision.cross_calibrated(method, known, crossed, made.y, weights=made.weights)
+            estimator = decision.calibrated(estimator, method, crossed.raw, made.y, weights=made.weights)
+        threshold = None
+        if plan.threshold is not None:
+            threshold = decision.best_threshold(plan.threshold, made.y, scores, made.weights)
+        pipeline, answers = completed(project, rows, self.fitted, estimator)
+        every = np.empty((len(rows.y), *answers.shape[1:]))
+        every[seen], every[rows.of(HOLDOUT)] = scores, answers
+        return Winner(pipeline, answers, threshold, lambda edges: packaging.reference(project, edges, rows, every))
 
 
-def features(project: Project, dataset: DatasetVersion, rows: Rows, y: Labels) -> Prepared:
-    """Fit the features: one pass over the shards, whatever the number of folds. Raises: DataError."""
-    cut = rows.search_cut(project)
-    parts = tuple(range(cut.n)) if isinstance(cut, FoldCut) else (TRAIN, VALIDATION)
-    partials = dict(zip(parts, fit_features(project, dataset, cut, parts), strict=True))
-    every = reduce(add, partials.values())
-    return Prepared(rows.folds(project, cut, y, partials), every, transformer(project.features, every))
-
-
-def refit(project: Project, rows: Rows, y: Labels, prepared: Prepared, choice: Choice) -> Winner:
-    """The winner of the search on all rows before the holdout, calibrated where the project asks for it.
-
-    Scores of the fit itself would be sharper than any it will give live, and every live window would look drifted: so
-    calibration, threshold and reference use scores of folds that did not see the row.
-    Two tasks, the fit and the folds: each further one is a worker that imports scikit-learn for more than a second.
-    """
+def completed(project: Project, rows: Rows, fitted: ColumnTransformer, estimator: Any) -> tuple[Pipeline, Scores]:
+    """The pipeline of transform and estimator, both fitted, and its answers to the holdout of `rows`, oldest first."""
     from sklearn.pipeline import Pipeline
 
-    plan, seen = project.search, rows.of(TRAIN, VALIDATION)
-    made = rows.matrix(project, y, seen, np.empty(0, dtype=np.int64), prepared.every)
-    data = {"matrix": ray.put(made.matrix), "y": ray.put(made.y), "weights": ray.put(made.weights)}
-    given = {
-        "seed": project.seed,
-        "task": project.task,
-        "class_weight": candidates.class_weights(plan.class_weight, rows.classes),
-    }
-    task: Any = ray.remote(num_cpus=1, max_retries=2)
-    whole = task(_fit).remote(choice, given, **data)
-    folds = task(_crossed).remote(choice, given | {"n_folds": FOLDS, "n_classes": len(rows.classes)}, **data)
-    estimator, crossed = ray.get([whole, folds])
-    scores = crossed.scores
-    if plan.calibrate != "none":
-        method, known = plan.calibrate, estimator.classes_
-        scores = decision.cross_calibrated(method, known, crossed, made.y, weights=made.weights)
-        estimator = decision.calibrated(estimator, method, crossed.raw, made.y, weights=made.weights)
-    threshold = None
-    if plan.threshold is not None:
-        threshold = decision.best_threshold(plan.threshold, made.y, scores, made.weights)
-    return Winner(Pipeline([("features", prepared.fitted), ("model", estimator)]), scores, threshold)
+    pipeline = Pipeline([("features", fitted), ("model", estimator)])
+    score = engines.sklearn_scorer(pipeline, project.features, project.task)
+    return pipeline, score(rows.inputs(rows.of(HOLDOUT)))
 
 
 def _fit(choice: Choice, given: dict[str, Any], *, matrix: Floats, y: Labels, weights: Floats | None) -> Any:

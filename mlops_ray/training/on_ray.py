@@ -1,8 +1,7 @@
 """Training on Ray: search, refit, judge, package, register.
 
-One call of `train` is one MLflow run. The matrix of features is made once per fold and lies in the object store once;
-trials and fits read it without copying. What is judged on the holdout is the packaged artifact itself, loaded from its
-files.
+One call of `train` is one MLflow run. How candidates are fitted is their way's (`on_fit`, `on_parallel`); all else is
+the same. What is judged on the holdout is the packaged artifact itself, loaded from its files.
 """
 
 from __future__ import annotations
@@ -26,20 +25,21 @@ from mlops_ray.data.features.statistics import Partial, rough
 from mlops_ray.data.lake import DatasetVersion
 from mlops_ray.data.on_ray import REPORT_HTML, REPORT_JSON
 from mlops_ray.data.splits import HOLDOUT, TRAIN, VALIDATION
-from mlops_ray.errors import DataError
+from mlops_ray.errors import ConfigError, DataError
 from mlops_ray.state import Store, VersionRow
 from mlops_ray.training import packaging, recipe, report
 from mlops_ray.training import rows as rows_of
-from mlops_ray.training.artifact import engines, model
+from mlops_ray.training.artifact import model
 from mlops_ray.training.artifact.lock import distributions_of, environment_lock
 from mlops_ray.training.artifact.model import Model
 from mlops_ray.training.gates import judgement
 from mlops_ray.training.gates.case import Case, Fitted
 from mlops_ray.training.gates.on_replica import infrastructure
 from mlops_ray.training.gates.verdict import CheckResult, GateResult, Verdict
-from mlops_ray.training.on_fit import Prepared, Winner, features, refit
+from mlops_ray.training.on_fit import Whole, Winner
 from mlops_ray.training.on_machine import checkout
 from mlops_ray.training.on_mlflow import FINGERPRINT, Tracker
+from mlops_ray.training.on_parallel import SHOWN_ROWS, Parallel, way_of
 from mlops_ray.training.on_registry import Registry
 from mlops_ray.training.recipe import Recipe
 from mlops_ray.training.report import Pages
@@ -47,15 +47,12 @@ from mlops_ray.training.rows import Rows
 from mlops_ray.training.search import candidates
 from mlops_ray.training.search.candidates import Choice
 from mlops_ray.training.search.measures import metric_of
-from mlops_ray.training.search.on_tune import Found, search
+from mlops_ray.training.search.on_tune import Found
 from mlops_ray.training.search.trials import TrialEnded
-from mlops_ray.training.target import Labels
 
 if TYPE_CHECKING:
     from sklearn.compose import ColumnTransformer
 
-SHOWN_ROWS = 20_000
-"""Rows that the candidate was fitted on and the gates are shown, evenly spread: enough for a gap of 0.01 nats."""
 _BUDGET = ("trials", "max_s", "trial_max_s", "concurrency")
 Progress = Callable[[str, int, int], None]
 """Called with stage, done and total."""
@@ -135,6 +132,9 @@ def train(
         registered ones; BackendUnavailable.
     """
     clock = _Clock(on_progress)
+    if shuffle_target and project.search.is_parallel:
+        problem = "candidates with workers above 1 read their labels from the shards, which nothing permutes"
+        raise ConfigError("search.candidates", (f"{problem}; plant a bad candidate of one worker",))
     candidates.check(project.search.candidates, seed=project.seed, task=project.task, plan=project.search)
     with tempfile.TemporaryDirectory() as cache:
         rival = None
@@ -168,24 +168,23 @@ def _fingerprint(project: Project, dataset: DatasetVersion, shuffle_target: bool
 def _train(run: _Run, registry: Registry) -> Trained:
     project, clock = run.project, run.clock
     with clock.stage("read"):
-        rows = rows_of.read(project, run.dataset, also=run.rival.features.inputs if run.rival is not None else ())
-        y = rows.y.copy()
+        kind = way_of(project)
+        rows = kind.read(project, run.dataset, also=run.rival.features.inputs if run.rival is not None else ())
         if run.shuffle_target:
-            seen = rows.of(TRAIN, VALIDATION)
-            y[seen] = np.random.default_rng(project.seed).permutation(y[seen])
+            rows = rows.shuffled(np.random.default_rng(project.seed))
     with clock.stage("features"):
-        prepared = features(project, run.dataset, rows, y)
-        _refuse_foreign(project.features, prepared.fitted)
+        way = kind.prepare(project, run.dataset, rows)
+        _refuse_foreign(project.features, way.fitted)
     with clock.stage("search"):
-        found = _search(run, rows, prepared)
+        found = _search(run, way)
     with clock.stage("refit"):
-        winner = refit(project, rows, y, prepared, found.choice)
+        winner = way.refit(found.choice)
     with clock.stage("package"):
-        artifact, sha256 = _package(run, rows, prepared, winner, found)
+        artifact, sha256 = _package(run, way, winner, found)
     with clock.stage("judge"), tempfile.TemporaryDirectory() as cache:
         folder = model.fetch(artifact, Path(cache), sha256)
         candidate = model.load(folder, sha256, trusted=project.features.trusted_types)
-        case = _case(run, rows, y, candidate, winner)
+        case = _case(run, rows, candidate, winner)
         plan, rng = project.gates, np.random.default_rng(project.seed)
         checks = infrastructure(
             plan.infrastructure,
@@ -199,10 +198,12 @@ def _train(run: _Run, registry: Registry) -> Trained:
     metrics: dict[str, float] = {name: estimate.value for name, estimate in result.metrics.items()}
     with clock.stage("report"):
         described = {"run": run.run_id, "dataset": run.tags["dataset"], "estimator": found.choice.estimator}
-        facts = packaging.facts_of(project, candidate, described | dict(found.choice.params) | {"rows": len(rows.y)})
+        facts = packaging.facts_of(
+            project, candidate, described | dict(found.choice.params) | {"rows": sum(rows.counts)}
+        )
         pages = report.pages(f"Gates of {project.project}", plan, case, result, facts, rng=rng)
     with clock.stage("log"):
-        _log(run, rows, prepared.every, found, candidate, result, metrics, pages)
+        _log(run, rows, way.every, found, candidate, result, metrics, pages)
     version = None
     if result.verdict is Verdict.PASS:
         with clock.stage("register"):
@@ -240,7 +241,7 @@ def _found(check: CheckResult) -> CheckResult:
     return check
 
 
-def _search(run: _Run, rows: Rows, prepared: Prepared) -> Found:
+def _search(run: _Run, way: Whole | Parallel) -> Found:
     """The winner of the search; each trial becomes a child run when it has ended."""
     project = run.project
     measure = metric_of(project.search.metric, project.task)
@@ -262,28 +263,15 @@ def _search(run: _Run, rows: Rows, prepared: Prepared) -> Found:
             cut_short=ended.cut_short,
         )
 
-    found = search(
-        project.search,
-        project.task,
-        prepared.folds,
-        seed=project.seed,
-        storage=project.storage.path("search", project.project),
-        name=run.run_id,
-        classes=rows.classes,
-        on_trial=on_trial,
-        on_progress=run.clock.on_progress,
-    )
+    storage = project.storage.path("search", project.project)
+    found = way.search(storage=storage, name=run.run_id, on_trial=on_trial, on_progress=run.clock.on_progress)
     run.tracker.flush()
     return found
 
 
-def _package(run: _Run, rows: Rows, prepared: Prepared, winner: Winner, found: Found) -> tuple[str, str]:
+def _package(run: _Run, way: Whole | Parallel, winner: Winner, found: Found) -> tuple[str, str]:
     """Address and hash of the artifact."""
-    project, holdout = run.project, rows.of(HOLDOUT)
-    inputs = rows.inputs(holdout)
-    answers = engines.sklearn_scorer(winner.pipeline, project.features, project.task)(inputs)
-    scores = np.empty((len(rows.y), *answers.shape[1:]))
-    scores[rows.of(TRAIN, VALIDATION)], scores[holdout] = winner.scores, answers
+    project, rows = run.project, way.rows
     code = checkout()
     made = Recipe(
         project=recipe.shaping(project),
@@ -299,23 +287,22 @@ def _package(run: _Run, rows: Rows, prepared: Prepared, winner: Winner, found: F
         shuffle_target=run.shuffle_target,
         commit=code.commit if code is not None else None,
         dirty=code.dirty if code is not None else None,
-        scores_sha256=recipe.digest(answers),
+        scores_sha256=recipe.digest(winner.answers),
     )
-    reference = packaging.reference(project, packaging.bins_for(project, prepared.every, run.rival), rows, scores)
     return packaging.package(
         project,
         winner.pipeline,
-        inputs,
+        rows.inputs(rows.of(HOLDOUT)),
         run.run_id,
         classes=rows.classes,
-        reference=reference,
+        reference=winner.reference(packaging.bins_for(project, way.every, run.rival)),
         lock=environment_lock(distributions_of(winner.pipeline)),
         threshold=winner.threshold,
         recipe=made.to_dict(),
     )
 
 
-def _case(run: _Run, rows: Rows, y: Labels, candidate: Model, winner: Winner) -> Case:
+def _case(run: _Run, rows: Rows, candidate: Model, winner: Winner) -> Case:
     """What the gates are shown."""
     project, holdout = run.project, rows.of(HOLDOUT)
     columns = rows.inputs(holdout)
@@ -324,9 +311,8 @@ def _case(run: _Run, rows: Rows, y: Labels, candidate: Model, winner: Winner) ->
         if run.rival.classes != rows.classes:
             raise DataError("target", f"the champion knows {run.rival.classes}, the rows {rows.classes}; deploy anew")
         rival = run.rival.score(rows.columns_for(run.rival.features, holdout))
-    seen = rows.of(TRAIN, VALIDATION)
-    shown = seen[np.unique(np.linspace(0, len(seen) - 1, min(len(seen), SHOWN_ROWS)).astype(np.int64))]
-    fitted = Fitted(rows.inputs(shown), y[shown], candidate.score(rows.inputs(shown)), rows.times[shown])
+    shown = rows_of.even(rows.of(TRAIN, VALIDATION), SHOWN_ROWS)
+    fitted = Fitted(rows.inputs(shown), rows.y[shown], candidate.score(rows.inputs(shown)), rows.times[shown])
     return Case(
         task=project.task,
         classes=rows.classes,
@@ -357,7 +343,7 @@ def _log(
 ) -> None:
     project, tracker = run.project, run.tracker
     measure = metric_of(project.search.metric, project.task)
-    parts = {f"rows.{name}": len(rows.of(part)) for part, name in enumerate(splits.NAMES)}
+    parts = {f"rows.{name}": float(n) for n, name in zip(rows.counts, splits.NAMES, strict=True)}
     ended = {
         f"trials.{status}": sum(t.status == status for t in found.trials) for status in ("done", "stopped", "failed")
     }

@@ -11,18 +11,17 @@ import numpy as np
 
 from mlops_ray.config import Project
 from mlops_ray.data import lake
-from mlops_ray.data.splits import HOLDOUT, TRAIN, VALIDATION
+from mlops_ray.data.splits import HOLDOUT
 from mlops_ray.errors import DataError
 from mlops_ray.state import VersionRow
 from mlops_ray.training import recipe
 from mlops_ray.training import rows as rows_of
 from mlops_ray.training.artifact import engines, model
 from mlops_ray.training.artifact.lock import differences, environment_lock
-from mlops_ray.training.on_fit import Prepared, features, refit
+from mlops_ray.training.on_fit import Whole
 from mlops_ray.training.on_machine import checkout
+from mlops_ray.training.on_parallel import Parallel, way_of
 from mlops_ray.training.recipe import Recipe, Reproduction
-from mlops_ray.training.rows import Rows
-from mlops_ray.training.search.on_tune import search as run_search
 
 Progress = Callable[[str, int, int], None]
 
@@ -47,21 +46,18 @@ def reproduce(project: Project, row: VersionRow, *, search: bool, on_progress: P
             )
             raise DataError(rows_of.label(dataset), what)
         on_progress("read", 0, 1)
-        rows = rows_of.read(then, dataset)
-        y = rows.y.copy()
+        kind = way_of(then)
+        rows = kind.read(then, dataset)
         if made.shuffle_target:
-            seen = rows.of(TRAIN, VALIDATION)
-            y[seen] = np.random.default_rng(then.seed).permutation(y[seen])
+            rows = rows.shuffled(np.random.default_rng(then.seed))
         on_progress("read", 1, 1)
         on_progress("features", 0, 1)
-        prepared = features(then, dataset, rows, y)
+        way = kind.prepare(then, dataset, rows)
         on_progress("features", 1, 1)
-        searched = _search(then, rows, prepared, made, on_progress) if search else None
+        searched = _search(way, made, on_progress) if search else None
         on_progress("refit", 0, 1)
-        winner = refit(then, rows, y, prepared, made.winner)
-        inputs = rows.inputs(rows.of(HOLDOUT))
-        now = engines.sklearn_scorer(winner.pipeline, then.features, then.task)(inputs)
-        before = engines.sklearn_scorer(stored.pipeline(), then.features, then.task)(inputs)
+        now = way.refit(made.winner).answers
+        before = engines.sklearn_scorer(stored.pipeline(), then.features, then.task)(rows.inputs(rows.of(HOLDOUT)))
         on_progress("refit", 1, 1)
     same, gap = recipe.compare(then.task, made.scores_sha256, before, now)
     code = checkout()
@@ -73,19 +69,10 @@ def reproduce(project: Project, row: VersionRow, *, search: bool, on_progress: P
     return Reproduction(row.version, same, gap, len(now), said, searched)
 
 
-def _search(project: Project, rows: Rows, prepared: Prepared, made: Recipe, on_progress: Progress) -> dict[str, Any]:
+def _search(way: Whole | Parallel, made: Recipe, on_progress: Progress) -> dict[str, Any]:
     """What the search finds today, and whether it is what it found then."""
     with tempfile.TemporaryDirectory() as storage:
-        found = run_search(
-            project.search,
-            project.task,
-            prepared.folds,
-            seed=project.seed,
-            storage=storage,
-            name="reproduce",
-            classes=rows.classes,
-            on_progress=on_progress,
-        )
+        found = way.search(storage=storage, name="reproduce", on_progress=on_progress)
     return {
         "same": found.choice == made.winner,
         "winner": f"{found.choice.estimator} {dict(found.choice.params)}",

@@ -22,6 +22,7 @@ from mlops_ray.training.artifact import model
 from mlops_ray.training.artifact.model import Model, Reference
 from mlops_ray.training.evaluation import intervals
 from mlops_ray.training.rows import Rows
+from mlops_ray.training.search.references import Folded
 from mlops_ray.training.target import Scores
 
 if TYPE_CHECKING:
@@ -40,12 +41,11 @@ def reference(project: Project, edges: Bins, rows: Rows, scores: Scores) -> Refe
     """Profiles of all rows per block of time, and losses of the holdout's.
 
     Args: scores: of every row as no fit on that row gave them, shape (n,) or (n, classes).
-    A profile counts probabilities: of 1 (binary), of the likeliest class (multiclass); a regression's profile has none.
     """
     block_s = project.monitoring.block_s
     grouped = intervals.blocks(rows.times, block_s)
     starts = np.searchsorted(grouped.index, np.arange(len(grouped) + 1))
-    shown = {"binary": scores, "multiclass": scores.max(axis=-1), "regression": None}[project.task]
+    shown = target.counted(project.task, scores)
     profiles = tuple(
         (float(start), profile.fold(edges, _cut(rows.columns, a, b), None if shown is None else shown[a:b]))
         for start, (a, b) in zip(grouped.starts, pairwise(starts), strict=True)
@@ -59,6 +59,12 @@ def reference(project: Project, edges: Bins, rows: Rows, scores: Scores) -> Refe
         for start, n, loss, label in zip(late.starts, *(late.sums(each) for each in sums), strict=True)
     )
     return Reference(edges, block_s, profiles, holdout)
+
+
+def reference_of(project: Project, edges: Bins, parts: Folded) -> Reference:
+    """The same of rows that were folded shard by shard: `parts` of them all, by the bins `edges`."""
+    holdout = tuple((start, *sums) for start, sums in sorted(parts.holdout.items()))
+    return Reference(edges, project.monitoring.block_s, tuple(sorted(parts.blocks.items())), holdout)
 
 
 def _cut(columns: Columns, start: int, stop: int) -> Columns:

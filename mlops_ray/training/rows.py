@@ -1,9 +1,9 @@
-"""A dataset version in memory, oldest row first, with what each row is for."""
+"""A dataset version in memory, or the part of it that the gates need, oldest row first, with what each row is for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 
@@ -18,6 +18,7 @@ from mlops_ray.data.features.statistics import Partial, folds, to_columns
 from mlops_ray.data.features.transformer import training_matrix, transformer
 from mlops_ray.data.lake import DatasetVersion
 from mlops_ray.data.profile import Columns
+from mlops_ray.data.sources.shards import ROWS_PER_BATCH
 from mlops_ray.data.splits import HOLDOUT, TRAIN, VALIDATION, Cut, FoldCut, Sides
 from mlops_ray.errors import DataError
 from mlops_ray.training import target
@@ -30,7 +31,9 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Rows:
-    """All rows of a dataset version, oldest first: `times` in seconds since the epoch, labels, inputs, sides."""
+    """Rows of a dataset version, oldest first: `times` in seconds since the epoch, labels, inputs, sides.
+
+    `counts`: of all rows of the version, how many fall to each side; `read_part` keeps fewer of them here."""
 
     table: pa.Table
     times: Floats
@@ -40,6 +43,7 @@ class Rows:
     columns: Columns
     cut: Cut
     sides: Sides
+    counts: tuple[int, ...]
     shown: tuple[str, ...]
     """Columns of `table` that the gates look at."""
     fold_of: Indices | None
@@ -48,6 +52,12 @@ class Rows:
     def of(self, *parts: int) -> Indices:
         """Numbers of the rows of these sides, oldest first."""
         return np.flatnonzero(np.isin(self.sides, parts))
+
+    def shuffled(self, rng: np.random.Generator) -> Rows:
+        """The same rows with the labels of all but the holdout's permuted: nothing can be learnt from them."""
+        y, seen = self.y.copy(), self.of(TRAIN, VALIDATION)
+        y[seen] = rng.permutation(y[seen])
+        return replace(self, y=y)
 
     def inputs(self, numbers: Indices) -> Columns:
         """Inputs of these rows."""
@@ -101,9 +111,59 @@ def read(project: Project, dataset: DatasetVersion, also: Iterable[str] = ()) ->
     Raises: DataError for rows without a time or a label, a label that the task does not know, a side without rows, a
         training side that nothing can be learnt from, weights that are negative or missing.
     """
+    names, shown = _columns(project, dataset, also)
+    table = lake.read(dataset, names)
+    _refuse_nulls(dataset, table, project.event_time, project.target)
+    instants = table[project.event_time].cast(pa.int64()).to_numpy()
+    order = np.argsort(instants, kind="stable")
+    table, instants = table.take(pa.array(order)), instants[order]
+    cut = _cut(project, instants)
+    sides = splits.assign(cut, table)
+    counts = _counts(dataset, sides)
+    known = target.classes(project.task, table[project.target].filter(pa.array(sides != HOLDOUT)))
+    rows = _rows(project, table, cut, known, counts, shown)
+    target.learnable(project.task, rows.y[sides == TRAIN], side="train")
+    return rows
+
+
+def read_part(project: Project, dataset: DatasetVersion, also: Iterable[str] = (), *, most: int) -> Rows:
+    """The holdout's rows, and `most` of the rows before it, evenly spread over them in order of time.
+
+    As `read`, for versions that fit no process: files are read batch by batch, three times; of all rows only time and
+    side are held, nine bytes each. `cut`, `classes` and `counts` are those of all rows.
+    Raises: as `read`; but whether labels can be learnt from, and the weights of the rows that are not kept, whoever
+        fits on all rows finds out.
+    """
+    names, shown = _columns(project, dataset, also)
+    times = []
+    for table in _batches(dataset, [project.event_time, project.target]):
+        _refuse_nulls(dataset, table, project.event_time, project.target)
+        times.append(table[project.event_time].cast(pa.int64()).to_numpy())
+    instants = np.concatenate(times)
+    cut = _cut(project, instants)
+    sides, classes = _surveyed(project, dataset, cut)
+    counts = _counts(dataset, sides)
+    order = np.argsort(instants, kind="stable")
+    kept = sides == HOLDOUT
+    kept[even(order[sides[order] != HOLDOUT], most)] = True
+    parts, start = [], 0
+    for table in _batches(dataset, names):
+        parts.append(table.filter(pa.array(kept[start : start + table.num_rows])))
+        start += table.num_rows
+    part = pa.concat_tables(parts).take(pa.array(np.argsort(instants[kept], kind="stable")))
+    return _rows(project, part, cut, classes, counts, shown)
+
+
+def even(numbers: Indices, most: int) -> Indices:
+    """At most so many of `numbers`, shape (n,), evenly spread from the first to the last."""
+    return numbers[np.unique(np.linspace(0, len(numbers) - 1, min(len(numbers), most)).astype(np.int64))]
+
+
+def _columns(project: Project, dataset: DatasetVersion, also: Iterable[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Columns to read, and those of them that the gates look at."""
     event_time, key = project.event_time, project.key
     there = set(lake.opened(dataset, lake.files(dataset)[0]).schema_arrow.names)
-    shown = [name for name in gate_columns(project) if name in there]
+    shown = tuple(name for name in gate_columns(project) if name in there)
     needed = dict.fromkeys((event_time, project.target, *project.features.inputs, *also, *shown))
     needed |= dict.fromkeys(splits.columns(project.split, event_time=event_time, key=key))
     needed |= dict.fromkeys([key] if project.features.target_encoded else [])
@@ -112,32 +172,66 @@ def read(project: Project, dataset: DatasetVersion, also: Iterable[str] = ()) ->
         if weighed not in there:
             raise DataError(weighed, f"search.sample_weight is no column of {label(dataset)}; it must be a feature")
         needed |= {weighed: None}
-    table = lake.read(dataset, list(needed))
-    for name in (event_time, project.target):
+    return list(needed), shown
+
+
+def _batches(dataset: DatasetVersion, columns: Iterable[str]) -> Iterator[pa.Table]:
+    """All rows in the order of `lake.read`, `ROWS_PER_BATCH` at most at a time."""
+    wanted = list(dict.fromkeys(columns))
+    for path in lake.files(dataset):
+        for batch in lake.opened(dataset, path).iter_batches(batch_size=ROWS_PER_BATCH, columns=wanted):
+            yield pa.Table.from_batches([batch]).select(wanted)
+
+
+def _refuse_nulls(dataset: DatasetVersion, table: pa.Table, *names: str) -> None:
+    for name in names:
         if table[name].null_count:
             raise DataError(name, f"{table[name].null_count} rows of {label(dataset)} have none; run prepare again")
-    instants = table[event_time].cast(pa.int64()).to_numpy()
-    order = np.argsort(instants, kind="stable")
-    table, instants = table.take(pa.array(order)), instants[order]
-    cut = splits.cut(project.split, event_time=event_time, key=key, salt=project.project, times=instants)
-    sides = splits.assign(cut, table)
-    for part, name in enumerate(splits.NAMES):
-        if not (sides == part).any():
+
+
+def _cut(project: Project, instants: Indices) -> Cut:
+    return splits.cut(
+        project.split, event_time=project.event_time, key=project.key, salt=project.project, times=instants
+    )
+
+
+def _counts(dataset: DatasetVersion, sides: Sides) -> tuple[int, ...]:
+    """Rows of each side. Raises: DataError when one has none."""
+    counts = np.bincount(sides, minlength=len(splits.NAMES)).tolist()
+    for n, name in zip(counts, splits.NAMES, strict=True):
+        if not n:
             raise DataError("split", f"no row of {label(dataset)} falls to {name}; split otherwise, or give more rows")
-    known = target.classes(project.task, table[project.target].filter(pa.array(sides != HOLDOUT)))
-    y = target.encode(project.task, known, table[project.target])
-    target.learnable(project.task, y[sides == TRAIN], side="train")
+    return tuple(counts)
+
+
+def _surveyed(project: Project, dataset: DatasetVersion, cut: Cut) -> tuple[Sides, Classes]:
+    """Every row's side, in the files' order, and the classes of the rows before the holdout."""
+    sides, labels = [], []
+    for table in _batches(dataset, (*cut.columns, project.target)):
+        sides.append(splits.assign(cut, table))
+        if project.task == "multiclass":
+            labels.append(table[project.target].filter(pa.array(sides[-1] != HOLDOUT)).unique())
+    found = pa.chunked_array(labels, table.schema.field(project.target).type)
+    return np.concatenate(sides), target.classes(project.task, found)
+
+
+def _rows(
+    project: Project, table: pa.Table, cut: Cut, classes: Classes, counts: tuple[int, ...], shown: tuple[str, ...]
+) -> Rows:
+    """`Rows` of `table`, oldest first."""
+    weighed = project.search.sample_weight
     return Rows(
         table,
-        instants / 1e6,
-        y,
-        known,
+        table[project.event_time].cast(pa.int64()).to_numpy() / 1e6,
+        target.encode(project.task, classes, table[project.target]),
+        classes,
         None if weighed is None else _weights(weighed, table[weighed]),
         to_columns(project.features, table),
         cut,
-        sides,
-        tuple(shown),
-        folds(table[key]) if project.features.target_encoded else None,
+        splits.assign(cut, table),
+        counts,
+        shown,
+        folds(table[project.key]) if project.features.target_encoded else None,
     )
 
 

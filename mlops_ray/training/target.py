@@ -126,6 +126,14 @@ def losses(task: Task, y: ArrayLike, scores: ArrayLike) -> Scores:
     return np.asarray(-np.log(np.clip(said, CLIP, 1 - CLIP)), dtype=np.float64)
 
 
+def counted(task: Task, scores: Scores) -> Scores | None:
+    """The probabilities that a profile counts, shape (n,): of 1 (binary), of the likeliest class (multiclass); a
+    regression has none."""
+    if task == "regression":
+        return None
+    return scores if task == "binary" else np.asarray(scores.max(axis=-1), dtype=np.float64)
+
+
 def constant(task: Task, y: Labels, n_classes: int) -> Scores:
     """The best answer that looks at no feature, for every row: the base rates, or the mean."""
     if task == "multiclass":

@@ -18,7 +18,7 @@ from mlops_ray.data.profile import Bins, Profile, fold
 from mlops_ray.data.splits import FoldCut
 from mlops_ray.training.evaluation.intervals import blocks
 from mlops_ray.training.search.shards import Shards
-from mlops_ray.training.target import Scores, losses
+from mlops_ray.training.target import Scores, counted, losses
 
 if TYPE_CHECKING:
     from sklearn.compose import ColumnTransformer
@@ -77,7 +77,7 @@ class Folded:
 
 
 def folded(shards: Shards, table: pa.Table, bins: Bins, score: Score, *, event_time: str, block_s: float) -> Folded:
-    """What the rows of `table` add to the reference. Profiles hold scores of binary tasks only: probabilities.
+    """What the rows of `table` add to the reference.
 
     Raises: DataError for labels of the holdout that are none."""
     if not table.num_rows:
@@ -88,8 +88,8 @@ def folded(shards: Shards, table: pa.Table, bins: Bins, score: Score, *, event_t
     profiles = {}
     for number, start in enumerate(grouped.starts.tolist()):
         rows = grouped.index == number
-        counted = scores[rows] if shards.task == "binary" else None
-        profiles[start] = fold(bins, {name: values[rows] for name, values in columns.items()}, counted)
+        shown = counted(shards.task, scores[rows])
+        profiles[start] = fold(bins, {name: values[rows] for name, values in columns.items()}, shown)
     held = splits.assign(shards.cut, table) == (-1 if isinstance(shards.cut, FoldCut) else splits.HOLDOUT)
     holdout: dict[float, tuple[int, float, float]] = {}
     if held.any():
