@@ -21,7 +21,7 @@ p { margin: .5rem 0; } .lead, .none { color: var(--soft); } .none { font-style: 
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; margin: .6rem 0; font-size: .92rem; }
 th, td { text-align: left; vertical-align: top; padding: .35rem .9rem .35rem 0; border-bottom: 1px solid var(--line);
   overflow-wrap: anywhere; }
-th { color: var(--soft); font-weight: 600; } tbody th { width: 11rem; }
+th { color: var(--soft); font-weight: 600; } thead th { overflow-wrap: normal; } tbody th { width: 11rem; }
 .number { text-align: right; white-space: nowrap;
   font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 .pass { color: var(--pass); } .fail { color: var(--fail); } .inconclusive, .pending { color: var(--open); }
