@@ -61,6 +61,7 @@ def save(folder: Path, estimator: LogisticRegression) -> Saved:
         reference=Reference(edges, DAY_S, (day,), ((0.0, n, 1.0, 1.0),)),
         holdout=columns,
         lock=environments.environment_lock(environments.distributions_of(pipeline)),
+        recipe={},
     )
     return folder, sha256, model.load(folder, sha256, trusted=OURS)
 

@@ -53,6 +53,7 @@ def version(folder: Path, rows: Rows, task: str, features: Features = FEATURES) 
         reference=Reference(nothing, 86400.0, ((0.0, empty(nothing)),), ()),
         holdout=rows.columns,
         lock=lock.environment_lock(lock.distributions_of(pipeline)),
+        recipe={},
         threshold=0.3 if task == "binary" else None,
     )
     return model.load(folder, sha256)

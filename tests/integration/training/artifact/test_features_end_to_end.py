@@ -84,6 +84,7 @@ def trained(features: Features, table: pa.Table, estimator: Any) -> tuple[Pipeli
         "reference": reference,
         "holdout": columns,
         "lock": {},
+        "recipe": {},
     }
 
 

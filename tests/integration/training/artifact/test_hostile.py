@@ -661,6 +661,7 @@ def saved(folder: Path, pipeline: Pipeline, rows: Rows) -> str:
         reference=rows.reference,
         holdout=rows.columns,
         lock={"numpy": "1"},
+        recipe={},
     )
 
 
@@ -669,6 +670,7 @@ def used(folder: Path, found: str) -> None:
     loaded = model.load(folder, found)
     loaded.replay()
     assert loaded.reference.total.n >= 0
+    assert isinstance(loaded.recipe, dict)
     loaded.pipeline()
 
 

@@ -306,6 +306,7 @@ def served(option: str, task: str, family: str) -> tuple[str, str]:
             reference=Reference(nothing, 86400.0, ((0.0, empty(nothing)),), ()),
             holdout=columns,
             lock={},
+            recipe={},
         )
         loaded = model.load(Path(root) / "a", sha256)
         assert loaded.replay() <= 1e-6

@@ -48,6 +48,7 @@ def save(folder: Path, rows: Any, pipeline: Any = None) -> str:
         reference=rows.reference,
         holdout=rows.columns,
         lock=lock.environment_lock(lock.distributions_of(pipeline)),
+        recipe={},
     )
 
 
@@ -112,6 +113,7 @@ def test_features_of_one_kind_suffice(tmp_path: Path, rows: Any, kept: tuple[str
         reference=rows.reference,
         holdout=rows.columns,
         lock={},
+        recipe={},
     )
     loaded = model.load(tmp_path / "a", found)
     assert loaded.engine == "onnx"

@@ -83,6 +83,7 @@ def saved(folder: Path, pipeline: Any, rows: Rows) -> str:
         reference=rows.reference,
         holdout=rows.columns,
         lock={},
+        recipe={},
     )
 
 
