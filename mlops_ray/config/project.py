@@ -176,24 +176,20 @@ def _training(raw: Mapping[str, Any], known: Known) -> Iterator[tuple[Loc, str]]
 
 def _parallel(search: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
     """What data-parallel candidates (`workers` above 1) do not go with."""
-    asked = [c.get("workers", 1) if isinstance(c, Mapping) else 1 for c in _items(search.get("candidates"))]
-    wide = [isinstance(workers, int) and workers > 1 for workers in asked]
-    if not any(wide):
+    listed = [c.get("workers", 1) if isinstance(c, Mapping) else 1 for c in _items(search.get("candidates"))]
+    several = [(i, workers) for i, workers in enumerate(listed) if isinstance(workers, int) and workers > 1]
+    if not several:
         return
-    if not all(wide):
-        i = wide.index(False)
-        yield (
-            ("search", "candidates", i, "workers"),
-            f"{asked[i]} holds all rows in one process, candidate {wide.index(True)} asks for "
-            f"{asked[wide.index(True)]}; give all candidates workers above 1, or none",
-        )
+    if len(several) < len(listed):
+        first = next(i for i, workers in enumerate(listed) if (i, workers) not in several)
+        other = f"candidate {several[0][0]} has workers: {several[0][1]}"
+        says = f"one process holds all rows for it, {other}; give each workers above 1, or none"
+        yield ("search", "candidates", first), says
     for name in ("cross_validation", "calibrate", "threshold"):
         if search.get(name) is not None and search[name] != "none":
-            value = search[name] if isinstance(search[name], str) else "it"
-            yield (
-                ("search", name),
-                f"{value} needs all rows in one process, and candidates have workers above 1; remove it",
-            )
+            value = f"{search[name]!r} " if isinstance(search[name], str) else ""
+            says = f"{value}needs all rows in one process, and candidates have workers above 1; remove it"
+            yield ("search", name), says
 
 
 def _gate_columns(gates: Mapping[str, Any], known: Known) -> Iterator[tuple[Loc, str]]:

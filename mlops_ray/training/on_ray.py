@@ -166,7 +166,7 @@ def _fingerprint(project: Project, dataset: DatasetVersion, shuffle_target: bool
 
 
 def _train(run: _Run, registry: Registry) -> Trained:
-    project, clock = run.project, run.clock
+    project, clock, rng = run.project, run.clock, np.random.default_rng(run.project.seed)
     with clock.stage("read"):
         kind = way_of(project)
         rows = kind.read(project, run.dataset, also=run.rival.features.inputs if run.rival is not None else ())
@@ -181,46 +181,21 @@ def _train(run: _Run, registry: Registry) -> Trained:
         winner = way.refit(found.choice)
     with clock.stage("package"):
         artifact, sha256 = _package(run, way, winner, found)
-    with clock.stage("judge"), tempfile.TemporaryDirectory() as cache:
-        folder = model.fetch(artifact, Path(cache), sha256)
-        candidate = model.load(folder, sha256, trusted=project.features.trusted_types)
-        case = _case(run, rows, candidate, winner)
-        plan, rng = project.gates, np.random.default_rng(project.seed)
-        checks = infrastructure(
-            plan.infrastructure,
-            artifact,
-            sha256,
-            candidate.lock,
-            candidate.engine,
-            trusted=project.features.trusted_types,
-        )
-        result = judgement.judge(plan, case, extra_checks=[partial(_found, check) for check in checks], rng=rng)
+    with clock.stage("judge"):
+        candidate, case, result = _judge(run, rows, winner, artifact, sha256, rng)
     metrics: dict[str, float] = {name: estimate.value for name, estimate in result.metrics.items()}
     with clock.stage("report"):
         described = {"run": run.run_id, "dataset": run.tags["dataset"], "estimator": found.choice.estimator}
         facts = packaging.facts_of(
             project, candidate, described | dict(found.choice.params) | {"rows": sum(rows.counts)}
         )
-        pages = report.pages(f"Gates of {project.project}", plan, case, result, facts, rng=rng)
+        pages = report.pages(f"Gates of {project.project}", project.gates, case, result, facts, rng=rng)
     with clock.stage("log"):
         _log(run, rows, way.every, found, candidate, result, metrics, pages)
     version = None
     if result.verdict is Verdict.PASS:
         with clock.stage("register"):
-            kept = {**run.tags, "sha256": sha256, "engine": candidate.engine, "estimator": found.choice.estimator}
-            if project.features.derived:
-                kept["needs"] = "mlops_ray"  # its pipeline takes columns that we derive from the data's
-            version = registry.register(
-                run.run_id,
-                winner.pipeline,
-                artifact=artifact,
-                sha256=sha256,
-                dataset=run.tags["dataset"],
-                classes=rows.classes,
-                trusted=candidate.manifest["trusted"],
-                tags=kept,
-                now=run.now,
-            )
+            version = _register(run, registry, winner, candidate, found.choice, artifact)
     seconds = {f"seconds.{stage}": spent for stage, spent in clock.seconds.items()}
     run.tracker.log(run.run_id, metrics=seconds, at=run.now)
     return Trained(
@@ -234,6 +209,42 @@ def _train(run: _Run, registry: Registry) -> Trained:
         metrics,
         clock.seconds,
         pages,
+    )
+
+
+def _judge(
+    run: _Run, rows: Rows, winner: Winner, artifact: str, sha256: str, rng: np.random.Generator
+) -> tuple[Model, Case, GateResult]:
+    """The packaged candidate as its files have it, what the gates are shown of it, and what they say."""
+    project, plan = run.project, run.project.gates
+    trusted = project.features.trusted_types
+    with tempfile.TemporaryDirectory() as cache:
+        candidate = model.load(model.fetch(artifact, Path(cache), sha256), sha256, trusted=trusted)
+        case = _case(run, rows, candidate, winner)
+        checks = infrastructure(
+            plan.infrastructure, artifact, sha256, candidate.lock, candidate.engine, trusted=trusted
+        )
+        extra = [partial(_found, check) for check in checks]
+        result = judgement.judge(plan, case, extra_checks=extra, rng=rng)
+    return candidate, case, result
+
+
+def _register(
+    run: _Run, registry: Registry, winner: Winner, candidate: Model, choice: Choice, artifact: str
+) -> VersionRow:
+    kept = {**run.tags, "sha256": candidate.sha256, "engine": candidate.engine, "estimator": choice.estimator}
+    if run.project.features.derived:
+        kept["needs"] = "mlops_ray"  # its pipeline takes columns that we derive from the data's
+    return registry.register(
+        run.run_id,
+        winner.pipeline,
+        artifact=artifact,
+        sha256=candidate.sha256,
+        dataset=run.tags["dataset"],
+        classes=candidate.classes,
+        trusted=candidate.manifest["trusted"],
+        tags=kept,
+        now=run.now,
     )
 
 

@@ -491,3 +491,51 @@ def test_groups_of_a_split_are_part_of_every_request(tmp_path: Path) -> None:
     assert load(tmp_path, text + "split: {by: group, group: [carrier, id]}\n").split.group == ("carrier", "id")
     (found,) = problems(tmp_path, text + "split: {by: group, group: [tail]}\n")
     assert "split.group.0: 'tail' is no part of a request, so a retrain could not split by it" in found
+
+
+@pytest.mark.parametrize(
+    ("candidates", "more", "line"),
+    [
+        (
+            "[{estimator: xgboost, workers: 4}, linear]",
+            "",
+            "search.candidates.1: one process holds all rows for it, candidate 0 has workers: 4; give each",
+        ),
+        (
+            "[{estimator: xgboost, workers: 1}, {estimator: xgboost, workers: 2}]",
+            "",
+            "search.candidates.0: one process holds all rows for it, candidate 1 has workers: 2; give each",
+        ),
+        (
+            "[{estimator: xgboost, workers: 2}]",
+            "cross_validation: {folds: 3}",
+            "search.cross_validation: needs all rows in",
+        ),
+        (
+            "[{estimator: xgboost, workers: 2}]",
+            "calibrate: isotonic",
+            "search.calibrate: 'isotonic' needs all rows in one",
+        ),
+        (
+            "[{estimator: xgboost, workers: 2}]",
+            "threshold: {metric: f1}",
+            "search.threshold: needs all rows in one process",
+        ),
+    ],
+)
+def test_what_does_not_go_with_data_parallel_candidates_is_refused(
+    tmp_path: Path, candidates: str, more: str, line: str
+) -> None:
+    text = re.sub(r"(?s)\nsearch:.*?(?=\n\w|\Z)", f"\nsearch:\n  candidates: {candidates}\n  {more}", GOOD)
+    found = problems(tmp_path, text)
+    assert len(found) == 1
+    assert line in found[0]
+    assert "remove" in found[0] or "give" in found[0]
+
+
+def test_data_parallel_candidates_alone_are_accepted(tmp_path: Path) -> None:
+    both = "[{estimator: xgboost, workers: 2}, {estimator: xgboost, workers: 4}]"
+    wide = f"\nsearch:\n  calibrate: none\n  candidates: {both}"
+    text = re.sub(r"(?s)\nsearch:.*?(?=\n\w|\Z)", wide, GOOD)
+    assert load(tmp_path, text).search.is_parallel
+    assert not load(tmp_path, GOOD).search.is_parallel

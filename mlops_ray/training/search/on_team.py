@@ -141,8 +141,9 @@ class Team:
         metric: SearchMetric,
         timeout_s: float,
         on_round: OnRound | None = None,
+        sides: tuple[int, ...] | None = None,
     ) -> Fit:
-        """One fit of `choice` on all rows.
+        """One fit of `choice` on all rows to fit, or on those of some of their `sides`.
 
         Raises: ConfigError for what cannot be built; DataError for rows that cannot be read; BackendUnavailable when
         it takes longer than `timeout_s`, or loses its workers more than `RETRIES` times."""
@@ -152,7 +153,8 @@ class Team:
         if self._relay is None:
             self._start(timeout_s)
         self._number += 1
-        ray.get(self._relay.put.remote(Wanted(self._number, plan, metric, on_round is not None)))
+        order = Wanted(self._number, plan, metric, on_round is not None, sides or self._shards.fit)
+        ray.get(self._relay.put.remote(order))
         ticket, stop = 0, False
         while True:
             left = began + timeout_s - time.monotonic()

@@ -212,17 +212,20 @@ def crossed_parallel(
     timeout_s: float,
     class_weight: ClassWeight = None,
 ) -> dict[int, XGBClassifier | XGBRegressor]:
-    """For each part of `cut` the estimator that was fitted on all other parts before the holdout, one after the other.
+    """For each part of `cut` the estimator that was fitted on all other parts before the holdout, one after the other,
+    by one team. "balanced" class weights are those of all parts.
 
     With them `references.Crossed` scores rows that no process holds together by models that have not seen them.
     Raises: as `fit_parallel`; `timeout_s` is for all together."""
-    began, found = time.monotonic(), {}
-    for part in range(cut.n):
-        others = tuple(other for other in range(cut.n) if other != part)
-        rest = replace(shards, cut=cut, fit=others, judge=())
-        left = began + timeout_s - time.monotonic()
-        given: dict[str, Any] = {"workers": workers, "seed": seed, "scratch": scratch, "class_weight": class_weight}
-        found[part] = fit_parallel(rest, choice, timeout_s=left, **given).estimator
+    began, parts = time.monotonic(), tuple(range(cut.n))
+    wanted, found = measures.metric_of(None, shards.task), {}
+    every = replace(shards, cut=cut, fit=parts, judge=())
+    with _team(every, workers, class_weight, scratch=scratch, fits=cut.n) as team:
+        for part in parts:
+            others = tuple(other for other in parts if other != part)
+            left = began + timeout_s - time.monotonic()
+            fit = team.fit(choice, seed=seed, metric=wanted, timeout_s=left, sides=others)
+            found[part] = fit.estimator
     return found
 
 

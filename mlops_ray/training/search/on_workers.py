@@ -54,12 +54,13 @@ class Worker:
 
 @dataclass(frozen=True)
 class Wanted:
-    """One fit to carry out; `watched` when the caller wants to see each round."""
+    """One fit to carry out; `watched` when the caller wants to see each round, `sides` which rows are to fit."""
 
     number: int
     plan: Plan
     metric: SearchMetric
     watched: bool
+    sides: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -247,23 +248,23 @@ def _told(said: Any, by: int) -> Any:
 
 
 class _Shard:
-    """A worker's own rows as XGBoost holds them: made at the first fit, and again when a fit wants other bins."""
+    """A worker's own rows as XGBoost holds them: made at the first fit, and again when one wants others."""
 
     def __init__(self, shards: Shards, job: Job, rank: int) -> None:
         self.shards, self.rank, self.save_s, self._job = shards, rank, job.save_s, job
-        self._bins = 0
+        self._made_for: tuple[int, tuple[int, ...]] | None = None
         self._matrices: tuple[QuantileDMatrix, QuantileDMatrix | None] | None = None
 
-    def matrices(self, max_bin: int) -> tuple[QuantileDMatrix, QuantileDMatrix | None]:
-        """Rows to fit and rows that judge. All workers must ask at once."""
-        if self._matrices is None or self._bins != max_bin:
+    def matrices(self, max_bin: int, sides: tuple[int, ...]) -> tuple[QuantileDMatrix, QuantileDMatrix | None]:
+        """Rows of these `sides` to fit, and rows that judge. All workers must ask at once."""
+        if self._matrices is None or self._made_for != (max_bin, sides):
             self._matrices = None  # before the next ones are made: not both at once
             pieces, width = self._job.dealt[self.rank], self._job.width
-            fit = boosting.quantised(reader(self.shards, pieces, "fit"), width, max_bin)
+            fit = boosting.quantised(reader(replace(self.shards, fit=sides), pieces, "fit"), width, max_bin)
             judge = None
             if self._job.judged:
                 judge = boosting.quantised(reader(self.shards, pieces, "judge"), width, max_bin, ref=fit)
-            self._matrices, self._bins = (fit, judge), max_bin
+            self._matrices, self._made_for = (fit, judge), (max_bin, sides)
         return self._matrices
 
     def held(self) -> Worker:
@@ -277,7 +278,7 @@ def _fit(shard: _Shard, order: Wanted, relay: Any) -> Boosted:
     """One fit, from its last checkpoint if there is one."""
     from xgboost import collective
 
-    fit, judge = shard.matrices(order.plan.max_bin)
+    fit, judge = shard.matrices(order.plan.max_bin, order.sides)
     saved = time.monotonic()
 
     def after_round(done: int, value: float, model: Callable[[], bytes]) -> bool:

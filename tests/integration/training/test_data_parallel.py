@@ -472,9 +472,12 @@ def test_the_reference_is_made_shard_by_shard_from_scores_of_unseen_rows(world: 
     given: dict[str, Any] = {"workers": 2, "seed": 5, "scratch": world.scratch, "timeout_s": 2 * LONG_S}
     models = crossed_parallel(seen, cut, short, **given)
     assert sorted(models) == [0, 1]
-    final = fit_parallel(seen, short, **given)
+    with Team(seen, surveyed(seen, 2), 2, scratch=world.scratch, fits=2) as team:
+        asked: dict[str, Any] = {"seed": 5, "metric": "log_loss", "timeout_s": LONG_S}
+        final, some = team.fit(short, **asked), team.fit(short, **asked, sides=(TRAIN,))
     assert np.isnan(final.boosted.value)
     assert sum(worker.n_fit for worker in final.workers) == int((sides != HOLDOUT).sum())
+    assert sum(worker.n_fit for worker in some.workers) == int((sides == TRAIN).sum())
     score = Crossed(seen.features, seen.fitted, "binary", cut, models, final.estimator)
     said, y = score(world.table), world.table["y"].to_numpy()
     unseen = target.losses("binary", y, said)

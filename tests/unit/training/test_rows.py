@@ -61,10 +61,12 @@ def table(y: Any, n: int = 100, **columns: Any) -> pa.Table:
     )
 
 
-def stored(made: Project, rows: pa.Table, without: str = "") -> DatasetVersion:
+def stored(made: Project, rows: pa.Table, without: str = "", n_files: int = 1) -> DatasetVersion:
     kept, _ = conform(rows, [column for column in made.columns if column.name != without])
-    uri = made.storage.path("data", made.project)
-    return lake.commit(uri, [lake.write_file(uri, "files/part-0.parquet", kept)], kept.schema, "0" * 32, {})
+    uri, step = made.storage.path("data", made.project), -(-kept.num_rows // n_files)
+    parts = [kept.slice(i * step, step) for i in range(n_files)]
+    files = [lake.write_file(uri, f"files/part-{i}.parquet", part) for i, part in enumerate(parts)]
+    return lake.commit(uri, files, kept.schema, "0" * 32, {})
 
 
 def test_rows_come_oldest_first_with_their_sides_labels_and_weights(tmp_path: Path) -> None:
@@ -80,6 +82,67 @@ def test_rows_come_oldest_first_with_their_sides_labels_and_weights(tmp_path: Pa
     assert found.weights.shape == (100,)
     assert found.shown == ("shop",)
     assert set(found.groups(found.of(HOLDOUT))["shop"]) == {"a", "b"}
+
+
+@pytest.mark.parametrize("most", [7, 1000])
+@pytest.mark.parametrize(("task", "by"), [("binary", "time"), ("multiclass", "hash"), ("regression", "group")])
+def test_a_part_is_the_holdout_and_an_even_sample_of_all_else(tmp_path: Path, task: str, by: str, most: int) -> None:
+    y: Any = {"binary": np.arange(100) % 2, "multiclass": ["a", "b", "c", "d"] * 25, "regression": np.arange(100.0)}[
+        task
+    ]
+    split = {"by": by, "group": ["shop"]} if by == "group" else {"by": by}
+    features = {"numeric": {"columns": ["x"]}, "categorical": {"columns": ["shop"]}}
+    blocks: dict[str, Any] = {"features": features, "gates": {"slices": {"columns": ["shop"]}}}
+    made = project(tmp_path, task, split=split, search={"sample_weight": "w"}, **blocks)
+    dataset = stored(made, table(y, shop=[f"s{i % 20}" for i in range(100)]), n_files=3)
+    whole, part = rows_of.read(made, dataset), rows_of.read_part(made, dataset, ["id"], most=most)
+    assert (part.cut, part.classes, part.counts) == (whole.cut, whole.classes, whole.counts)
+    assert whole.counts == tuple(len(whole.of(side)) for side in (TRAIN, VALIDATION, HOLDOUT))
+    seen = whole.of(TRAIN, VALIDATION)
+    assert len(part.of(TRAIN, VALIDATION)) == min(most, len(seen))
+    kept = np.sort(np.concatenate([rows_of.even(seen, most), whole.of(HOLDOUT)]))
+    for name in ("times", "y", "sides", "weights"):
+        assert getattr(part, name).tolist() == getattr(whole, name)[kept].tolist()
+    assert part.table.select(whole.table.column_names) == whole.table.take(pa.array(kept))
+    assert part.inputs(np.arange(len(kept)))["x"].tolist() == whole.inputs(kept)["x"].tolist()
+    if most < len(seen):
+        assert part.times[part.of(TRAIN, VALIDATION)][[0, -1]].tolist() == whole.times[seen[[0, -1]]].tolist()
+
+
+def test_the_classes_of_a_part_are_those_of_all_rows_before_the_holdout(tmp_path: Path) -> None:
+    made = project(tmp_path, "multiclass")
+    rare = stored(made, table([*"ab" * 25, "rare", *"ab" * 24, "b"]), n_files=2)
+    assert rows_of.read_part(made, rare, most=2).classes == ("a", "b", "rare")
+
+
+@pytest.mark.parametrize(
+    ("task", "y", "blocks", "says"),
+    [
+        ("binary", pa.array([None, *[0, 1] * 49, 1]), {}, "1 rows of .* have none; run prepare again"),
+        ("binary", np.r_[2, np.arange(99) % 2], {}, "labels must be 0 or 1"),
+        ("multiclass", ["a"] * 100, {}, "all rows are of class 'a'"),
+        ("multiclass", ["new"] + ["a", "b"] * 49 + ["a"], {}, "class 'new', which is not among"),
+        ("regression", np.arange(100.0), {"key": "shop", "split": {"by": "hash"}}, "no row of .* falls to"),
+    ],
+)
+def test_a_part_is_refused_as_the_whole_is(
+    tmp_path: Path, task: str, y: Any, blocks: dict[str, Any], says: str
+) -> None:
+    made = project(tmp_path, task, **blocks)
+    dataset = stored(made, table(y, shop=["a"] * 100), n_files=2)
+    for read in (rows_of.read, lambda *given: rows_of.read_part(*given, most=10)):
+        with pytest.raises(DataError, match=says):
+            read(made, dataset)
+
+
+def test_shuffled_labels_are_those_of_the_rows_before_the_holdout(tmp_path: Path) -> None:
+    made = project(tmp_path)
+    rows = rows_of.read(made, stored(made, table(np.arange(100) % 2)))
+    mixed = rows.shuffled(np.random.default_rng(0))
+    seen, held = rows.of(TRAIN, VALIDATION), rows.of(HOLDOUT)
+    assert mixed.y[held].tolist() == rows.y[held].tolist()
+    assert mixed.y[seen].tolist() != rows.y[seen].tolist()
+    assert sorted(mixed.y[seen]) == sorted(rows.y[seen])
 
 
 @pytest.mark.parametrize("by", ["time", "hash"])

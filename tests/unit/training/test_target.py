@@ -98,3 +98,12 @@ def test_answers_are_what_users_asked_for() -> None:
         "a",
     ]
     assert target.answers("regression", np.array([1.5]), threshold=0.5, known=()) == [1.5]
+
+
+def test_a_profile_counts_probabilities() -> None:
+    wide = np.array([[0.2, 0.5, 0.3], [0.7, 0.2, 0.1]])
+    multiclass = target.counted("multiclass", wide)
+    assert multiclass is not None
+    assert multiclass.tolist() == [0.5, 0.7]
+    assert target.counted("binary", wide[:, 0]) is not None
+    assert target.counted("regression", wide[:, 0]) is None
