@@ -128,6 +128,9 @@ def train(
         if as_json and exc.report:
             say(exc.report, True, str)
         raise
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; finished trials are kept: go on with `mlops-ray train --resume`")
+        raise typer.Exit(130) from None  # as shells count a process that SIGINT ended
     say(result, as_json, _trained)
 
 

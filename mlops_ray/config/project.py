@@ -169,6 +169,13 @@ def _training(raw: Mapping[str, Any], known: Known) -> Iterator[tuple[Loc, str]]
         if metric in get_args(Metric) and metric not in TASK_METRICS[task]:
             says = f"{metric!r} is no metric of a {task} task; take one of {', '.join(sorted(TASK_METRICS[task]))}"
             yield ("gates", "limits", i, "metric"), says
+    if task != "binary":
+        validation = _mapping(raw.get("validation"))
+        for i, expectation in enumerate(_items(validation.get("expectations"))):
+            if _mapping(expectation).get("expect") == "label_share":
+                yield ("validation", "expectations", i), f"label_share is of a binary target, not {task}; remove it"
+    if task == "multiclass" and _items(_mapping(gates.get("robustness")).get("monotonic")):
+        yield ("gates", "robustness", "monotonic"), "a multiclass task has a score per class; remove it"
     yield from _gate_columns(gates, known)
     if task != "binary" and _target_encoded(raw):
         yield ("features", "categorical"), f"`encode: target` needs a binary target, not {task}; encode otherwise"

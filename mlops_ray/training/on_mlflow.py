@@ -112,9 +112,13 @@ class Tracker(Connection):
 
         Args: fingerprint: tag `mlops_ray.fingerprint` of runs over the same rows with the same settings.
         Raises: DataError when there is none."""
-        where = f"tags.`{FINGERPRINT}` = '{fingerprint}' and attributes.status IN ('FAILED', 'KILLED')"
         newest = ["attributes.start_time DESC"]
-        found = self.write(lambda: self.client.search_runs([self.experiment_id], where, order_by=newest, max_results=1))
+        alike = self.write(
+            lambda: self.client.search_runs(
+                [self.experiment_id], f"tags.`{FINGERPRINT}` = '{fingerprint}'", order_by=newest, max_results=50
+            )
+        )
+        found = [run for run in alike if run.info.status in ("FAILED", "KILLED")]
         if not found:
             says = "no interrupted search over the same rows with the same settings; run without --resume"
             raise DataError(self.project.project, says)

@@ -257,11 +257,14 @@ def _search(run: _Run, way: Whole | Parallel) -> Found:
     project = run.project
     measure = metric_of(project.search.metric, project.task)
 
+    heard: set[int] = set()
+
     def on_trial(ended: TrialEnded) -> None:
+        heard.add(ended.number)
         run.tracker.trial(
             run.run_id,
             ended.number,
-            f"{ended.choice.label} {ended.number}",
+            ended.choice.label,
             params={"estimator": ended.choice.estimator, **ended.choice.params},
             status=ended.status,
             metric=f"validation.{measure}",
@@ -276,6 +279,9 @@ def _search(run: _Run, way: Whole | Parallel) -> Found:
 
     storage = project.storage.path("search", project.project)
     found = way.search(storage=storage, name=run.run_id, on_trial=on_trial, on_progress=run.clock.on_progress)
+    for ended in found.trials:
+        if ended.number not in heard:
+            on_trial(ended)  # of an attempt before, whose driver died between keeping the trial and telling of it
     run.tracker.flush()
     return found
 

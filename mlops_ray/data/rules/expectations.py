@@ -181,7 +181,7 @@ def broken(project: Project, table: pa.Table) -> dict[str, Mask]:
     """Which rows break which rule of `columns:`: rule id -> mask of shape (n,), only for rules that some row breaks.
 
     `table` has the declared columns and dtypes (`schema.conform`). Key, event time and the target, when it is there,
-    are held to the same rules as any column; the target must be 0 or 1 besides.
+    are held to the same rules as any column; a binary target must be 0 or 1 besides.
     """
     return dict(_column_rules(project, _Cells(table)))
 
@@ -203,7 +203,7 @@ def _column_rules(project: Project, cells: _Cells) -> Iterator[tuple[str, Mask]]
             found.append(("set", cells.not_among(name, column.values)))
         if column.pattern is not None:
             found.append(("pattern", cells.unmatched(name, column.pattern)))
-        if name == project.target and column.dtype != "bool":
+        if name == project.target and project.task == "binary" and column.dtype != "bool":
             found.append(("set", _neither_0_nor_1(cells, name)))
         for what, mask in found:
             if mask is not None and (bad := _numpy(mask)).any():

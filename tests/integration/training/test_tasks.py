@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from mlops_ray.config import Project
 from mlops_ray.data import lake
 from mlops_ray.data.lake import DatasetVersion
-from mlops_ray.data.on_ray import snapshot
+from mlops_ray.data.on_ray import prepare
 from mlops_ray.data.splits import HOLDOUT
 from mlops_ray.errors import DataError
 from mlops_ray.state import Store, VersionRow
@@ -79,7 +80,7 @@ def body(root: Path, task: str, candidates: list[Any], **blocks: Any) -> dict[st
         "event_time": "at",
         "seed": 5,
         "storage": {"root": str(root)},
-        "source": {"kind": "parquet", "path": "nowhere"},
+        "source": {"kind": "parquet", "path": str(root / "rows.parquet")},
         "columns": [
             {"name": "y", "dtype": TARGETS[task]},
             {"name": "id", "dtype": "string"},
@@ -100,7 +101,8 @@ class World:
 
     def __init__(self, root: Path, task: str) -> None:
         self.root, self.task = root, task
-        self.dataset: DatasetVersion = snapshot(self.project(["linear"]), table(task), {"made by": "test"})
+        pq.write_table(table(task), root / "rows.parquet")
+        self.dataset: DatasetVersion = prepare(self.project(["linear"]), now=0.0).dataset
         self.store = Store.open(self.project(["linear"]).storage.state)
 
     def project(self, candidates: list[Any], **blocks: Any) -> Project:
