@@ -6,10 +6,25 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 
+from mlops_ray.config import SearchMetric
+from mlops_ray.errors import DataError
+from mlops_ray.training.search import measures
 from mlops_ray.training.search.trials import Folder, TrialEnded
 
 Progress = Callable[[str, int, int], None]
 """Called with stage, done and total."""
+
+
+def winner(metric: SearchMetric, trials: Sequence[TrialEnded], reason: str | None = None) -> TrialEnded:
+    """The best trial that ran to its end, the first of equal ones; one that was stopped only where none did.
+
+    reason: why there may be none, when that is known. Raises: DataError when no trial has a score."""
+    scored = [(measures.loss(metric, t.score), t) for t in trials if t.score is not None and t.status != "failed"]
+    full = [(loss, trial) for loss, trial in scored if trial.status == "done"] or scored
+    if not full:
+        said = reason or next((trial.error for trial in trials if trial.error), None)
+        raise DataError("search", f"no trial succeeded; {said or 'give search.max_s more seconds'}")
+    return min(full, key=lambda one: (one[0], one[1].number))[1]
 
 
 class Book:

@@ -192,7 +192,9 @@ def weighted(y: Labels, weights: Floats | None, class_weight: ClassWeight) -> Fl
 def class_weights(wanted: Literal["balanced"] | Mapping[str, float] | None, known: Sequence[str | int]) -> ClassWeight:
     """The project file's weights, by label as text, as weights by place among `known`.
 
-    Raises: ConfigError for a label that is not among them."""
+    Raises: ConfigError for a label that is not among them, and for a regression, of which no class is known."""
+    if wanted is not None and not known:
+        raise ConfigError("search.class_weight", ("the task is regression, which has no classes; remove it",))
     if wanted is None or isinstance(wanted, str):
         return wanted
     place = {str(label): i for i, label in enumerate(known)}

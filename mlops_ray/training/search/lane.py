@@ -57,7 +57,11 @@ def evaluate(
     steps = [part for part in parts if part is not None]
     if len(steps) < len(folds):
         return Outcome("done", float(np.mean([_plain(order, fold, job) for fold in folds])))
-    return _climb(order, steps, job, on_step)
+    try:
+        return _climb(order, steps, job, on_step)
+    finally:
+        for part in steps:
+            part.close()
 
 
 def _plain(order: Order, fold: FoldData, job: Job) -> float:

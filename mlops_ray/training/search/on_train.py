@@ -107,7 +107,7 @@ def search_parallel(
                     folder.keep(trials[-1])
                 on_trial(trials[-1])
                 on_progress("search", len(trials), plan.trials)
-    return _best(metric, trials)
+    return Found.of(metric, trials)
 
 
 def _fingerprint(
@@ -165,17 +165,6 @@ def _step(desk: Desk, climb: Climb, done: int, value: float) -> bool:
 
 
 _TEAM = "team"
-
-
-def _best(metric: SearchMetric, trials: Sequence[TrialEnded]) -> Found:
-    scored = [trial for trial in trials if trial.score is not None and trial.status != "failed"]
-    full = [trial for trial in scored if trial.status == "done"] or scored
-    if not full:
-        said = next((trial.error for trial in trials if trial.error), "give search.max_s more seconds")
-        raise DataError("search", f"no trial succeeded; {said}")
-    best = min(full, key=lambda trial: (measures.loss(metric, trial.score or 0.0), trial.number))
-    ordered = tuple(sorted(trials, key=lambda trial: trial.number))
-    return Found(best.fitting, float(best.score or 0.0), best.rounds, ordered)
 
 
 class _Teams(contextlib.ExitStack):

@@ -32,7 +32,7 @@ from mlops_ray.config import Task
 from mlops_ray.errors import BackendUnavailable, ConfigError, DataError
 from mlops_ray.training import target
 from mlops_ray.training.search import candidates, lane, measures
-from mlops_ray.training.search.book import Book, Progress
+from mlops_ray.training.search.book import Book, Progress, winner
 from mlops_ray.training.search.candidates import Choice
 from mlops_ray.training.search.desk import Desk
 from mlops_ray.training.search.presets import Searched
@@ -63,6 +63,13 @@ class Found:
     score: float
     rounds: int | None
     trials: tuple[TrialEnded, ...]
+
+    @classmethod
+    def of(cls, metric: config.SearchMetric, trials: Sequence[TrialEnded], reason: str | None = None) -> Found:
+        """By `book.winner`, which see."""
+        best = winner(metric, trials, reason)
+        ordered = tuple(sorted(trials, key=lambda trial: trial.number))
+        return cls(best.fitting, float(best.score or 0.0), best.rounds, ordered)
 
 
 def search(
@@ -97,7 +104,7 @@ def search(
         metric=metric,
         seed=seed,
         n_classes=len(classes) if task == "multiclass" else None,
-        class_weight=candidates.class_weights(plan.class_weight, classes),
+        class_weight=candidates.class_weights(plan.class_weight, () if task == "regression" else classes),
         early_stopping=plan.early_stopping,
     )
     folder = Folder(f"{storage.rstrip('/')}/{name}")
@@ -108,7 +115,7 @@ def search(
         others = [_foreign(callback) for callback in plan.callbacks]
         with book:
             _run(plan, listed, job, folds, book, spent, storage, others)
-    return _best(metric, book.trials, book.reason)
+    return Found.of(metric, book.trials, book.reason)
 
 
 def _check_rows(task: Task, folds: Sequence[FoldData]) -> None:
@@ -130,16 +137,6 @@ def _fingerprint(
         "job": repr(job),
         "rows": digest(folds),
     }
-
-
-def _best(metric: config.SearchMetric, trials: Sequence[TrialEnded], reason: str | None) -> Found:
-    scored = [trial for trial in trials if trial.score is not None and trial.status != "failed"]
-    full = [trial for trial in scored if trial.status == "done"] or scored
-    if not full:
-        said = reason or next((trial.error for trial in trials if trial.error), None)
-        raise DataError("search", f"no trial succeeded; {said or 'give search.max_s more seconds'}")
-    best = min(full, key=lambda trial: (measures.loss(metric, trial.score or 0.0), trial.number))
-    return Found(best.fitting, float(best.score or 0.0), best.rounds, tuple(trials))
 
 
 # --- the driver ----------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 | kind | round | how it goes on | score |
 |---|---|---|---|
 | boosting of scikit-learn | tree | `warm_start` | curve over the trees, the best one counts |
-| XGBoost, LightGBM | tree | training continues from the booster | the same |
+| XGBoost, LightGBM | tree | one fit, which waits at each rung | the same |
 | SGD, MLP | epoch | `partial_fit` | at each rung, the best one counts |
 | forests | tree | `warm_start` | at each rung, the last one counts: more trees never hurt |
 
@@ -13,6 +13,7 @@ A number of rounds that is read off the validation curve is a parameter chosen o
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -52,7 +53,7 @@ class Stages:
 
     def __init__(self, estimator: Any, choice: Choice, fold: FoldData, job: Job) -> None:
         self.estimator, self.fold, self.job = estimator, fold, job
-        self.total = int(getattr(estimator, self.rounds_name))
+        self.total = self._length
         self.done = 0
         self._every = math.ceil(self.total / POINTS)
         self._train, self._others = fold.rows(single=wants_single(choice.estimator))
@@ -79,6 +80,13 @@ class Stages:
         job = self.job
         score = measures.measure(job.metric, job.task, self._other_y, scores, self.fold.other_weights)
         return measures.loss(job.metric, score)
+
+    def close(self) -> None:
+        """No more rounds are wanted; the estimator is fitted to those that are done."""
+
+    @property
+    def _length(self) -> int:
+        return int(getattr(self.estimator, self.rounds_name))
 
     @property
     def _given(self) -> dict[str, Any]:
@@ -164,15 +172,22 @@ class _MLP(_Epochs):
         return {"max_iter": rounds, "tol": 0.0, "n_iter_no_change": rounds}
 
 
-class _Continued(Stages):
-    """XGBoost and LightGBM: each step trains on from the booster of the step before, which gives the same trees."""
+class _Paused(Stages):
+    """XGBoost and LightGBM: one fit of all rounds, which waits at each rung until somebody says how it goes on.
+
+    Training on from the booster of an earlier fit would be another fit where rows or columns are sampled: it begins
+    again at the seed, and draws what was drawn before. The fit runs in a thread, for both libraries call back and do
+    not return; it and the caller take turns, so nothing runs beside anything.
+    """
 
     def __init__(self, estimator: Any, choice: Choice, fold: FoldData, job: Job) -> None:
         super().__init__(estimator, choice, fold, job)
-        self._choice = choice
-        self._booster: Any = None
         self._found: dict[int, float] = {}
         self._upto = self._round = 0
+        self._thread: threading.Thread | None = None
+        self._at_rung, self._go = threading.Semaphore(0), threading.Semaphore(0)
+        self._closed = False
+        self._failure: BaseException | None = None
 
     @classmethod
     def able(cls, estimator: Any, choice: Choice) -> bool:
@@ -180,51 +195,90 @@ class _Continued(Stages):
         return not {"objective", "booster", "boosting_type", "early_stopping_rounds", "callbacks"} & set(choice.params)
 
     def advance(self, rounds: int) -> Mapping[int, float]:
-        self._found, self._upto, self._round = {}, rounds, self.done
-        step = candidates.with_params(self._choice, {"n_estimators": rounds - self.done})
-        self.estimator = candidates.build(
-            step, seed=self.job.seed, task=self.job.task, class_weight=self.job.class_weight
-        )
-        self._fit()
+        self._found, self._upto = {}, rounds
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="search-fit", daemon=True)
+            self._thread.start()
+        else:
+            self._go.release()
+        self._at_rung.acquire()
+        if self._failure is not None:
+            raise self._failure
         self.done = rounds
         return self._found
+
+    def close(self) -> None:
+        self._closed = True
+        if self._thread is not None:
+            self._go.release()
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._fit()
+        except BaseException as exc:  # noqa: BLE001 - raised again by `advance`, in the caller's thread
+            self._failure = exc
+        finally:
+            self._at_rung.release()
 
     def _fit(self) -> None:
         raise NotImplementedError
 
     def _see(self, said: Any) -> None:
-        """Called with the scores of the other rows after each round."""
+        """Called by the fit with the scores of the other rows after each round."""
         self._round += 1
         if self._shown(self._round, self._upto):
             self._found[self._round] = self._loss(np.asarray(said, dtype=np.float64))
 
+    def _stops(self) -> bool:
+        """Called by the fit when a round is over: whether it ends there. Waits at a rung below the full length."""
+        if self._upto <= self._round < self.total and not self._closed:
+            self._at_rung.release()
+            self._go.acquire()
+        return self._closed
 
-class _XGBoost(_Continued):
+
+class _XGBoost(_Paused):
+    @property
+    def _length(self) -> int:
+        return int(self.estimator.get_num_boosting_rounds())  # `n_estimators` is None for its default
+
     def _fit(self) -> None:
+        from xgboost.callback import TrainingCallback
+
         def watched(y: Labels, said: Any, sample_weight: Any = None) -> float:
             self._see(said)
             return 0.0
 
-        self.estimator.set_params(eval_metric=watched, disable_default_eval_metric=True)
-        self.estimator.fit(
-            self._train, self._y, eval_set=[(self._others, self._other_y)], verbose=False, xgb_model=self._booster,
-            **self._given,
-        )  # fmt: skip
-        self._booster = self.estimator.get_booster()
+        stops = self._stops
+
+        class Rungs(TrainingCallback):
+            """XGBoost asks it after each round whether to stop."""
+
+            def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+                return stops()
+
+        self.estimator.set_params(eval_metric=watched, disable_default_eval_metric=True, callbacks=[Rungs()])
+        self.estimator.fit(self._train, self._y, eval_set=[(self._others, self._other_y)], verbose=False, **self._given)
 
 
-class _LightGBM(_Continued):
+class _LightGBM(_Paused):
     def _fit(self) -> None:
+        from lightgbm import EarlyStopException
+
         def watched(y: Labels, said: Any) -> tuple[str, float, bool]:
             self._see(said)
             return "seen", 0.0, False
 
+        def rungs(env: Any) -> None:
+            if self._stops():
+                raise EarlyStopException(env.iteration, env.evaluation_result_list)
+
         self.estimator.set_params(metric="None")
         self.estimator.fit(
-            self._train, self._y, eval_X=self._others, eval_y=self._other_y, eval_metric=watched,
-            init_model=self._booster, **self._given,
+            self._train, self._y, eval_X=self._others, eval_y=self._other_y, eval_metric=watched, callbacks=[rungs],
+            **self._given,
         )  # fmt: skip
-        self._booster = self.estimator.booster_
 
 
 _SINGLE = {f"{kind}{suffix}" for kind in ("RandomForest", "ExtraTrees") for suffix in ("Classifier", "Regressor")}

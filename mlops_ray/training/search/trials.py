@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from mlops_ray.training.search.candidates import Choice, ClassWeight, Matrix
 from mlops_ray.training.target import Labels
 
 Status = Literal["done", "stopped", "failed"]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -140,28 +143,47 @@ class Folder:
     def open(self, fingerprint: Mapping[str, Any]) -> tuple[TrialEnded, ...]:
         """The trials that an earlier attempt at this search finished, by number.
 
+        A record that is empty or cut, by a loss of power, is left out with a warning.
         Raises: DataError when the folder holds those of another search, or a file that is none of ours.
         """
         self._fs.create_dir(f"{self._root}/trials", recursive=True)
-        wanted = json.dumps(dict(fingerprint), sort_keys=True, default=str)
-        kept = self._read(f"{self._root}/search.json")
-        if kept is None:
-            self._write(f"{self._root}/search.json", wanted)
-        elif kept != wanted:
-            before, now = json.loads(kept), json.loads(wanted)
+        infos = self._fs.get_file_info(fs.FileSelector(f"{self._root}/trials"))
+        found = [self._trial(info.path) for info in infos if info.extension == "json"]
+        kept = sorted((trial for trial in found if trial is not None), key=lambda trial: trial.number)
+        self._belongs(json.dumps(dict(fingerprint), sort_keys=True, default=str), empty=not kept)
+        return tuple(kept)
+
+    def _belongs(self, wanted: str, *, empty: bool) -> None:
+        path = f"{self._root}/search.json"
+        try:
+            before = json.loads(self._read(path) or "null")
+        except ValueError:  # cut by a loss of power
+            before = None
+        if before is None and not empty:
+            problem = "cannot be read, so nobody knows which search the trials beside it belong to; use a new name"
+            raise DataError(path, problem)
+        now = json.loads(wanted)
+        if before is None:
+            self._write(path, wanted)
+        elif before != now:
             differ = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
             raise DataError(
                 self.address,
                 f"holds the trials of another search ({', '.join(differ)} differ); resume that, or use a new name",
             )
-        found = []
-        for info in self._fs.get_file_info(fs.FileSelector(f"{self._root}/trials")):
-            if info.extension == "json":
-                try:
-                    found.append(TrialEnded.from_json(self._read(info.path) or ""))
-                except (ValueError, KeyError, TypeError) as exc:
-                    raise DataError(info.path, f"is no record of a trial ({exc}); remove the file") from exc
-        return tuple(sorted(found, key=lambda trial: trial.number))
+
+    def _trial(self, path: str) -> TrialEnded | None:
+        """None for a file that a loss of power left empty or cut: its trial runs again, and writes it anew."""
+        try:
+            text = self._read(path) or ""
+            json.loads(text)
+        except ValueError as exc:
+            _log.warning("%s is cut (%s); its trial runs again", path, exc)
+            return None
+        try:
+            return TrialEnded.from_json(text)
+        except (ValueError, KeyError, TypeError) as exc:
+            raise DataError(path, f"is no record of a trial ({exc}); remove the file") from exc
 
     def keep(self, trial: TrialEnded) -> None:
         """Write a finished trial down."""
@@ -174,12 +196,16 @@ class Folder:
             return bytes(stream.readall()).decode()
 
     def _write(self, path: str, text: str) -> None:
-        local = isinstance(self._fs, fs.LocalFileSystem)
-        target = f"{path}.part" if local else path  # an object store shows a whole object or none
-        with self._fs.open_output_stream(target) as stream:
-            stream.write(text.encode())
-        if local:
-            Path(target).replace(path)
+        if not isinstance(self._fs, fs.LocalFileSystem):  # an object store shows a whole object or none
+            with self._fs.open_output_stream(path) as stream:
+                stream.write(text.encode())
+            return
+        part = Path(f"{path}.part")
+        with part.open("wb") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())  # else the new name may reach the disk before what it names
+        part.replace(path)
 
 
 def digest(folds: Sequence[FoldData]) -> str:

@@ -125,9 +125,14 @@ def test_weights_of_classes_act_the_same_with_and_without_a_parameter_of_the_est
 
 def test_weights_by_label_become_weights_by_place() -> None:
     assert candidates.class_weights({"b": 2.0}, ("a", "b")) == {1: 2.0}
-    assert candidates.class_weights("balanced", ()) == "balanced"
+    assert candidates.class_weights("balanced", ("a", "b")) == "balanced"
+    assert candidates.class_weights(None, ()) is None
     with pytest.raises(ConfigError, match=r"'c' is no class; the classes are a, b"):
         candidates.class_weights({"c": 2.0}, ("a", "b"))
+    with pytest.raises(ConfigError, match="the task is regression"):
+        candidates.class_weights({"b": 2.0}, ())
+    with pytest.raises(ConfigError, match="the task is regression"):
+        candidates.class_weights("balanced", ())
 
 
 def test_cross_scores_come_from_fits_that_did_not_see_the_row() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from sklearn import metrics
 
 from mlops_ray.config import EarlyStopping, Task
+from mlops_ray.errors import DataError
 from mlops_ray.training.search import candidates, lane, measures
 from mlops_ray.training.search.candidates import Choice
 from mlops_ray.training.search.stages import staged, wants_single
@@ -23,6 +25,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "sklearn.linear_model:SGDClassifier": {"max_iter": 30, "loss": "log_loss"},
     "sklearn.neural_network:MLPClassifier": {"max_iter": 30, "hidden_layer_sizes": [8]},
 }
+SAMPLED: dict[str, dict[str, Any]] = {
+    "xgboost:XGBClassifier": {"subsample": 0.5, "colsample_bytree": 0.5},
+    "lightgbm:LGBMClassifier": {"subsample": 0.5, "subsample_freq": 1, "colsample_bytree": 0.5},
+}
+STOPPED = [
+    "sklearn.ensemble:HistGradientBoostingClassifier", "sklearn.ensemble:RandomForestClassifier", *SAMPLED
+]  # fmt: skip
 BOOSTED = [path for path in KINDS if "Boosting" in path or path.startswith(("xgb", "light"))]
 
 
@@ -91,10 +100,80 @@ def test_boosting_in_steps_is_boosting_at_once_and_the_best_round_counts(path: s
     assert found.score == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    "path", ["sklearn.ensemble:HistGradientBoostingClassifier", "sklearn.ensemble:RandomForestClassifier"]
-)
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+@pytest.mark.parametrize("path", SAMPLED)
+def test_rounds_of_a_trial_that_samples_are_those_of_a_fit_of_as_many(path: str, task: Task) -> None:
+    """Found: each step trained on from the booster before, began again at the seed, and drew the same rows again."""
+    installed(path)
+    data, named = fold(task, weights=True), path.replace("Classifier", "Regressor") if task == "regression" else path
+    choice = Choice(0, named, KINDS[path] | SAMPLED[path])
+    other = FoldData(data.matrix[::-1], 300, data.y[::-1])
+    parts = [made for one in (data, other) if (made := staged(choice, one, job(task))) is not None]
+    assert len(parts) == 2
+    curves: list[dict[int, float]] = [{}, {}]
+    for rounds in (3, 9, 20):  # in turns, and not to the end
+        for part, curve in zip(parts, curves, strict=True):
+            curve |= part.advance(rounds)
+    for part, curve, one in zip(parts, curves, (data, other), strict=True):
+        part.close()
+        train, others = one.rows(single=False)
+        best = min(curve, key=curve.__getitem__)
+        for rounds in {2, 9, best, 20}:
+            again = candidates.fit(
+                candidates.with_params(choice, part.refit(rounds)), train, one.y[: one.n_train], seed=3,
+                weights=one.train_weights, task=task,
+            )  # fmt: skip
+            np.testing.assert_array_equal(cut(part.estimator, others, rounds), cut(again, others, rounds))
+            said = candidates.scores(again, others, task, n_classes=3)
+            expected = measures.measure(job(task).metric, task, one.y[one.n_train :], said, one.other_weights)
+            assert curve[rounds] == pytest.approx(expected, rel=1e-5)
+
+
+def cut(estimator: Any, matrix: Any, rounds: int) -> Any:
+    """What the first `rounds` trees say, before they become probabilities."""
+    if type(estimator).__module__.startswith("xgboost"):
+        return estimator.predict(matrix, output_margin=True, iteration_range=(0, rounds))
+    return estimator.predict(matrix, raw_score=True, num_iteration=rounds)
+
+
+@pytest.mark.parametrize("path", SAMPLED)
+def test_a_fit_that_waits_at_a_rung_ends_when_nobody_wants_more(path: str) -> None:
+    installed(path)
+    before = threading.active_count()
+    data = fold()
+    part = staged(order(path).choice, data, job())
+    assert part is not None
+    part.advance(3)
+    assert threading.active_count() == before + 1
+    part.close()
+    assert threading.active_count() == before
+    assert cut(part.estimator, data.matrix, 3).shape == (500,)
+    trees = part.estimator.get_booster().num_boosted_rounds() if "xgb" in path else part.estimator.booster_.num_trees()
+    assert trees == 3
+
+
+@pytest.mark.parametrize("path", SAMPLED)
+def test_what_a_waiting_fit_raises_is_raised_to_who_waits(path: str) -> None:
+    installed(path)
+    before = threading.active_count()
+    one_class = fold()
+    one_class = FoldData(one_class.matrix, 350, np.r_[one_class.y[:350], np.zeros(150, dtype=np.int64)])
+    with pytest.raises(DataError, match="two classes"):
+        lane.evaluate(order(path), [fold(), one_class], job(metric="roc_auc"))
+    assert threading.active_count() == before
+
+
+def test_rounds_that_nobody_named_are_the_librarys_own() -> None:
+    """Found: XGBoost says None for its default of 100."""
+    pytest.importorskip("xgboost")
+    part = staged(Choice(0, "xgboost:XGBClassifier", {}), fold(), job())
+    assert part is not None
+    assert part.total == 100
+
+
+@pytest.mark.parametrize("path", STOPPED)
 def test_a_trial_above_the_cutoff_stops_there_and_one_below_goes_on(path: str) -> None:
+    installed(path)
     data = fold(noise=0.1)
     reached = dict(lane.evaluate(order(path), [data], job()).rungs)
     first, second = lane.shares(HALVING)
@@ -107,10 +186,14 @@ def test_a_trial_above_the_cutoff_stops_there_and_one_below_goes_on(path: str) -
     assert lane.evaluate(order(path, reached[first], reached[second]), [data], job()).status == "done"
 
 
-def test_a_curve_that_has_turned_ends_the_trial_at_its_best_round() -> None:
-    path = "sklearn.ensemble:HistGradientBoostingClassifier"
+@pytest.mark.parametrize(
+    ("path", "rounds"),
+    [("sklearn.ensemble:HistGradientBoostingClassifier", "max_iter"), *((path, "n_estimators") for path in SAMPLED)],
+)
+def test_a_curve_that_has_turned_ends_the_trial_at_its_best_round(path: str, rounds: str) -> None:
+    installed(path)
     data = fold(noise=5.0)
-    found = lane.evaluate(order(path, 0.9, 0.9, max_iter=200, learning_rate=0.5), [data], job())
+    found = lane.evaluate(order(path, 0.9, 0.9, **{rounds: 200, "learning_rate": 0.5}), [data], job())
     assert found.status == "done"
     assert found.rounds is not None
     assert max(rounds for rounds, _ in found.steps) < 200

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +41,47 @@ def test_a_folder_of_another_search_or_with_a_foreign_file_is_refused(tmp_path: 
     (tmp_path / "trials/x.json").write_text("[]", encoding="utf-8")
     with pytest.raises(DataError, match="is no record of a trial"):
         Folder(str(tmp_path)).open({"rows": "a", "job": 1})
+
+
+@pytest.mark.parametrize("left", [b"", b"\0" * 200, TRIAL.to_json().encode()[:90], b"\xff\xfe"])
+def test_a_record_that_a_loss_of_power_cut_is_left_out_and_its_trial_runs_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, left: bytes
+) -> None:
+    folder = Folder(str(tmp_path))
+    folder.open({"rows": "a"})
+    folder.keep(TRIAL)
+    folder.keep(replace(TRIAL, number=4))
+    (tmp_path / "trials/000004.json").write_bytes(left)
+    assert folder.open({"rows": "a"}) == (TRIAL,)
+    assert "000004.json is cut" in caplog.text
+    assert "runs again" in caplog.text
+    folder.keep(replace(TRIAL, number=4))
+    assert [t.number for t in folder.open({"rows": "a"})] == [3, 4]
+
+
+def test_a_folder_that_lost_its_name_is_taken_only_while_it_is_empty(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    folder.open({"rows": "a"})
+    (tmp_path / "search.json").write_bytes(b"")
+    assert folder.open({"rows": "b"}) == ()
+    folder.keep(TRIAL)
+    (tmp_path / "search.json").write_bytes(b'{"ro')
+    with pytest.raises(DataError, match="use a new name"):
+        folder.open({"rows": "b"})
+
+
+def test_a_record_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder(str(tmp_path))
+    folder.open({})
+    record, synced = tmp_path / "trials/000003.json", []
+
+    def fsync(file: int) -> None:
+        synced.append((os.fstat(file).st_size, record.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    folder.keep(TRIAL)
+    assert synced == [(len(TRIAL.to_json()), False)]
+    assert record.exists()
 
 
 def test_a_digest_tells_rows_labels_weights_and_cuts_apart() -> None:
