@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time
 from typing import Any
 
 from mlops_ray.config import About
@@ -184,7 +184,7 @@ def _split(recorded: str | None) -> str | None:
 def _moment(microseconds: int) -> str:
     """To the day where it begins there, else to the second; UTC."""
     at = datetime.fromtimestamp(microseconds // 1_000_000, UTC)
-    return f"{at:%Y-%m-%d}" if not at.time() else f"{at:%Y-%m-%d %H:%M:%S} UTC"
+    return f"{at:%Y-%m-%d}" if at.time() == time.min else f"{at:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _training(of: Lineage) -> Iterator[Block]:

@@ -223,8 +223,8 @@ MISTAKES = [
     (
         "json.decoder.JSONDecoder",
         "xgbost",
-        "p.yaml:18: search.candidates.0.estimator: 'xgbost' is no estimator; did you mean 'xgboost'? presets are linear, "
-        "random_forest, extra_trees, hist_gradient_boosting, xgboost, lightgbm, or an import path module:Class",
+        "p.yaml:18: search.candidates.0.estimator: 'xgbost' is no estimator; did you mean 'xgboost'? presets are "
+        "linear, random_forest, extra_trees, hist_gradient_boosting, xgboost, lightgbm, or an import path module:Class",
     ),
     ("kind: log_uniform, low: 0.01", "kind: log_uniform, low: 0", "p.yaml:19: search.candidates.0.space.C: log_uni"),
     ("low: 0.01", "low: 11", "p.yaml:19: search.candidates.0.space.C: low 11 must be below high 10"),

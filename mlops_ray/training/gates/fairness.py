@@ -215,7 +215,7 @@ def _size(rate: _Rate, group: int, case: Case, groups: Partition) -> str:
         label = case.classes[rate.place]
         what = {RATES[0]: "rows", RATES[1]: f"of class {label}", RATES[2]: f"not of class {label}"}[rate.name]
     blocks = f" in {rate.n_blocks[group]} blocks" if rate.n_blocks[group] < MIN_BLOCKS else ""
-    return f"{groups.labels[group]} {rate.n[group]:,} {what}{blocks}"
+    return f"{groups.labels[group]}: {rate.n[group]:,} {what}{blocks}"
 
 
 def _few(told: Iterable[str]) -> str:

@@ -24,8 +24,15 @@ def metric(name: str) -> str:
 
 def check(name: str) -> str:
     """A check, such as `fairness.origin.demographic_parity`, in words; a column's name stays as it is."""
-    first, *rest = name.split(".")
-    if first == "limit" and rest:
-        return f"limit: {metric('.'.join(rest))}"
-    rest[1:] = [part.replace("_", " ") for part in rest[1:]]  # what stands in between is a column's name
-    return ": ".join([first.replace("_", " "), *([", ".join(rest)] if rest else [])])
+    kind, _, rest = name.partition(".")
+    if kind == "limit" and rest:
+        said = metric(rest)
+    elif kind == "slices":
+        said = rest
+    elif kind == "fairness":
+        column, _, measure = rest.rpartition(".")
+        said = f"{column}, {measure.replace('_', ' ')}" if column else measure.replace("_", " ")
+    else:
+        what, _, column = rest.partition(".")
+        said = f"{what.replace('_', ' ')}, {column}" if column else what.replace("_", " ")
+    return f"{kind.replace('_', ' ')}: {said}" if said else kind.replace("_", " ")

@@ -139,6 +139,6 @@ def _small(gate: SliceGate, found: Sequence[_Found]) -> str:
     """What a slice must have, and what the first of those have that do not."""
     if not found:
         return ""
-    named = [f"{s.label} {s.comparison.n:,} in {s.comparison.n_blocks:,}" for s in found[:_NAMED]]
+    named = [f"{s.column} {s.label} ({s.comparison.n:,} in {s.comparison.n_blocks:,})" for s in found[:_NAMED]]
     more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-    return f" ({gate.min_rows:,} rows in {MIN_BLOCKS} blocks are asked): {', '.join(named)}{more}"
+    return f" ({gate.min_rows:,} rows in {MIN_BLOCKS} blocks are asked of each): {', '.join(named)}{more}"

@@ -98,7 +98,7 @@ def test_a_third_small_group_is_named_and_not_judged(rows: World) -> None:
     group[::500] = "x"
     found = verdict_of(rows.case(trained(rows), groups={"group": group}), 100)
     assert found.verdict is Verdict.PASS
-    assert "too small to judge (100 rows in 5 blocks): = x 8 rows" in found.detail
+    assert "too small to judge (100 rows in 5 blocks): = x: 12 rows" in found.detail
 
 
 def test_too_few_positives_leave_equalised_odds_open(rows: World) -> None:
@@ -109,7 +109,8 @@ def test_too_few_positives_leave_equalised_odds_open(rows: World) -> None:
     assert found.verdict is Verdict.INCONCLUSIVE
     assert re.match(
         r"fewer than two groups of group have 100 rows in 5 blocks to measure true positive rate by "
-        r"\(= f \d\d positives, = m \d\d positives\); lower gates.fairness.min_rows or give more rows; ",
+        r"\(= f: \d\d positives in \d blocks, = m: \d\d positives in \d blocks\); "
+        r"lower gates.fairness.min_rows or give more rows; ",
         found.detail,
     )
 

@@ -16,6 +16,8 @@ from mlops_ray.training.gates import naming
         ("limit.roc_auc", "limit: ROC AUC"),
         ("slices.home_airport", "slices: home_airport"),
         ("fairness.home_airport.demographic_parity", "fairness: home_airport, demographic parity"),
+        ("leakage.time_order", "leakage: time order"),
+        ("robustness.monotonic.dep_time", "robustness: monotonic, dep_time"),
         ("<b>", "<b>"),
     ],
 )

@@ -82,7 +82,10 @@ def test_what_is_too_small_is_shown_and_not_judged() -> None:
     found = check(judged(plan, rows.case(bad, good)), "slices.colour")
     assert found.verdict is Verdict.PASS
     assert verdicts(found)["colour = green"] == "not judged"
-    assert re.search(r"; [12] too small to judge \(\d+ rows in 5 blocks are asked\): = \w+ \d+ in \d+", found.detail)
+    assert re.search(
+        r"; [12] too small to judge \([\d,]+ rows in 5 blocks are asked of each\): colour = blue \([\d,]+ in 20\)",
+        found.detail,
+    )
     none = check(judged({"slices": {**PLAN["slices"], "min_rows": 9999}}, rows.case(good, good)), "slices.colour")
     assert none.verdict is Verdict.INCONCLUSIVE
 
