@@ -48,6 +48,7 @@ def card(
     for path, text in ((html, found["html"]), (markdown, found["markdown"])):
         if path is not None:
             path.write_text(text, encoding="utf-8")
+            typer.echo(f"the card of v{version} is in {path}")
     if html is None and markdown is None:
         typer.echo(found["markdown"])
 
@@ -105,7 +106,13 @@ def approve(
     """Let a version that waits for approval (`gates.approval: true`) have traffic. The ledger keeps who and why."""
     from mlops_ray.verbs import models
 
-    say(models.approve(config, os.environ, version, why), as_json, lambda r: f"v{r['version']} is {r['status']}")
+    say(models.approve(config, os.environ, version, why), as_json, _approved)
+
+
+def _approved(result: dict[str, Any]) -> str:
+    if result["already"]:
+        return f"v{result['version']} needs no approval: it is {result['status']} already; the ledger has no new entry"
+    return f"v{result['version']} is {result['status']}"
 
 
 def _tree(node: Node) -> Tree:

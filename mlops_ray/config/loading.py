@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from mlops_ray.config.operation import Storage
 from mlops_ray.config.project import Loc, Project, cross_checks
 from mlops_ray.config.sources import FILE_READERS, Source
+from mlops_ray.config.training import PRESETS
 from mlops_ray.errors import ConfigError
 
 
@@ -199,6 +200,10 @@ def _sentence(error: Any, loc: Loc, written: Any) -> str:
     shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
     if kind == "value_error":
         return f"{ctx.get('error', error['msg'])}" + ("" if isinstance(value, Mapping) else f"; got {shown}")
+    if kind == "string_pattern_mismatch" and loc[-1] == "estimator":
+        near = difflib.get_close_matches(str(value), PRESETS, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"{shown} is no estimator; {hint}presets are {', '.join(PRESETS)}, or an import path module:Class"
     if kind == "string_pattern_mismatch":
         return f"{shown} does not match {ctx['pattern']}; change it"
     if kind == "string_type":

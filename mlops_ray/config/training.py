@@ -270,7 +270,9 @@ class FairnessGate(Config):
     max_equalized_odds: Share | None = 0.1
     """Largest difference of true or false positive rates between two groups."""
     min_rows: PositiveInt = 100
-    """Smaller groups are shown and not judged."""
+    """Rows by which each rate of a group is measured: all of them (selection rate), its positives (true positive rate),
+    its negatives (false positive rate). A rate of fewer is shown and not judged; where fewer than two groups are left,
+    the check is inconclusive."""
 
 
 class Monotonic(Config):

@@ -6,33 +6,29 @@ record says so.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, time
 from typing import Any
 
 from mlops_ray.config import About
 from mlops_ray.governance.document import Block, Document, Heading, Pictures, Section, Table, Text
 from mlops_ray.governance.facts import Facts
 from mlops_ray.governance.lineage import Lineage, checks_of, lineage
+from mlops_ray.training.gates import naming
 
-_NAMES = {
-    "log_loss": "log-loss",
-    "brier": "Brier score",
-    "roc_auc": "ROC AUC",
-    "pr_auc": "PR AUC",
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "precision": "precision",
-    "recall": "recall",
-    "f1": "F1",
-    "ece": "expected calibration error",
-    "calibration_error": "expected calibration error",
-    "rmse": "RMSE",
-    "mae": "MAE",
-    "r2": "R²",
-    "pinball": "pinball loss",
-}
 _SLICES, _FAIRNESS = ("slices", "slice", "weak_slices"), ("fairness",)
+_COLUMNS = {
+    "slice": "slice",
+    "verdict": "verdict",
+    "value": "loss less the rival's",
+    "lower": "from",
+    "upper": "to",
+    "n": "rows",
+    "n_blocks": "blocks",
+}
+"""Of a slice's evidence what people read, as the gates' page names it."""
 _MOST_ROWS = 60
 """Of one table of slices: what is longer is read in gates.json."""
 
@@ -117,10 +113,9 @@ def _slice_table(evidence: Mapping[str, Any]) -> Iterator[Block]:
     rows = [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
     if not rows:
         return
-    names = [n for n, v in rows[0].items() if n != "verdict" and isinstance(v, str | int | float | None) and n != "se"]
-    head = (*(n.replace("_", " ") for n in names), *(["verdict"] if "verdict" in rows[0] else []))
-    keys = [*names, *(["verdict"] if "verdict" in rows[0] else [])]
-    yield Table(tuple(tuple(_shown(entry.get(key)) for key in keys) for entry in rows[:_MOST_ROWS]), head)
+    columns = {name: says for name, says in _COLUMNS.items() if name in rows[0]}
+    cells = tuple(tuple(_cell(name, entry.get(name)) for name in columns) for entry in rows[:_MOST_ROWS])
+    yield Table(cells, tuple(columns.values()))
     if len(rows) > _MOST_ROWS:
         yield Text(f"{len(rows) - _MOST_ROWS} further slices stand in the run's gates/gates.json.", soft=True)
 
@@ -130,7 +125,7 @@ def _metrics(facts: Facts) -> Iterator[Block]:
     found = gates.get("metrics")
     rows = tuple(
         (
-            _NAMES.get(name, str(name)),
+            naming.metric(str(name)),
             _shown(e.get("value")),
             _between(e),
             _shown(e.get("n")),
@@ -158,7 +153,7 @@ def _metrics(facts: Facts) -> Iterator[Block]:
 
 def _evaluation(facts: Facts) -> Iterator[Block]:
     run = facts.run
-    split = run.params.get("split") if run is not None else None
+    split = _split(run.params.get("split")) if run is not None else None
     counts = {n: v for n, v in run.metrics.items() if n.startswith("rows.")} if run is not None else {}
     yield from _table(
         ("Holdout rows", _shown(counts.get("rows.holdout"))),
@@ -166,6 +161,30 @@ def _evaluation(facts: Facts) -> Iterator[Block]:
         ("Split", split),
         ("Dataset", facts.version.dataset),
     )
+
+
+def _split(recorded: str | None) -> str | None:
+    """The run's cut as a sentence; what is none of ours stays as it is."""
+    try:
+        cut = json.loads(recorded or "null")
+        if cut["by"] == "time":
+            validation, holdout = _moment(cut["validation_us"]), _moment(cut["holdout_us"])
+            column = cut["column"]
+            return f"By {column}: training rows before {validation}, validation from then on, holdout from {holdout}"
+        shares = cut["validation_share"], cut["holdout_share"]
+        names = ", ".join(map(str, cut["columns"]))
+        return (
+            f"By {cut['by']}: rows with equal {names} share a side, picked by a hash; {shares[1]:.3g} of them are "
+            f"holdout, {shares[0]:.3g} validation, the others training"
+        )
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return recorded
+
+
+def _moment(microseconds: int) -> str:
+    """To the day where it begins there, else to the second; UTC."""
+    at = datetime.fromtimestamp(microseconds // 1_000_000, UTC)
+    return f"{at:%Y-%m-%d}" if at.time() == time.min else f"{at:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _training(of: Lineage) -> Iterator[Block]:
@@ -262,9 +281,7 @@ def _of(check: Mapping[str, Any], names: tuple[str, ...]) -> bool:
 
 
 def _title(check: Mapping[str, Any]) -> str:
-    first, *rest = str(check.get("name", "")).split(".")
-    rest[1:] = [part.replace("_", " ") for part in rest[1:]]  # what stands in between is a column's name
-    return ": ".join([first.replace("_", " "), *([", ".join(rest)] if rest else [])])
+    return naming.check(str(check.get("name", "")))
 
 
 def _given(text: str | None) -> Iterator[Block]:
@@ -288,6 +305,13 @@ def _joined(*parts: object) -> str:
 def _between(estimate: Mapping[str, Any]) -> str:
     low, high = estimate.get("low"), estimate.get("high")
     return "not resolved" if low is None or high is None else f"{_shown(low)} to {_shown(high)}"
+
+
+def _cell(name: str, value: object) -> str:
+    """A slice's number; differences carry their sign."""
+    if name in ("value", "lower", "upper") and isinstance(value, int | float) and math.isfinite(value):
+        return f"{value:+.4f}"
+    return _shown(value)
 
 
 def _shown(value: object) -> str:

@@ -25,9 +25,10 @@ th { color: var(--soft); font-weight: 600; } thead th { overflow-wrap: normal; }
 .number { text-align: right; white-space: nowrap;
   font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 .pass { color: var(--pass); } .fail { color: var(--fail); } .inconclusive, .pending { color: var(--open); }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 1rem; }
-figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .8rem; }
-figure img { width: 100%; height: auto; } figcaption { color: var(--soft); font-size: .88rem; margin-top: .4rem; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 1rem;
+  align-items: start; }
+figure { margin: 0; background: #fff; border: 1px solid var(--line); border-radius: 6px; padding: .8rem; }
+figure img { width: 100%; height: auto; } figure.wide { grid-column: 1 / -1; }
 @media print { body { max-width: none; padding: 0; } h2 { break-after: avoid; } tr, figure { break-inside: avoid; } }
 """
 _VERDICTS = ("pass", "fail", "inconclusive", "pending")
@@ -59,7 +60,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Pictures:
-    """PNG files by their captions."""
+    """PNG files by their names; each shows its own title."""
 
     items: tuple[tuple[str, bytes], ...]
 
@@ -113,8 +114,8 @@ def _block_html(block: Block) -> str:
         return "".join(f"<p{kind}>{escape(part)}</p>\n" for part in _paragraphs(block.text))
     if isinstance(block, Pictures):
         figures = "".join(
-            f'<figure><img alt="{escape(name)}" src="data:image/png;base64,{base64.b64encode(body).decode()}">'
-            f"<figcaption>{escape(name)}</figcaption></figure>"
+            f'<figure{_class("wide" if _is_wide(body) else "")}><img alt="{escape(name)}" '
+            f'src="data:image/png;base64,{base64.b64encode(body).decode()}"></figure>'
             for name, body in block.items
         )
         return f'<div class="pictures">{figures}</div>\n'
@@ -123,6 +124,12 @@ def _block_html(block: Block) -> str:
     rows = "".join(f"<tr>{_cells(row, right, named=not block.head)}</tr>" for row in block.rows)
     top = f"<thead><tr>{head}</tr></thead>" if head else ""
     return f'<div class="scroll"><table>{top}<tbody>{rows}</tbody></table></div>\n'
+
+
+def _is_wide(png: bytes) -> bool:
+    """Whether a picture of several panels needs the whole line: its header (RFC 2083) says width and height."""
+    width, height = int.from_bytes(png[16:20]), int.from_bytes(png[20:24])
+    return width > 1.6 * height
 
 
 def _cells(row: Sequence[str], right: Sequence[bool], *, named: bool) -> str:

@@ -10,11 +10,11 @@ import socket
 import subprocess
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import distributions, packages_distributions
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
@@ -28,10 +28,25 @@ class Checkout:
     commit: str
     dirty: bool
     diff_sha256: str | None
+    of: Literal["folder", "package"] = "folder"
+    """Whose it is: the folder's that was asked about, or this package's own."""
 
 
 def checkout(folder: Path | None = None) -> Checkout | None:
-    """The checkout that `folder` (the working directory) is part of; None outside of one, or without `git`."""
+    """The checkout that `folder` is part of; None outside of one, or without `git`.
+
+    Without `folder`: the working directory's, else the one that this package runs from."""
+    found = _checkout(folder)
+    if found is not None or folder is not None:
+        return found
+    package = Path(__file__).resolve().parent.parent
+    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None  # installed into an environment that merely lies in somebody's checkout
+    own = _checkout(package)
+    return None if own is None else replace(own, of="package")
+
+
+def _checkout(folder: Path | None) -> Checkout | None:
     commit = _git(folder, "rev-parse", "--verify", "--quiet", "HEAD")
     diff = _git(folder, "diff", "HEAD", "--no-ext-diff", "--no-color", "--binary") if commit else None
     if not commit or diff is None:

@@ -220,6 +220,8 @@ def _rows(
 ) -> Rows:
     """`Rows` of `table`, oldest first."""
     weighed = project.search.sample_weight
+    if project.task == "multiclass":
+        _refuse_unseen(project.target, classes, table[project.target])
     return Rows(
         table,
         table[project.event_time].cast(pa.int64()).to_numpy() / 1e6,
@@ -233,6 +235,19 @@ def _rows(
         shown,
         folds(table[project.key]) if project.features.target_encoded else None,
     )
+
+
+def _refuse_unseen(name: str, classes: Classes, values: pa.ChunkedArray) -> None:
+    """Refuse classes that no row before the holdout has: nothing could learn them, and nothing judges them."""
+    unseen = sorted(set(values.unique().to_pylist()) - {*classes, None})
+    if unseen:
+        shown = ", ".join(repr(label) for label in unseen[:5]) + (" ..." if len(unseen) > 5 else "")
+        n = int(pc.sum(pc.is_in(values, pa.array(unseen, values.type))).as_py())
+        raise DataError(
+            name,
+            f"class {shown} is in the holdout only ({n} rows), so that nothing can learn it; prepare more rows, split "
+            "otherwise, or leave the class out by an expectation",
+        )
 
 
 def gate_columns(project: Project) -> tuple[str, ...]:
@@ -254,7 +269,11 @@ def _weights(name: str, column: pa.ChunkedArray) -> Floats:
     wrong = ~(np.isfinite(values) & (values >= 0))
     if wrong.any():
         row = int(np.argmax(wrong))
-        raise DataError(name, f"a weight is a finite number of at least 0; row {row} has {values[row]:g}")
+        way = f"mend the source, let an expectation drop or clip such rows, or leave search.sample_weight ({name}) out"
+        n = int(wrong.sum())
+        raise DataError(
+            name, f"a weight is a finite number of at least 0; row {row} has {values[row]:g} ({n} such rows); {way}"
+        )
     if not (values > 0).any():
-        raise DataError(name, "all weights are 0; give rows some weight")
+        raise DataError(name, f"all weights are 0; give rows some weight, or leave search.sample_weight ({name}) out")
     return values

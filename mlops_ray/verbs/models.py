@@ -14,7 +14,7 @@ from mlops_ray.verbs import Env, Paths, Progress, _silent, known_store, load
 
 if TYPE_CHECKING:
     from mlops_ray.governance.lineage import Lineage
-    from mlops_ray.state import Store, VersionRow
+    from mlops_ray.state import Store, Tx, VersionRow
 
 
 def reproduce(
@@ -72,13 +72,20 @@ def export(
 
 
 def approve(paths: Paths, env: Env, version: int, why: str) -> dict[str, Any]:
-    """Let a version that waits for approval have traffic, by the ledger. Raises: ModelNotFound, IllegalMove."""
+    """Let a version that waits for approval have traffic, by the ledger; `already` when it waited for none.
+
+    Raises: ModelNotFound."""
     from mlops_ray.governance.approvals import approve as approved
 
     project = load(paths, env).project
     who = getpass.getuser()
-    row = known_store(project).run(lambda tx: approved(tx, project.project, version, who=who, why=why, now=time.time()))
-    return {"version": row.version, "status": row.status, "who": who}
+
+    def approval(tx: Tx) -> tuple[bool, VersionRow]:
+        already = tx.version(project.project, version).may_serve
+        return already, approved(tx, project.project, version, who=who, why=why, now=time.time())
+
+    already, row = known_store(project).run(approval)
+    return {"version": row.version, "status": row.status, "who": who, "already": already}
 
 
 def _version(store: Store, project: Project, version: int) -> VersionRow:

@@ -247,7 +247,7 @@ def test_a_card_goes_to_standard_output_or_to_files(versions: SimpleNamespace, t
     versions.card = lambda paths, env, version: {"html": "<p>v3</p>", "markdown": "# v3"}
     assert RUNNER.invoke(cli.app, ["card", "-c", "x.yaml", "3"]).stdout == "# v3\n"
     done = RUNNER.invoke(cli.app, ["card", "-c", "x.yaml", "3", "--html", str(tmp_path / "card.html")])
-    assert (done.exit_code, done.stdout) == (0, "")
+    assert (done.exit_code, done.stdout) == (0, f"the card of v3 is in {tmp_path / 'card.html'}\n")
     assert (tmp_path / "card.html").read_text() == "<p>v3</p>"
 
 
@@ -274,8 +274,14 @@ def test_an_export_names_what_it_shall_write(versions: SimpleNamespace, tmp_path
 
 
 def test_approval_says_who_may_serve_now(versions: SimpleNamespace) -> None:
-    versions.approve = lambda paths, env, version, why: {"version": version, "status": "registered", "who": "eve"}
+    already = {"already": False}
+    versions.approve = lambda paths, env, version, why: (
+        {"version": version, "status": "registered", "who": "eve"} | already
+    )
     assert RUNNER.invoke(cli.app, ["approve", "-c", "x.yaml", "3", "--why", "looked at"]).stdout == "v3 is registered\n"
+    already["already"] = True
+    says = RUNNER.invoke(cli.app, ["approve", "-c", "x.yaml", "3", "--why", "looked at"]).stdout
+    assert says == "v3 needs no approval: it is registered already; the ledger has no new entry\n"
 
 
 def test_refused_data_are_a_document_for_machines(

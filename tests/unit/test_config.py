@@ -215,7 +215,17 @@ MISTAKES = [
         )
     ),
     ("json.decoder.JSONDecoder", "sklearnn.svm.SVC", "p.yaml:18: search.candidates.0.estimator: package 'sklearnn' is"),
-    ("json.decoder.JSONDecoder", "SVC", "p.yaml:18: search.candidates.0.estimator: 'SVC' does not match"),
+    (
+        "json.decoder.JSONDecoder",
+        "SVC",
+        "p.yaml:18: search.candidates.0.estimator: 'SVC' is no estimator; presets are lin",
+    ),
+    (
+        "json.decoder.JSONDecoder",
+        "xgbost",
+        "p.yaml:18: search.candidates.0.estimator: 'xgbost' is no estimator; did you mean 'xgboost'? presets are "
+        "linear, random_forest, extra_trees, hist_gradient_boosting, xgboost, lightgbm, or an import path module:Class",
+    ),
     ("kind: log_uniform, low: 0.01", "kind: log_uniform, low: 0", "p.yaml:19: search.candidates.0.space.C: log_uni"),
     ("low: 0.01", "low: 11", "p.yaml:19: search.candidates.0.space.C: low 11 must be below high 10"),
     ("low: 0.01", "lo: 0.01", "p.yaml:19: search.candidates.0.space.C.low: is missing; add it"),

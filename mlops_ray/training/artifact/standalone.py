@@ -26,6 +26,7 @@ HERE = Path(__file__).resolve().parent
 TOLERANCE = 1e-5
 MAX_BODY = 16 << 20
 MAX_ROWS = 10_000
+FORM = 'JSON: a list of objects, or {"rows": [...]}, with the inputs that signature.json names'
 Columns = dict[str, np.ndarray[Any, Any]]
 
 
@@ -173,7 +174,7 @@ def server(predictor: Predictor, host: str, port: int) -> ThreadingHTTPServer:
 def main(arguments: list[str]) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Answers of an exported model version.")
-    parser.add_argument("rows", nargs="?", help="a file of JSON rows; standard input when left out")
+    parser.add_argument("rows", nargs="?", help="a file of JSON rows; standard input when left out, or -")
     parser.add_argument("--check", action="store_true", help="replay the golden requests, and end")
     parser.add_argument("--serve", action="store_true", help="answer POST /predict")
     parser.add_argument("--host", default="127.0.0.1")
@@ -186,11 +187,25 @@ def main(arguments: list[str]) -> None:
     if given.serve:
         server(predictor, given.host, given.port).serve_forever()
     elif not given.check:
-        text = Path(given.rows).read_text(encoding="utf-8") if given.rows else sys.stdin.read()
-        try:
-            print(json.dumps(predictor.answer(json.loads(text))))
-        except ValueError as exc:  # BadRows and JSON's errors among them
-            raise SystemExit(str(exc)) from exc
+        print(json.dumps(_answered(predictor, given.rows)))
+
+
+def _answered(predictor: Predictor, name: str | None) -> dict[str, Any]:
+    """Answers to the rows of a file, or of standard input. Ends with a sentence and exit code 2 where they are none."""
+    where = "standard input" if name in (None, "-") else str(name)
+    try:
+        text = sys.stdin.read() if name in (None, "-") else Path(str(name)).read_text(encoding="utf-8")
+        if not text.strip():
+            raise BadRows("holds nothing")
+        return predictor.answer(json.loads(text))
+    except OSError as exc:
+        wrong = f"cannot be read ({exc.strerror})"
+    except BadRows as exc:
+        wrong = str(exc)
+    except (ValueError, RecursionError) as exc:  # no UTF-8, no JSON
+        wrong = f"is no JSON ({exc})"
+    print(f"{where}: {wrong}; give {FORM}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 if __name__ == "__main__":

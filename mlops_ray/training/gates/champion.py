@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mlops_ray.config import Gates
+from mlops_ray.config import Gates, Task
 from mlops_ray.training import target
 from mlops_ray.training.evaluation.intervals import Blocks
 from mlops_ray.training.gates.case import Case
@@ -34,20 +34,20 @@ def champion(gates: Gates, case: Case, grouped: Blocks, rng: np.random.Generator
     own = case.losses(case.scores)
     if case.rival is None:
         rivals = case.losses(target.constant(case.task, case.y, len(case.classes)))
-        return _first(gates, _compare(gates, own - rivals, grouped, rng))
-    return _no_worse(gates, _compare(gates, own - case.losses(case.rival), grouped, rng))
+        return _first(gates, case.task, _compare(gates, own - rivals, grouped, rng))
+    return _no_worse(gates, case.task, _compare(gates, own - case.losses(case.rival), grouped, rng))
 
 
 def _compare(gates: Gates, differences: Any, grouped: Blocks, rng: np.random.Generator) -> Comparison:
     return compare(differences, grouped, alpha=gates.alpha, resamples=gates.resamples, rng=rng)
 
 
-def _first(gates: Gates, found: Comparison) -> CheckResult:
+def _first(gates: Gates, task: Task, found: Comparison) -> CheckResult:
     name = "better_than_constant"
     evidence = {**found.to_dict(), "margin": -gates.gain, "alpha": gates.alpha}
     if not found.resolved:
         return CheckResult(name, Verdict.INCONCLUSIVE, unresolved(gates, found), evidence)
-    said = shown(found)
+    said = shown(found, "the best constant's", task)
     if found.upper < -gates.gain:
         return CheckResult(name, Verdict.PASS, f"{said}; below {-gates.gain:g} is asked", evidence)
     if found.lower > -gates.gain:
@@ -55,7 +55,7 @@ def _first(gates: Gates, found: Comparison) -> CheckResult:
     return CheckResult(name, Verdict.INCONCLUSIVE, f"{said}, not surely below {-gates.gain:g}", evidence)
 
 
-def _no_worse(gates: Gates, found: Comparison) -> CheckResult:
+def _no_worse(gates: Gates, task: Task, found: Comparison) -> CheckResult:
     name, margin = "no_worse_than_champion", gates.margin
     evidence: dict[str, Any] = {**found.to_dict(), "margin": margin, "alpha": gates.alpha, "power_asked": gates.power}
     if not found.resolved:
@@ -63,7 +63,7 @@ def _no_worse(gates: Gates, found: Comparison) -> CheckResult:
     power, needed = found.power(margin), found.blocks_needed(margin, gates.power)
     rows = None if needed is None else int(np.ceil(needed * found.n / found.n_blocks))
     evidence |= plain({"power": power, "blocks_needed": needed, "rows_needed": rows})
-    said = shown(found)
+    said = shown(found, "the champion's", task)
     if found.lower > margin:
         return CheckResult(name, Verdict.FAIL, f"{said}, surely above the margin {margin:g}", evidence)
     if found.upper < 0:
@@ -80,9 +80,13 @@ def _no_worse(gates: Gates, found: Comparison) -> CheckResult:
     return CheckResult(name, Verdict.INCONCLUSIVE, f"{said}, the margin {margin:g} in between", evidence)
 
 
-def shown(found: Comparison) -> str:
-    """The difference with its bounds, for people."""
-    return f"loss per row differs by {found.value:+.4f}, bounds {found.lower:+.4f} to {found.upper:+.4f}"
+def shown(found: Comparison, rival: str, task: Task) -> str:
+    """The difference with its bounds and its unit, for people."""
+    unit = " of the target's variance" if task == "regression" else " nats"
+    return (
+        f"loss per row differs from {rival} by {found.value:+.4f}{unit}, "
+        f"bounds {found.lower:+.4f} to {found.upper:+.4f}"
+    )
 
 
 def unresolved(gates: Gates, found: Comparison) -> str:

@@ -7,13 +7,13 @@ the rest, and the worst counts.
 The difference between the extremes of noisy rates is too large on average, the more so the smaller the groups are.
 Hence: a value within the limit passes; one above it fails only where the difference of *some* pair of groups is surely
 above, its bound being shared over all pairs, rates and classes (Bonferroni); the rest is inconclusive. A rate is
-measured in groups of `min_rows` rows that it concerns and of at least five blocks; other groups are shown and not
-judged, and where fewer than two are left, nothing is known, which is no pass.
+measured in groups of `min_rows` rows that it concerns (a false positive rate: negatives) and of at least five blocks;
+other groups are shown and not judged, and where fewer than two are left, nothing is known, which is no pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +85,8 @@ def _checks(
     found = list(_rates(gate, names, case, groups, grouped, weights))
     table = _table(case, groups, found)
     for measure, most in limits.items():
-        yield _judged(f"fairness.{column}.{measure}", measure, most, gates.alpha, case, groups, found, table)
+        title = f"fairness.{column}.{measure}"
+        yield _judged(title, measure, most, gates.alpha, gate.min_rows, case, groups, found, table)
 
 
 def _rates(
@@ -157,6 +158,7 @@ def _judged(
     measure: str,
     most: float,
     alpha: float,
+    min_rows: int,
     case: Case,
     groups: Partition,
     found: Sequence[_Rate],
@@ -165,7 +167,7 @@ def _judged(
     mine = [rate for rate in found if rate.name in MEASURES[measure]]
     shared = sum(rate.pairs for rate in mine)
     estimate, worst = _extreme(mine, alpha, shared)
-    silent = sorted({rate.name for rate in mine if rate.pairs == 0})
+    silent = [rate for rate in mine if rate.pairs == 0]
     evidence: dict[str, Any] = {"value": estimate.value, "lower": estimate.low, "upper": estimate.high, "max": most}
     evidence |= {"alpha": alpha, "pairs": shared, "groups": list(table)}
     what = measure.replace("_", " ").replace("equalized", "equalised") + " difference"
@@ -181,13 +183,45 @@ def _judged(
         )
     if silent and verdict is not Verdict.FAIL:
         verdict = Verdict.INCONCLUSIVE
-        says = f"fewer than two groups of {groups.column} are large enough to measure {' and '.join(silent)}" + (
-            f"; {says}" if worst is not None else ""
-        )
-    aside = sorted({groups.labels[i] for rate in mine for i in np.flatnonzero(~rate.judged)})
+        says = _unmeasured(silent, min_rows, case, groups) + (f"; {says}" if worst is not None else "")
+    aside = [(rate, int(i)) for rate in mine for i in np.flatnonzero(~rate.judged)]
     if aside and not silent:
-        says += f"; too small to judge: {', '.join(aside[:10])}{' ...' if len(aside) > 10 else ''}"
+        says += f"; too small to judge ({_asked(min_rows)}): {_few(_size(*one, case, groups) for one in aside)}"
     return CheckResult(title, verdict, says, plain(evidence))
+
+
+def _unmeasured(silent: Sequence[_Rate], min_rows: int, case: Case, groups: Partition) -> str:
+    """Which rates cannot be compared, what each group has of what they are measured by, and the way out."""
+    lacks = []
+    for name in dict.fromkeys(rate.name for rate in silent):
+        mine = [rate for rate in silent if rate.name == name]
+        by = _few(_size(rate, i, case, groups) for rate in mine for i in range(len(groups.labels)))
+        lacks.append(f"{name.replace('_', ' ')} by ({by})")
+    return (
+        f"fewer than two groups of {groups.column} have {_asked(min_rows)} to measure {' and '.join(lacks)}; "
+        "lower gates.fairness.min_rows or give more rows"
+    )
+
+
+def _asked(min_rows: int) -> str:
+    return f"{min_rows:,} rows in {MIN_BLOCKS} blocks"
+
+
+def _size(rate: _Rate, group: int, case: Case, groups: Partition) -> str:
+    """A group with the rows that a rate concerns, and their blocks where those are too few."""
+    if case.task == "binary":
+        what = {RATES[0]: "rows", RATES[1]: "positives", RATES[2]: "negatives"}[rate.name]
+    else:
+        label = case.classes[rate.place]
+        what = {RATES[0]: "rows", RATES[1]: f"of class {label}", RATES[2]: f"not of class {label}"}[rate.name]
+    blocks = f" in {rate.n_blocks[group]} blocks" if rate.n_blocks[group] < MIN_BLOCKS else ""
+    return f"{groups.labels[group]}: {rate.n[group]:,} {what}{blocks}"
+
+
+def _few(told: Iterable[str]) -> str:
+    """The first ten, each once."""
+    once = list(dict.fromkeys(told))
+    return ", ".join(once[:10]) + (f" and {len(once) - 10} more" if len(once) > 10 else "")
 
 
 def _extreme(rates: Sequence[_Rate], alpha: float, shared: int) -> tuple[Estimate, tuple[_Rate, int, int] | None]:

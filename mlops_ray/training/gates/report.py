@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mlops_ray.training.evaluation.intervals import Estimate
+from mlops_ray.training.gates import naming
 from mlops_ray.training.gates.verdict import CheckResult, GateResult, Verdict
 
 _STYLE = """
@@ -45,9 +46,11 @@ td.plot { width: 14rem; min-width: 11rem; vertical-align: middle; } td.plot svg 
 details { margin-top: .35rem; } summary { color: var(--soft); cursor: pointer; font-size: .85rem; }
 details table { font-size: .85rem; margin-top: .25rem; width: auto; } details td { padding: .15rem .5rem; }
 code { font: .85em/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
-.plots { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fill, minmax(21rem, 1fr)); }
+.plots { display: grid; gap: .75rem; grid-template-columns: repeat(6, 1fr); align-items: start; }
+.plots .of2 { grid-column: span 2; } .plots .of3 { grid-column: span 3; } .plots .of4 { grid-column: span 4; }
+.plots .of6 { grid-column: span 6; } @media (max-width: 60rem) { .plots figure { grid-column: span 6; } }
 figure { margin: 0; background: #fff; border: 1px solid var(--line); border-radius: .5rem; padding: .75rem; }
-figure img { display: block; width: 100%; } figcaption { color: #1c2024; font-weight: 500; margin-bottom: .5rem; }
+figure img { display: block; width: 100%; }
 @media print { details { display: none; } }
 """
 _SIGNS = {"pass": "\u2713", "fail": "\u2717", "inconclusive": "?"}
@@ -58,6 +61,8 @@ _SAYS = {
 }
 _TABLES = ("slices", "groups", "probes")
 """Parts of the evidence that have tables of their own, or none at all."""
+_WIDEST = ((2, 370.0), (3, 470.0), (4, 620.0))
+"""Sixths of the page, and the widest plot (points, 1/72 inch) that fits."""
 _RATES = {
     "selection_rate": "decided for",
     "true_positive_rate": "true positive rate",
@@ -73,7 +78,7 @@ def html(
 ) -> str:
     """The page, complete from doctype to the closing tag.
 
-    Args: plots: caption to an SVG text; facts: what else to know about the run, name to value."""
+    Args: plots: name to an SVG text that shows its own title; facts: what else to know about the run, name to value."""
     sections = [
         f"<h1>{_text(title)}</h1>",
         _banner(result),
@@ -101,7 +106,8 @@ def _banner(result: GateResult) -> str:
     passed = sum(check.verdict is Verdict.PASS for check in result.checks)
     worst = [c for v in (Verdict.FAIL, Verdict.INCONCLUSIVE) for c in result.checks if c.verdict is v]
     reasons = "".join(
-        f"<li>{_state(c.verdict.value)} <strong>{_text(c.name)}</strong>: {_text(c.detail)}</li>" for c in worst
+        f"<li>{_state(c.verdict.value)} <strong>{_text(naming.check(c.name))}</strong>: {_text(c.detail)}</li>"
+        for c in worst
     )
     listed = f"<ul>{reasons}</ul>" if reasons else ""
     return (
@@ -112,7 +118,8 @@ def _banner(result: GateResult) -> str:
 
 def _checks(checks: Sequence[CheckResult]) -> str:
     rows = [
-        f'<tr><td class="id">{_name(c.name)}</td><td class="state">{_state(c.verdict.value, word=True)}</td>'
+        f'<tr><td class="id" title="{_text(c.name)}">{_text(naming.check(c.name))}</td>'
+        f'<td class="state">{_state(c.verdict.value, word=True)}</td>'
         f'<td class="wide">{_text(c.detail)}{_evidence(c.evidence)}</td></tr>'
         for c in checks
     ]
@@ -139,7 +146,7 @@ def _metrics(metrics: Mapping[Any, Estimate]) -> str:
     if not metrics:
         return ""
     rows = [
-        f'<tr><td class="id">{_text(name)}</td>{_numbers(e.value, e.low, e.high)}'
+        f'<tr><td class="id" title="{_text(name)}">{_text(naming.metric(name))}</td>{_numbers(e.value, e.low, e.high)}'
         f'<td class="plot">{_whisker(e.value, e.low, e.high)}</td>{_counts(e.n, e.n_blocks)}</tr>'
         for name, e in metrics.items()
     ]
@@ -218,11 +225,18 @@ def _plots(plots: Mapping[str, str]) -> str:
     if not plots:
         return ""
     figures = "".join(
-        f'<figure><figcaption>{_text(name)}</figcaption><img alt="{_text(name)}" '
+        f'<figure class="of{_sixths(svg)}"><img alt="{_text(name)}" '
         f'src="data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"></figure>'
         for name, svg in plots.items()
     )
     return f'<h2>Plots</h2><div class="plots">{figures}</div>'
+
+
+def _sixths(svg: str) -> int:
+    """How much of the page's width a plot gets, in sixths: letters of all plots should be about equally large."""
+    drawn = re.search(r'viewBox="0 0 ([\d.]+) [\d.]+"', svg)
+    width = float(drawn[1]) if drawn is not None else 0.0
+    return next((part for part, most in _WIDEST if width <= most), 6)
 
 
 def _facts(facts: Mapping[str, object]) -> str:
@@ -239,11 +253,6 @@ def _facts(facts: Mapping[str, object]) -> str:
 
 def _text(value: object) -> str:
     return markup.escape(str(value), quote=True)
-
-
-def _name(value: str) -> str:
-    """A dotted name, that may break where its parts do."""
-    return re.sub(r"([._])", r"\1<wbr>", _text(value))
 
 
 def _table(head: Sequence[str], rows: Iterable[str]) -> str:

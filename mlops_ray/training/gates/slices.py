@@ -15,8 +15,11 @@ from mlops_ray.training.evaluation import metrics
 from mlops_ray.training.evaluation.intervals import Blocks, Floats
 from mlops_ray.training.evaluation.slices import partition
 from mlops_ray.training.gates.case import Case
-from mlops_ray.training.gates.comparison import Comparison, compare
+from mlops_ray.training.gates.comparison import MIN_BLOCKS, Comparison, compare
 from mlops_ray.training.gates.verdict import CheckResult, Verdict, combine, plain
+
+_NAMED = 5
+"""Slices that a sentence names; the evidence has all."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +120,11 @@ def _check(
         "against": against,
         "slices": rows,
     }
-    small = sum(not s.judged for s in found)
-    aside = f"; {small} too small to judge" if small else ""
+    small = _small(gate, [s for s in found if not s.judged])
     if not verdicts:
-        return CheckResult(title, Verdict.INCONCLUSIVE, f"none of {len(found)} slices is large enough", evidence)
+        says = f"none of {len(found)} slices is large enough{small}"
+        return CheckResult(title, Verdict.INCONCLUSIVE, says, evidence)
+    aside = f"; {sum(not s.judged for s in found)} too small to judge{small}" if small else ""
     verdict = combine(list(verdicts.values()))
     named = ", ".join(f"{name} {label}" for label, v in verdicts.items() if v is verdict)
     says = {
@@ -129,3 +133,12 @@ def _check(
         Verdict.INCONCLUSIVE: f"cannot tell whether it is worse than the {against} by {gate.margin:g} where {named}",
     }[verdict]
     return CheckResult(title, verdict, says + aside, evidence)
+
+
+def _small(gate: SliceGate, found: Sequence[_Found]) -> str:
+    """What a slice must have, and what the first of those have that do not."""
+    if not found:
+        return ""
+    named = [f"{s.column} {s.label} ({s.comparison.n:,} in {s.comparison.n_blocks:,})" for s in found[:_NAMED]]
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return f" ({gate.min_rows:,} rows in {MIN_BLOCKS} blocks are asked of each): {', '.join(named)}{more}"

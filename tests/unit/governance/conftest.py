@@ -15,6 +15,7 @@ from mlops_ray.state import RetrainRow, RolloutRow, VersionRow
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
+SPLIT = '{"by": "time", "column": "at", "validation_us": 1700006400000000, "holdout_us": 1700092800000000}'  # midnights
 CODE = {"commit": "c" * 40, "dirty": False}
 
 
@@ -31,6 +32,10 @@ def check(name: str, verdict: str, detail: str, **evidence: Any) -> dict[str, An
     return {"name": name, "verdict": verdict, "detail": detail, "evidence": evidence}
 
 
+def _slice(name: str, verdict: str, n: int, **numbers: float | None) -> dict[str, Any]:
+    return {"slice": name, "verdict": verdict, "n": n, "n_blocks": n // 9, **numbers}
+
+
 GATES: dict[str, Any] = {
     "verdict": "pass",
     "checks": [
@@ -41,8 +46,10 @@ GATES: dict[str, Any] = {
             "pass",
             "no worse in any of 2 slices; 1 too small to judge",
             slices=[
-                {"slice": "carrier UA", "verdict": "pass", "n": 900, "difference": -0.01, "upper": 0.002},
-                {"slice": "carrier <b>XX</b>", "verdict": "not judged", "n": 9, "difference": 0.5, "upper": None},
+                _slice(
+                    "carrier UA", "pass", 900, value=-0.01, lower=-0.03, upper=0.002, se=0.1, critical=1.7, p_worse=0.9
+                ),
+                _slice("carrier <b>XX</b>", "not judged", 9, value=0.5, lower=None, upper=None, p_worse=None),
             ],
         ),
         check("fairness.origin.demographic_parity", "pass", "rates differ by at most 0.04"),
@@ -71,7 +78,7 @@ def facts() -> Facts:
         "FINISHED",
         1.7e9,
         1.7e9 + 100,
-        {"estimator": "HistGradientBoostingClassifier", "max_leaf_nodes": "31", "seed": "3", "split": '{"by": "time"}'},
+        {"estimator": "HistGradientBoostingClassifier", "max_leaf_nodes": "31", "seed": "3", "split": SPLIT},
         {"validation.log_loss": 0.44, "rows.train": 20000.0, "rows.holdout": 5000.0, "seconds.search": 12.34},
         {
             "mlflow.user": "ann",

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from mlops_ray import ledger
@@ -12,6 +14,7 @@ from mlops_ray.training.gates.verdict import GateResult, Verdict
 from mlops_ray.training.on_ray import Trained
 from mlops_ray.training.report import Pages
 from mlops_ray.training.search.candidates import Choice
+from mlops_ray.verbs import models
 from tests.fakes import project
 
 
@@ -32,6 +35,18 @@ def test_an_approval_is_on_record_once(store: Store) -> None:
     assert (entry.kind, entry.subject, entry.who, entry.why) == ("approved", "v1", "ann", "read the card")
     with pytest.raises(ModelNotFound):
         store.run(lambda tx: approve(tx, "small", 2, who="ann", why="", now=5.0))
+
+
+def test_a_second_approval_is_told_and_leaves_no_entry(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(store, 1, VersionRow.PENDING)
+    monkeypatch.setattr(models, "load", lambda paths, env: SimpleNamespace(project=SimpleNamespace(project="small")))
+    monkeypatch.setattr(models, "known_store", lambda project: store)
+    told = [models.approve((), {}, 1, "read the card") for _ in range(2)]
+    assert [(each["status"], each["already"]) for each in told] == [("registered", False), ("registered", True)]
+    with store.read() as tx:
+        assert len(list(ledger.entries(tx, "small"))) == 1
+    with pytest.raises(ModelNotFound):
+        models.approve((), {}, 2, "read the card")
 
 
 def test_a_pending_version_never_becomes_the_first(store: Store) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 
 import pytest
@@ -10,6 +11,7 @@ from mlops_ray.config import About
 from mlops_ray.governance.card import card
 from mlops_ray.governance.document import Document, Section, Table, Text
 from mlops_ray.governance.facts import Facts
+from tests.unit.governance.conftest import SPLIT
 
 HEADINGS = [
     "Model details",
@@ -74,12 +76,34 @@ def test_values_are_recorded_ones(facts: Facts) -> None:
     assert "| Holds rows of versions | 1 (1,000 rows) |" in section(text, "Training data")
     assert "| noise" not in section(text, "Fairness")
     assert "| fairness: origin, demographic parity | pass | rates differ by at most 0.04 |" in section(text, "Fairness")
-    assert "| carrier UA | 900 | -0.0100 | 0.0020 | pass |" in section(text, "Factors")
+    factors = section(text, "Factors")
+    assert "| slice | verdict | loss less the rival's | from | to | rows | blocks |" in factors
+    assert "| carrier UA | pass | -0.0100 | -0.0300 | +0.0020 | 900 | 100 |" in factors
     caveats = section(text, "Caveats and recommendations")
     assert "quantiles may be off by 2% of the rows" in caveats
     assert "robustness: noise (inconclusive)" in caveats
     assert "changes that are not committed" in caveats
     assert "drift: distance drifted" in section(text, "Provenance")
+
+
+@pytest.mark.parametrize(
+    ("recorded", "says"),
+    [
+        (SPLIT, "By at: training rows before 2023-11-15, validation from then on, holdout from 2023-11-16"),
+        (SPLIT.replace("1700092800000000", "1700092801999999"), "holdout from 2023-11-16 00:00:01 UTC"),
+        (
+            '{"by": "group", "columns": ["store"], "salt": "s", "validation_share": 0.15, "holdout_share": 0.2}',
+            "By group: rows with equal store share a side, picked by a hash; 0.2 of them are holdout, 0.15 validation, "
+            "the others training",
+        ),
+        ('{"by": "moon"}', '{"by": "moon"}'),
+        ("by hand", "by hand"),
+    ],
+)
+def test_a_split_is_a_sentence(facts: Facts, recorded: str, says: str) -> None:
+    assert facts.run is not None
+    run = replace(facts.run, params={**facts.run.params, "split": recorded})
+    assert escape(says) in card(replace(facts, run=run), About()).html()
 
 
 def test_what_nobody_said_is_not_made_up(facts: Facts) -> None:

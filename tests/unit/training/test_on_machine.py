@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mlops_ray.training import on_machine
 from mlops_ray.training.on_machine import Driver, checkout, driver, environment, requirements
 
 
@@ -27,6 +28,31 @@ def test_a_checkouts_state(tmp_path: Path, changed: bool) -> None:
     found = checkout(tmp_path)
     assert found is not None
     assert (len(found.commit), found.dirty, found.diff_sha256 is not None) == (40, changed, changed)
+
+
+def test_outside_of_a_checkout_the_packages_own_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*args: str) -> None:
+        subprocess.run(["git", "-c", "user.name=n", "-c", "user.email=e@x", *args], cwd=tmp_path, check=True)
+
+    package, elsewhere = tmp_path / "room" / "mlops_ray", tmp_path.parent
+    (package / "training").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    monkeypatch.setattr(on_machine, "__file__", str(package / "training" / "on_machine.py"))
+    monkeypatch.chdir(elsewhere)
+    assert checkout() is None
+    git("init", "-q")
+    git("commit", "-qm", "without the package", "--allow-empty")
+    assert checkout() is None  # it merely lies there, as in an environment of somebody's project
+    git("add", ".")
+    git("commit", "-qm", "with it")
+    found = checkout()
+    assert found is not None
+    assert (found.of, found.dirty) == ("package", False)
+    assert checkout(elsewhere) is None
+    monkeypatch.chdir(tmp_path)
+    found = checkout()
+    assert found is not None
+    assert found.of == "folder"
 
 
 def test_the_environment_holds_every_distribution() -> None:

@@ -165,7 +165,7 @@ def test_an_altered_graph_and_wrong_rows_are_refused(tmp_path: Path, rows: Rows)
         (json.dumps([{**good, "carrier": 7}]), "row 0: 'carrier' must be a string"),
     ):
         done = run(tmp_path / "out", sent=sent)
-        assert done.returncode == 1
+        assert done.returncode == 2
         assert complaint in done.stderr
         assert "Traceback" not in done.stderr
     graph = tmp_path / "out" / "model.onnx"
@@ -195,3 +195,22 @@ def test_it_answers_over_http(tmp_path: Path, rows: Rows) -> None:
         finally:
             served.shutdown()
             thread.join()
+
+
+@pytest.mark.parametrize(
+    ("name", "sent", "says"),
+    [
+        ("nofile.json", "", "nofile.json: cannot be read (No such file or directory); give JSON: a list of objects"),
+        ("-", "", "standard input: holds nothing; give JSON"),
+        ("-", "{rows", "standard input: is no JSON (Expecting property name"),
+        ("-", "[1]", "standard input: send a list of at least one object"),
+        ("bad.json", "", "bad.json: is no JSON ("),
+    ],
+)
+def test_rows_that_are_none_end_in_a_sentence(tmp_path: Path, rows: Rows, name: str, sent: str, says: str) -> None:
+    export(version(tmp_path / "a", rows, "regression"), tmp_path / "out", onnx=True)
+    (tmp_path / "bad.json").write_bytes(b"\xff")
+    done = run(tmp_path / "out", name if name == "-" else str(tmp_path / name), sent=sent)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
