@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -139,12 +138,3 @@ def constant(task: Task, y: Labels, n_classes: int) -> Scores:
     if task == "multiclass":
         return np.tile(np.bincount(y, minlength=n_classes) / len(y), (len(y), 1))
     return np.full(len(y), float(np.mean(y)))
-
-
-def answers(task: Task, scores: Scores, *, threshold: float, known: Classes) -> Sequence[Any]:
-    """What a user is told for each row: the class or the number."""
-    if task == "binary":
-        return [int(p >= threshold) for p in scores]
-    if task == "multiclass":
-        return [known[i] for i in np.argmax(scores, axis=1)]
-    return [float(p) for p in scores]

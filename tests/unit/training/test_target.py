@@ -89,21 +89,3 @@ def test_the_constant_is_the_best_of_all_constants() -> None:
 def test_what_is_no_label_or_score_is_refused(task: str, y: list[float], scores: list[float], says: str) -> None:
     with pytest.raises(DataError, match=says):
         target.checked(task, y, scores)  # type: ignore[arg-type]  # parametrised
-
-
-def test_answers_are_what_users_asked_for() -> None:
-    assert target.answers("binary", np.array([0.2, 0.6]), threshold=0.5, known=(0, 1)) == [0, 1]
-    assert target.answers("multiclass", np.array([[0.2, 0.8], [0.7, 0.3]]), threshold=0.5, known=("a", "b")) == [
-        "b",
-        "a",
-    ]
-    assert target.answers("regression", np.array([1.5]), threshold=0.5, known=()) == [1.5]
-
-
-def test_a_profile_counts_probabilities() -> None:
-    wide = np.array([[0.2, 0.5, 0.3], [0.7, 0.2, 0.1]])
-    multiclass = target.counted("multiclass", wide)
-    assert multiclass is not None
-    assert multiclass.tolist() == [0.5, 0.7]
-    assert target.counted("binary", wide[:, 0]) is not None
-    assert target.counted("regression", wide[:, 0]) is None
