@@ -18,7 +18,7 @@ from mlops_ray.data.features.transformer import bins
 from mlops_ray.data.profile import Bins, Columns
 from mlops_ray.data.splits import HOLDOUT
 from mlops_ray.training import target
-from mlops_ray.training.artifact import model
+from mlops_ray.training.artifact import files, model
 from mlops_ray.training.artifact.model import Model, Reference
 from mlops_ray.training.evaluation import intervals
 from mlops_ray.training.rows import Rows
@@ -76,7 +76,8 @@ def package(project: Project, pipeline: Pipeline, holdout: Columns, run_id: str,
 
     Args: holdout: inputs of the holdout, which choose the engine; described: what else `model.save` takes.
     """
-    address = project.storage.path("models", project.project, run_id)
+    # A resumed run may have packaged already, and even registered: what lies there is never written over.
+    address = files.vacant(project.storage.path("models", project.project, run_id))
     parent = None if project.storage.is_remote else Path(address).parent
     if parent is not None:
         parent.mkdir(parents=True, exist_ok=True)

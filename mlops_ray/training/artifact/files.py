@@ -160,6 +160,24 @@ def read(folder: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
     return content
 
 
+def vacant(address: str) -> str:
+    """`address`, or where something lies there already the next of `<address>-2`, `<address>-3` ... that is free."""
+    number, candidate = 1, address
+    while _is_taken(candidate):
+        number += 1
+        candidate = f"{address}-{number}"
+    return candidate
+
+
+def _is_taken(address: str) -> bool:
+    if "://" not in address:
+        return Path(address).exists()
+    from pyarrow import fs
+
+    remote, root = fs.FileSystem.from_uri(address)
+    return bool(remote.get_file_info(fs.FileSelector(root, allow_not_found=True)))
+
+
 def publish(folder: Path, address: str) -> None:
     """Put the artifact in local `folder` at `address`: a local path (moved there in one rename) or an object store.
 

@@ -271,6 +271,29 @@ def test_when_every_trial_fails_the_run_fails_and_says_why(world: World) -> None
     assert all(r.info.status != "RUNNING" for r in newest)
 
 
+def test_a_run_that_ended_after_packaging_is_resumed_beside_what_it_left(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = project(world.root, trials=3).model_copy(update={"seed": 77})
+    with monkeypatch.context() as broken:
+        broken.setattr("mlops_ray.training.report.pages", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            world.train(project=made)
+    stages: list[str] = []
+    done = world.train(
+        project=made, resume=True, on_progress=lambda stage, done, total: stages.append(f"{stage} {done}")
+    )
+    assert done.verdict is Verdict.PASS, done.result.reasons
+    assert done.artifact.endswith(f"{done.run_id}-2")
+    assert Path(done.artifact.removesuffix("-2")).is_dir()
+    children = world.client.search_runs(
+        [world.client.get_run(done.run_id).info.experiment_id], f"tags.mlflow.parentRunId = '{done.run_id}'"
+    )
+    assert len(children) == 3
+    with pytest.raises(DataError, match="no interrupted search"):
+        world.train(project=made, resume=True)
+
+
 def test_what_cannot_work_is_refused_before_the_search(world: World, first: Trained) -> None:
     unknown = LOGISTIC | {"params": {"sea": 1}}
     with pytest.raises(ConfigError, match="takes no parameter 'sea'"):
