@@ -345,7 +345,7 @@ def until(holds: Callable[[], bool], within_s: float = 30) -> None:
 # Other tasks, and what surrounds a fit --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task", ["multiclass", "regression"])
+@pytest.mark.parametrize("task", ["multiclass", pytest.param("regression", marks=pytest.mark.slow)])
 def test_other_tasks_fit_as_well_as_one_process(ray_local: None, tmp_path: Path, task: Task) -> None:
     world = world_of(tmp_path, task, n=6000)
     plain = world.shards(weight="w")
@@ -366,6 +366,7 @@ def test_other_tasks_fit_as_well_as_one_process(ray_local: None, tmp_path: Path,
     assert fit.boosted.value == pytest.approx(np.sqrt(weighted) if task == "regression" else weighted, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_target_encodings_are_cross_fitted_on_the_workers(world: World, tmp_path: Path) -> None:
     encoded = {"numeric": {"columns": ["x", "z"]}, "categorical": {"columns": ["kind"], "encode": "target"}}
     other = world_of(tmp_path, "binary", n=6000, features=encoded)
