@@ -464,6 +464,7 @@ def test_only_data_parallel_candidates_are_searched_here(world: World, tmp_path:
         search_parallel(mixed, world.shards(), seed=5, storage=str(tmp_path), name="x", scratch=world.scratch)
 
 
+@pytest.mark.slow
 def test_the_reference_is_made_shard_by_shard_from_scores_of_unseen_rows(world: World) -> None:
     times = world.table["at"].cast(pa.int64()).to_numpy()
     cut = splits.fold_cut(world.cut, 1, times=times)

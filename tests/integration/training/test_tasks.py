@@ -166,7 +166,9 @@ def test_weights_calibration_threshold_and_folds_together(worlds: Callable[[str]
     }
 
 
-@pytest.mark.parametrize("task", TARGETS)
+@pytest.mark.parametrize(
+    "task", ["regression", *(pytest.param(task, marks=pytest.mark.slow) for task in ("binary", "multiclass"))]
+)
 def test_the_champion_is_judged_on_the_same_rows(worlds: Callable[[str], World], task: str) -> None:
     world = worlds(task)
     first = world.train(world.project(["linear"]))
