@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -255,7 +255,9 @@ def _tune(
                 callbacks=[clerk, *others],
             ),
         )
-        tuner.fit()
+        # Tune prints that a lane has completed, whatever its verbosity: standard output is for a command's one document.
+        with redirect_stdout(sys.stderr):
+            tuner.fit()
 
 
 def put(folds: Sequence[FoldData], paths: Sequence[str]) -> Any:
