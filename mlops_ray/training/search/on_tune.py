@@ -255,7 +255,7 @@ def _tune(
                 callbacks=[clerk, *others],
             ),
         )
-        # Tune prints that a lane has completed, whatever its verbosity: standard output is for a command's one document.
+        # Tune prints when a lane has completed, whatever its verbosity; standard output is for our one document.
         with redirect_stdout(sys.stderr):
             tuner.fit()
 
