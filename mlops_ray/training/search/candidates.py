@@ -244,28 +244,6 @@ class Crossed:
     decides: bool = False
 
 
-def cross_scores(
-    choice: Choice,
-    matrix: Matrix,
-    y: Labels,
-    *,
-    n_folds: int,
-    seed: int,
-    weights: Floats | None = None,
-    task: Task = "binary",
-    class_weight: ClassWeight = None,
-    n_classes: int | None = None,
-) -> Scores:
-    """For each row of `matrix`, shape (n, features), the score from a fit on the other folds.
-
-    Folds are contiguous, so that rows of one day do not vouch for each other. Raises: DataError for fewer rows than
-    folds."""
-    return crossed(
-        choice, matrix, y, n_folds=n_folds, seed=seed, weights=weights, task=task, class_weight=class_weight,
-        n_classes=n_classes,
-    ).scores  # fmt: skip
-
-
 def crossed(
     choice: Choice,
     matrix: Matrix,
@@ -278,7 +256,10 @@ def crossed(
     class_weight: ClassWeight = None,
     n_classes: int | None = None,
 ) -> Crossed:
-    """As `cross_scores`, with the raw answers that a calibration is fitted on."""
+    """For each row of `matrix`, shape (n, features), what a fit on the other folds says.
+
+    Folds are contiguous, so that rows of one day do not vouch for each other. Raises: DataError for fewer rows than
+    folds."""
     n = len(matrix)
     if n < n_folds:
         raise DataError("search", f"{n} rows cannot be cut into {n_folds} folds; give more rows")

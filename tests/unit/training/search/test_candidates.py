@@ -139,13 +139,13 @@ def test_cross_scores_come_from_fits_that_did_not_see_the_row() -> None:
     matrix, labels = signal()
     choice = Choice(0, "sklearn.tree:DecisionTreeClassifier", {})
     own = candidates.fit(choice, matrix, labels, seed=0).predict_proba(matrix)[:, 1]
-    crossed = candidates.cross_scores(choice, matrix, labels, n_folds=3, seed=0)
+    crossed = candidates.crossed(choice, matrix, labels, n_folds=3, seed=0).scores
     assert (own == labels[:400]).all()  # a full tree knows its rows by heart
     assert (crossed == labels[:400]).mean() < 0.95
     first = candidates.fit(choice, matrix[134:], labels[134:], seed=0)
     np.testing.assert_array_equal(crossed[:134], first.predict_proba(matrix[:134])[:, 1])
     with pytest.raises(DataError, match="2 rows cannot be cut into 3 folds"):
-        candidates.cross_scores(choice, matrix[:2], labels, n_folds=3, seed=0)
+        candidates.crossed(choice, matrix[:2], labels, n_folds=3, seed=0)
 
 
 @pytest.mark.parametrize("task", ["multiclass", "regression"])
