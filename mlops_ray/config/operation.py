@@ -7,7 +7,15 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from mlops_ray.config.base import DAY_S, Config, Share
 
@@ -58,19 +66,55 @@ class Cluster(Config):
     object_store_mb: PositiveInt = 1024
 
 
+class Autoscaling(Config):
+    """Between how many replicas of the ingress Ray Serve chooses, by the requests that they have in hand."""
+
+    min_replicas: PositiveInt = 1
+    max_replicas: PositiveInt = 4
+    target_ongoing_requests: PositiveFloat = 16.0
+    """Requests that one replica is meant to have in hand; one core answers some two thousand a second."""
+    upscale_delay_s: NonNegativeFloat = 10.0
+    downscale_delay_s: NonNegativeFloat = 300.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Autoscaling:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas {self.min_replicas} is above max_replicas {self.max_replicas}")
+        return self
+
+
 class Serving(Config):
     """How versions are served."""
 
     replicas: PositiveInt = 1
+    """Replicas of the ingress; where `autoscaling` is given, it decides."""
+    autoscaling: Autoscaling | None = None
+    num_cpus: NonNegativeFloat = 0.1
+    """Logical CPUs that each replica, of the ingress as of a version apart, takes of the cluster."""
     max_ongoing_requests: PositiveInt = 64
+    """Requests that one replica has in hand at most; those beyond are answered 503 with Retry-After."""
     max_body_mb: PositiveFloat = 8.0
+    max_rows: PositiveInt = 100_000
+    """Rows, or labels, of one request."""
+    request_timeout_s: PositiveFloat = 30.0
+    drain_s: NonNegativeFloat = 1.0
+    """How long a replica that is to go still answers, at least."""
     canary_deadline_s: PositiveFloat = 1.0
     """A canary that takes longer is answered by stable, and the row counts as the canary's failure."""
+    shadow_rows: PositiveInt = 1_000
+    """Copies of rows that wait for a shadow at most; those beyond are dropped and counted."""
     threshold: Share = 0.5
-    """Probability from which `label` says 1."""
+    """Probability from which `label` says 1, where training chose none for the version."""
+    key_header: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9-]{0,63}$")] | None = None
+    """Request header with the key of all rows of a request, for clients that do not send the key's column."""
     request_rules: Literal["types", "all"] = "types"
     """What a request must keep of `columns:`: names, types and nulls, or ranges, sets and patterns as well. A value out
     of range is drift more often than a mistake, so it is answered unless `all` is asked for."""
+    explain: NonNegativeInt = 0
+    """Contributions of features that a request may ask for, at most; 0 answers none."""
+    auth: Literal["off", "token"] = "off"
+    """`token`: every request carries a bearer token with the role that it needs. `off` only where nothing but loopback
+    listens."""
 
 
 class Capture(Config):
@@ -79,7 +123,29 @@ class Capture(Config):
     durability: Literal["process", "disk"] = "process"
     """`process`: an answer leaves after its record was written (survives kill -9); `disk`: after fsync as well."""
     commit_s: PositiveFloat = 5.0
-    """How often the collector commits what stands in the spool."""
+    """How often the collector commits what stands in the spool, when there is much of it."""
+    commit_idle_s: PositiveFloat = 60.0
+    """After how long it commits little."""
+    spool_mb: PositiveFloat = 1024.0
+    """How much a node keeps while the store is away. Beyond, one request in `overflow_keep` is recorded, the others are
+    answered, counted, and marked as not captured."""
+    overflow_keep: PositiveInt = 10
+    sample: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of keys whose rows are recorded; all rows of a key, or none. The others are counted."""
+    drop: tuple[str, ...] = ()
+    """Columns whose values are not recorded. No feature, unless no version takes it."""
+    hash: tuple[str, ...] = ()
+    """Columns recorded as a keyed hash instead, which joins but does not tell. The key may be one."""
+    keep_days: PositiveInt | None = None
+    """Days after which rows of the log and its labels are deleted; None keeps them."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Capture:
+        if self.commit_s > self.commit_idle_s:
+            raise ValueError(f"commit_s {self.commit_s:g} is above commit_idle_s {self.commit_idle_s:g}")
+        if both := set(self.drop) & set(self.hash):
+            raise ValueError(f"{sorted(both)[0]!r} stands in both drop and hash")
+        return self
 
 
 class Monitoring(Config):

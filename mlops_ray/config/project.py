@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import ipaddress
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -130,6 +131,8 @@ def cross_checks(raw: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
     yield from _sources_are_there(("source",), raw.get("source"))
     yield from _storage_fits_cluster(raw)
     yield from _times_and_ports(raw)
+    yield from _access(raw)
+    yield from _captured(raw, known)
 
 
 def _training(raw: Mapping[str, Any], known: Known) -> Iterator[tuple[Loc, str]]:
@@ -371,6 +374,34 @@ def _times_and_ports(raw: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
         yield ("retraining", "window_s"), says
     if number("cluster", "http_port", 8000) == (port := number("monitoring", "metrics_port", 9464)):
         yield ("monitoring", "metrics_port"), f"{port:g} is cluster.http_port too; choose another"
+
+
+def _access(raw: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
+    host = str(_mapping(raw.get("cluster")).get("host", "127.0.0.1"))
+    if _mapping(raw.get("serving")).get("auth", "off") == "off" and not _is_loopback(host):
+        says = f"'off' answers everybody who reaches cluster.host {host}; set it to 'token', or listen on 127.0.0.1"
+        yield ("serving", "auth"), says
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _captured(raw: Mapping[str, Any], known: Known) -> Iterator[tuple[Loc, str]]:
+    """Personal data may be kept out of the log, but nothing that a later version is trained on."""
+    capture, inputs = _mapping(raw.get("capture")), _inputs(raw)
+    for name in ("drop", "hash"):
+        for i, column in enumerate(_items(capture.get(name))):
+            loc: Loc = ("capture", name, i)
+            yield from known(loc, column, ("string", "int") if name == "hash" else DTYPES)
+            if column in inputs:
+                says = f"{column!r} is a feature: versions could not be trained on the log; take it out of features"
+                yield loc, f"{says}, or transform it before it is sent and stored"
+            elif name == "drop" and column == raw.get("event_time"):
+                yield loc, f"{column!r} dates the rows, which the log cannot do without"
 
 
 def _items(value: object) -> Sequence[Any]:

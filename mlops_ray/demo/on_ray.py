@@ -28,7 +28,9 @@ from mlops_ray.monitoring.performance import quality
 from mlops_ray.retraining.on_ray import MANUAL, decided
 from mlops_ray.rollout.on_ray import controller_name
 from mlops_ray.serving import log
-from mlops_ray.serving.on_ray import collector_name, labels_uri_of, local, log_uri
+from mlops_ray.serving.artifacts import local
+from mlops_ray.serving.on_collector import collector_name
+from mlops_ray.serving.places import labels_uri, log_uri
 from mlops_ray.state import RetrainRow, Store
 
 # The overlay gives the demonstration a directory of its own, which it empties first.
@@ -159,7 +161,7 @@ def summarise(project: Project, store: Store, tally: replay.Tally, since: float,
         entries, first = ledger.entries(tx, name), tx.versions(name)[0]
         verified = ledger.verify(tx, name)
     predictions = lake.scan(log_uri(project), log.day_of(since), log.day_of(until), log.prediction_schema(project))
-    labels = lake.scan(labels_uri_of(project), log.day_of(since), "9999-12-31", log.LABEL_SCHEMA)
+    labels = lake.scan(labels_uri(project), log.day_of(since), "9999-12-31", log.LABEL_SCHEMA)
     rows = joined(predictions, labels, known_by=1e11)
     versions, scores = log.answered(rows)
     baseline = local(first.artifact, first.sha256, trusted=project.features.trusted_types).score(

@@ -26,7 +26,8 @@ from mlops_ray.monitoring import clock, judgement
 from mlops_ray.monitoring.labels import joined
 from mlops_ray.monitoring.on_prometheus import Exposition, rows_cursor
 from mlops_ray.serving import log
-from mlops_ray.serving.on_ray import labels_uri_of, local, log_uri
+from mlops_ray.serving.artifacts import local
+from mlops_ray.serving.places import labels_uri, log_uri
 from mlops_ray.state import Cursor, RetrainRow, Store, Tx, VersionRow, WindowRow
 from mlops_ray.training.artifact import model
 
@@ -198,7 +199,7 @@ class Monitor:
         columns = ["prediction_id", "at", "event_time", "stable", "stable_score"]
         wanted = log.prediction_schema(project).empty_table().select(columns).schema
         predictions = lake.scan(log_uri(project), log.day_of(start), log.day_of(end), wanted)
-        labels = lake.scan(labels_uri_of(project), log.day_of(start), log.day_of(known_by), log.LABEL_SCHEMA)
+        labels = lake.scan(labels_uri(project), log.day_of(start), log.day_of(known_by), log.LABEL_SCHEMA)
         rows = joined(predictions, labels, known_by=known_by)
         times = rows["event_time"].cast("int64").to_numpy() / 1e6
         inside = (times >= start) & (times < end) & (rows["stable"].to_numpy() == version)

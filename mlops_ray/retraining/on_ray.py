@@ -27,7 +27,7 @@ from mlops_ray.monitoring.on_ray import Brain, decision_now
 from mlops_ray.retraining.policy import History, Judged, decide
 from mlops_ray.rollout.on_ray import save_start
 from mlops_ray.serving import log
-from mlops_ray.serving.on_ray import labels_uri_of, log_uri
+from mlops_ray.serving.places import labels_uri, log_uri
 from mlops_ray.state import RetrainRow, Store, Tx, VersionRow
 from mlops_ray.training.gates.verdict import Verdict
 from mlops_ray.training.on_ray import Trained, train
@@ -224,7 +224,7 @@ def training_set(project: Project, decided_at: float, decision: str) -> lake.Dat
     names = [c.name for c in project.columns_in("serving")] + [project.target]
     schema = log.prediction_schema(project)
     predictions = lake.scan(log_uri(project), log.day_of(since), log.day_of(until), schema)
-    labels = lake.scan(labels_uri_of(project), log.day_of(since), log.day_of(decided_at), log.LABEL_SCHEMA)
+    labels = lake.scan(labels_uri(project), log.day_of(since), log.day_of(decided_at), log.LABEL_SCHEMA)
     live = pl.DataFrame(pl.from_arrow(joined(predictions, labels, known_by=decided_at)))
     live = live.filter(pl.col("label").is_not_null())
     # Selected and not renamed: the project's own columns may be called as others of the log are.
@@ -260,7 +260,7 @@ def training_set(project: Project, decided_at: float, decision: str) -> lake.Dat
     origin = lineage(
         project,
         made_by={"verb": "retrain", "decision": decision, "decided": decided_at},
-        uris=[log_uri(project), labels_uri_of(project)],
+        uris=[log_uri(project), labels_uri(project)],
         code=working_code(),
         parents=parents,
     )

@@ -29,7 +29,8 @@ from mlops_ray.rollout import canary
 from mlops_ray.rollout.analysis import Analysis, Outcomes, analyse
 from mlops_ray.rollout.canary import CanaryState, Phase, Reason
 from mlops_ray.serving import applications, log
-from mlops_ray.serving import on_ray as serving
+from mlops_ray.serving.on_apply import application_states, replica_status, try_apply
+from mlops_ray.serving.places import labels_uri, log_uri
 from mlops_ray.serving.service import Held, Wanted
 from mlops_ray.state import Lease, RolloutRow, ServingRow, Store, Tx, VersionRow
 from mlops_ray.training.on_registry import Registry
@@ -150,8 +151,8 @@ class Controller:
         columns = ["prediction_id", "at", "event_time", "key", "stable_score", "canary_score", "rollout"]
         wanted = schema.empty_table().select(columns).schema
         since = log.day_of(row.created)
-        predictions = lake.scan(serving.log_uri(self._project), since, log.day_of(at), wanted)
-        labels = lake.scan(serving.labels_uri_of(self._project), since, log.day_of(at), log.LABEL_SCHEMA)
+        predictions = lake.scan(log_uri(self._project), since, log.day_of(at), wanted)
+        labels = lake.scan(labels_uri(self._project), since, log.day_of(at), log.LABEL_SCHEMA)
         mine = predictions.filter(pl.Series(pl.from_arrow(predictions["rollout"])).eq_missing(row.id).to_arrow())
         rows = pl.DataFrame(pl.from_arrow(joined(mine, labels, known_by=at, take="first")))
         rows = rows.filter(pl.col("event_time").dt.epoch("us") < round(at * 1e6))
@@ -176,7 +177,7 @@ class Controller:
         sequence = wanted.seq if wanted else 0
         if self._agreed[0] == sequence and time.monotonic() - self._agreed[1] < _TICK_S:
             return None
-        trouble = serving.try_apply(self._store, self._dashboard, holder=self._holder)
+        trouble = try_apply(self._store, self._dashboard, holder=self._holder)
         if trouble is None:
             self._agreed = sequence, time.monotonic()
         return trouble
@@ -205,7 +206,7 @@ class Controller:
             return None
         after, trouble = before, None
         if before.phase is Phase.PROMOTING:
-            replicas = serving.replica_status(self._name, wanted)
+            replicas = replica_status(self._name, wanted)
             if self._persists(rollout, any(str(row.version) in r["failed"] for r in replicas), _UNHEALTHY_S):
                 after = replace(before, phase=Phase.ROLLED_BACK, reason=Reason.CRASH)
             elif wanted.stable is None or wanted.stable.version != row.version:
@@ -218,7 +219,7 @@ class Controller:
                 trouble = None if answering else f"stable's replicas are flipping to v{row.version}"
         else:
             name = applications.version_application(self._name, row.version)
-            status, message = serving.application_states(self._dashboard).get(name, ("absent", ""))
+            status, message = application_states(self._dashboard).get(name, ("absent", ""))
             sick = self._persists(rollout, status == "UNHEALTHY", _UNHEALTHY_S)
             stuck = self._persists(f"{rollout} starts", before.phase is Phase.STARTING, _START_S)
             crashed = status == "DEPLOY_FAILED" or sick or stuck

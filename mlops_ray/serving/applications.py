@@ -87,7 +87,7 @@ def _ingress(served: Served) -> dict[str, Any]:
     return {
         "name": served.project.project,
         "route_prefix": f"/{served.project.project}",
-        "import_path": "mlops_ray.serving.on_ray:ingress_application",
+        "import_path": "mlops_ray.serving.on_ingress:ingress_application",
         "args": {"text": served.text},
         "deployments": [
             {
@@ -107,7 +107,7 @@ def _canary(served: Served, version: int) -> dict[str, Any]:
     return {
         "name": version_application(served.project.project, version),
         "route_prefix": None,
-        "import_path": "mlops_ray.serving.on_ray:version_application",
+        "import_path": "mlops_ray.serving.on_ingress:version_application",
         "args": {"text": served.text, "version": version},
         "deployments": [{"name": VERSION, "num_replicas": 1}],
     }

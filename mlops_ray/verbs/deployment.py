@@ -11,7 +11,8 @@ from mlops_ray.config import Project
 from mlops_ray.monitoring.on_ray import MonitorActor, monitor_name
 from mlops_ray.retraining.on_ray import brain
 from mlops_ray.rollout.on_ray import ControllerActor, controller_name, first_version
-from mlops_ray.serving import on_ray as serving
+from mlops_ray.serving.on_apply import apply
+from mlops_ray.serving.on_collector import CollectorActor, collector_name
 from mlops_ray.state import Store
 
 
@@ -23,7 +24,7 @@ def ensure_served(text: str, project: Project, store: Store, dashboard: str) -> 
     store.run(lambda tx: tx.save_project(project.project, text, time.time()))
     stable = first_version(store, project, now=time.time())
     if stable is not None:
-        serving.apply(store, dashboard, holder="deploy")
+        apply(store, dashboard, holder="deploy")
     return stable
 
 
@@ -34,7 +35,7 @@ def ensure_actors(text: str, project: Project, dashboard: str) -> dict[str, int]
     monitor = monitor_name(name)
     actors: dict[str, tuple[Any, tuple[Any, ...]]] = {
         monitor: (MonitorActor, (make_brain,)),
-        serving.collector_name(name): (serving.CollectorActor, (monitor,)),
+        collector_name(name): (CollectorActor, (monitor,)),
         controller_name(name): (ControllerActor, (dashboard,)),
     }
     return {actor: ensure_actor(kind, actor, text, *args) for actor, (kind, args) in actors.items()}
@@ -42,7 +43,7 @@ def ensure_actors(text: str, project: Project, dashboard: str) -> dict[str, int]
 
 def withdraw(project: Project, store: Store, dashboard: str) -> None:
     """End the project's actors and applications on a cluster that others use too; its state stays."""
-    for name in (controller_name, serving.collector_name, monitor_name):
+    for name in (controller_name, collector_name, monitor_name):
         end_actor(name(project.project))
     store.run(lambda tx: tx.forget_project(project.project))
-    serving.apply(store, dashboard, holder="withdraw", withdrawn=frozenset({project.project}))
+    apply(store, dashboard, holder="withdraw", withdrawn=frozenset({project.project}))

@@ -337,7 +337,7 @@ def test_a_retrains_version_names_its_decision_and_its_parent(tmp_path: Path):
     from mlops_ray.data.lineage import last_prepared
     from mlops_ray.retraining.on_ray import training_set
     from mlops_ray.serving import log
-    from mlops_ray.serving.on_ray import labels_uri_of, log_uri
+    from mlops_ray.serving.places import labels_uri, log_uri
 
     file = project_file(tmp_path, ["unused"])
     project, whole = load(file), table(400)
@@ -351,12 +351,12 @@ def test_a_retrains_version_names_its_decision_and_its_parent(tmp_path: Path):
     columns = [filled.get(field.name, pa.nulls(n, field.type)) for field in schema]
     lake.append_once(log_uri(project), pa.table(columns, schema=schema), "spool", 0, ("day",))
     labels = pa.table(same | {"time": live["at"], "label": live["y"].cast(pa.float64())}).cast(log.LABEL_SCHEMA)
-    lake.append_once(labels_uri_of(project), labels, "spool", 0, ("day",))
+    lake.append_once(labels_uri(project), labels, "spool", 0, ("day",))
 
     made = training_set(project, 500 * 3600.0, "tiny-1")
     assert made.lineage["made_by"] == {"verb": "retrain", "decision": "tiny-1", "decided": 500 * 3600.0}
     assert made.lineage["parents"] == [{"version": base.version, "content_hash": base.content_hash}]
-    assert made.lineage["uris"] == [log_uri(project), labels_uri_of(project)]
+    assert made.lineage["uris"] == [log_uri(project), labels_uri(project)]
     assert (made.lineage["live_rows"], made.n_rows) == (200, 400)
     assert last_prepared(base.uri) == base
     assert training_set(project, 500 * 3600.0, "tiny-2") == made

@@ -24,7 +24,7 @@ from mlops_ray.demo import on_ray as demo
 from mlops_ray.demo import replay
 from mlops_ray.demo.flights import flights
 from mlops_ray.serving import log
-from mlops_ray.serving.on_ray import log_uri
+from mlops_ray.serving.places import log_uri
 from tests.loop.conftest import ROOT, Live
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]

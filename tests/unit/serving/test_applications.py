@@ -31,15 +31,15 @@ def details(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_project_is_one_application_with_what_is_wanted_as_user_config() -> None:
-    serving, cluster = {"replicas": 2, "max_ongoing_requests": 5}, {"host": "0.0.0.0", "http_port": 8123}
+    serving, cluster = {"replicas": 2, "max_ongoing_requests": 5}, {"host": "127.0.0.2", "http_port": 8123}
     config = render([served(STABLE, serving=serving, cluster=cluster)])
     assert config["proxy_location"] == "EveryNode"
-    assert config["http_options"] == {"host": "0.0.0.0", "port": 8123}
+    assert config["http_options"] == {"host": "127.0.0.2", "port": 8123}
     (application,) = config["applications"]
     assert application == {
         "name": "small",
         "route_prefix": "/small",
-        "import_path": "mlops_ray.serving.on_ray:ingress_application",
+        "import_path": "mlops_ray.serving.on_ingress:ingress_application",
         "args": {"text": "project: small\n"},
         "deployments": [
             {

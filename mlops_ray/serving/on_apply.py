@@ -1,0 +1,150 @@
+"""`apply`: the one writer of Serve's configuration, and what Serve and its replicas say of themselves."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import time
+import uuid
+from typing import Any
+
+import requests
+from ray import serve
+from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+
+from mlops_ray.config import parse_portable
+from mlops_ray.errors import BackendUnavailable, LeaseLost
+from mlops_ray.serving import applications
+from mlops_ray.serving.service import Wanted
+from mlops_ray.state import Lease, Store
+
+_log = logging.getLogger(__name__)
+APPLY_LEASE = "serve-configuration"
+# Renewed while it is used: a process killed under it holds up the next one for so long.
+_APPLY_LEASE_S = 10.0
+
+
+def apply(
+    store: Store, dashboard: str, *, holder: str, timeout_s: float = 90.0, withdrawn: frozenset[str] = frozenset()
+) -> None:
+    """Make Serve agree with the state database, for all projects in it; returns when it does.
+
+    The one writer of Serve's configuration: under the lease, put, broadcast, and look until every application runs and
+    every replica has the wanted sequence. Calling it again changes nothing. Applications of others are put back as they
+    stand, because Serve deletes what a PUT does not name; those of `withdrawn` projects are left out.
+    Raises: LeaseLost when another process is at it; BackendUnavailable when Serve does not get there in time.
+    """
+    deadline = time.monotonic() + timeout_s
+    lease = _lease(store, f"{holder}-{os.getpid()}-{uuid.uuid4().hex[:8]}", deadline)
+    try:
+        with store.read() as tx:
+            served = [
+                applications.Served(
+                    parse_portable(row.config_text, env=os.environ),
+                    row.config_text,
+                    Wanted.parse(wanted.spec, wanted.seq),
+                )
+                for row in tx.projects()
+                if (wanted := tx.serving(row.name)) is not None
+            ]
+        there = _details(dashboard)
+        config = applications.render(served, there, withdrawn)
+        if applications.differs(config, there):
+            _put(dashboard, config)
+        while trouble := _disagreement(dashboard, served):
+            lease = store.renew(lease, _APPLY_LEASE_S, time.time())
+            if time.monotonic() > deadline:
+                raise BackendUnavailable("Ray Serve", f"after {timeout_s:g} s: {trouble}")
+            time.sleep(0.1)  # Serve has no event to wait for: its status is polled
+    finally:
+        store.release(lease)
+
+
+def _lease(store: Store, holder: str, deadline: float) -> Lease:
+    """The right to write Serve's configuration, waited for until `deadline` (monotonic). Raises: LeaseLost."""
+    while True:
+        try:
+            return store.acquire(APPLY_LEASE, holder, _APPLY_LEASE_S, time.time())
+        except LeaseLost:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)  # a lease that falls free tells nobody
+
+
+def try_apply(store: Store, dashboard: str, *, holder: str) -> str | None:
+    """`apply`, for a loop that will come again: what is in the way, or None when Serve agrees."""
+    try:
+        apply(store, dashboard, holder=holder, timeout_s=30.0)
+    except (LeaseLost, BackendUnavailable) as exc:
+        return str(exc)
+    return None
+
+
+def replica_status(project: str, wanted: Wanted) -> list[dict[str, Any]]:
+    """Send `wanted` to every live replica of the ingress; what each has now. Empty when there is none."""
+    try:
+        return list(_handle(project).broadcast("want", wanted.spec(), wanted.sequence).results(timeout_s=5))
+    except Exception as exc:  # noqa: BLE001 - Serve raises many kinds while replicas come and go; the caller asks again
+        _log.info("ingress of %s does not answer yet: %s", project, exc)
+        _handle.cache_clear()
+        return []
+
+
+@functools.cache
+def _handle(project: str) -> Any:
+    """The ingress's handle; making one costs a router and a long poll, so a process keeps it."""
+    return serve.get_app_handle(project)
+
+
+def application_states(dashboard: str) -> dict[str, tuple[str, str]]:
+    """Status and message of each application that Serve knows.
+
+    Raises: BackendUnavailable when the dashboard does not answer."""
+    applications_there = _details(dashboard)["applications"]
+    return {name: (a["status"], a["message"]) for name, a in applications_there.items()}
+
+
+def _disagreement(dashboard: str, served: list[applications.Served]) -> str | None:
+    states = application_states(dashboard)
+    for one in served:
+        name, wanted = one.project.project, one.wanted
+        status, message = states.get(name, ("absent", ""))
+        if status != "RUNNING":
+            return f"application {name} is {status} {_last_line(message)}"
+        replicas = replica_status(name, wanted)
+        if len(replicas) < one.project.serving.replicas:
+            return f"{len(replicas)} replicas of {name} answer, {one.project.serving.replicas} are wanted"
+        if any(r["sequence"] < wanted.sequence for r in replicas):
+            return f"a replica of {name} has not heard of configuration {wanted.sequence}"
+        if wanted.canary is not None:
+            canary = applications.version_application(name, wanted.canary)
+            # A canary that cannot start is the rollout's business and must not hold up the others.
+            if states.get(canary, ("absent", ""))[0] not in ("RUNNING", "DEPLOY_FAILED", "UNHEALTHY"):
+                return f"application {canary} is {states.get(canary, ('absent', ''))[0]}"
+    return None
+
+
+def _last_line(message: str) -> str:
+    lines = message.strip().splitlines()
+    return f"({lines[-1].strip()})" if lines else ""
+
+
+@functools.cache
+def _client(dashboard: str) -> ServeSubmissionClient:
+    """Making one asks the dashboard for its version, so a process keeps it."""
+    return ServeSubmissionClient(dashboard)
+
+
+def _details(dashboard: str) -> dict[str, Any]:
+    try:
+        return dict(_client(dashboard).get_serve_details())
+    except (requests.RequestException, ConnectionError, RuntimeError) as exc:
+        raise BackendUnavailable(f"Ray dashboard {dashboard}", f"{_last_line(str(exc))}; is the head node up?") from exc
+
+
+def _put(dashboard: str, config: dict[str, Any]) -> None:
+    try:
+        _client(dashboard).deploy_applications(config)
+    except (requests.RequestException, ConnectionError, RuntimeError) as exc:
+        raise BackendUnavailable("Ray Serve", f"refused its configuration {_last_line(str(exc))}") from exc
