@@ -1,7 +1,8 @@
 """One column of a request: which values it takes, what the model is given for them, and how a wrong one is told.
 
 JSON values are checked here, a cell at a time (`checker`) or a list of them (`cells`); `typed` does the same for
-arrays. Both give numbers as float32 (missing NaN), strings as objects (missing ""), times as float64 seconds (missing NaN).
+arrays. Both give numbers as float32 (missing NaN), strings as objects (missing ""), times as float64 seconds since the
+epoch (missing NaN).
 """
 
 from __future__ import annotations
