@@ -243,4 +243,3 @@ def _seen(task: asyncio.Future[Any]) -> None:
     """Of a call that nobody waits for any more: whatever it ends in is no news."""
     if not task.cancelled():
         task.exception()
-

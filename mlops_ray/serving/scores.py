@@ -27,15 +27,13 @@ def sound(scores: Any, task: Task, n: int, n_classes: int) -> bool:
     if task == "regression":
         return bool(np.isfinite(scores).all())
     if n == 1 and task == "binary":
-        return 0.0 <= scores.item() <= 1.0  # NaN compares to nothing
+        return bool(0.0 <= scores.item() <= 1.0)  # NaN compares to nothing
     if not (scores.min() >= 0.0 and scores.max() <= 1.0):  # NaN is what min and max of it are
         return False
     return task == "binary" or bool((np.abs(scores.sum(axis=1) - 1.0) <= _SUM_TOLERANCE).all())
 
 
-def aligned(
-    scores: NDArray[np.float64], theirs: tuple[Any, ...], ours: tuple[Any, ...]
-) -> NDArray[np.float64] | None:
+def aligned(scores: NDArray[np.float64], theirs: tuple[Any, ...], ours: tuple[Any, ...]) -> NDArray[np.float64] | None:
     """Another version's scores with their columns in our order of classes; None when it knows other classes.
 
     >>> aligned(np.array([[0.1, 0.9]]), ("b", "a"), ("a", "b"))

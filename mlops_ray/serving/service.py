@@ -27,7 +27,7 @@ from mlops_ray.data.profile import Columns
 from mlops_ray.errors import BackendUnavailable, BadRequest, DataError
 from mlops_ray.serving.canary import Apart, Outcome, Told
 from mlops_ray.serving.exchange import Answer, Asked, Batch, Labels
-from mlops_ray.serving.protocol import Form
+from mlops_ray.serving.protocols.form import Form
 from mlops_ray.serving.records import Labelled, Record, Scored, Trial, Watermark
 from mlops_ray.serving.repeats import Repeats
 from mlops_ray.serving.routing import chosen
@@ -51,11 +51,15 @@ class Log(Protocol):
     """The prediction log; `capture.Capture` is one."""
 
     def append(self, record: Record) -> bool:
-        """Keep a record. False: the rows of this one stand in no log. Raises: OSError when it cannot be written."""
+        """Keep a record. False: not all rows of this one stand in the log, which is counted there.
+
+        Raises: BackendUnavailable for labels and watermarks that cannot be written; BadRequest (422) for labels that
+            the log cannot hold.
+        """
         ...
 
-    async def durable(self) -> None:
-        """Returns when all that was appended so far is as safe as `capture.durability` says."""
+    async def durable(self) -> bool:
+        """Returns when all that was appended so far is as safe as `capture.durability` says; False when it is not."""
         ...
 
 
@@ -118,8 +122,8 @@ class Service:
         Args: repeatable: the id is the client's: the same again gets the same answer, and is one prediction.
             fingerprint: a hash of what was asked, so that another question under the same id is noticed.
         Raises: BadRequest: 404 for a version that is not here, 422 for what cannot be scored or for an id that was used
-            for something else. BackendUnavailable when no version is loaded yet, when the version that was asked for
-            does not answer, or when the record cannot be written.
+            for something else. BackendUnavailable when no version is loaded yet, or when the version that was asked for
+            does not answer.
         """
         if not repeatable:
             return await self._predict(request_id, asked, repeatable)
@@ -128,14 +132,12 @@ class Service:
 
     async def feedback(self, labels: Labels) -> int:
         """Record late labels; returns how many. Raises: BackendUnavailable when they cannot be written."""
-        self._append(Labelled(time.time(), labels))
-        await self._log.durable()
+        await self._acknowledge(Labelled(time.time(), labels))
         return len(labels.ids)
 
     async def watermark(self, time_s: float) -> None:
         """Record that nothing older than `time_s` will come. Raises: BackendUnavailable when it cannot be written."""
-        self._append(Watermark(time.time(), time_s))
-        await self._log.durable()
+        await self._acknowledge(Watermark(time.time(), time_s))
 
     async def _predict(self, request_id: str, asked: Asked, repeatable: bool) -> Answer:
         answering, options = self.versions.answering, asked.options
@@ -176,7 +178,9 @@ class Service:
             self._shadow.show(
                 Copy(request_id, answering.version, scores[trial.rows], classes, _taken(batch, rows), trial)
             )
-        return self._answer(request_id, asked, answering, scores, captured, trial if coming is not None else None, theirs)
+        return self._answer(
+            request_id, asked, answering, scores, captured, trial if coming is not None else None, theirs
+        )
 
     def _answer(
         self,
@@ -286,17 +290,15 @@ class Service:
         return found
 
     async def _kept(self, record: Scored) -> bool:
-        captured = self._append(record)
-        if captured and self._to_disk:
-            await self._log.durable()
-        return captured
+        """Whether the record stands in the log, as safely as was promised."""
+        captured = self._log.append(record)
+        return captured and (not self._to_disk or await self._log.durable())
 
-    def _append(self, record: Record) -> bool:
-        try:
-            return self._log.append(record)
-        except OSError as exc:
-            detail = f"cannot be written ({exc.strerror}); free its disk"
-            raise BackendUnavailable("the prediction log", detail) from exc
+    async def _acknowledge(self, record: Labelled | Watermark) -> None:
+        """Record what nobody would send a second time. Raises: BackendUnavailable."""
+        self._log.append(record)
+        if self._to_disk and not await self._log.durable():
+            raise BackendUnavailable("the prediction log", "its disk did not take an fsync; send this again later")
 
 
 def _timed(scorer: Scorer, columns: Columns) -> tuple[float, NDArray[np.float64]]:

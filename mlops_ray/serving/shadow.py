@@ -1,7 +1,7 @@
 """Copies of answered rows to a version that answers nobody, and what it says of them, for the log.
 
-A copy waits in a bounded queue, from where one call at a time takes what has gathered. What the queue has no room for is
-dropped and counted: a shadow that is slow costs its own evidence, and nobody's answer.
+A copy waits in a bounded queue, from where one call at a time takes what has gathered. What the queue has no room for
+is dropped and counted: a shadow that is slow costs its own evidence, and nobody's answer.
 """
 
 from __future__ import annotations
@@ -51,9 +51,14 @@ class Shadow:
     """The queue, and the one task that empties it. All methods run on one event loop."""
 
     def __init__(
-        self, apart: Callable[[int], Apart], record: Callable[[Record], object], *, most_rows: int, now: Callable[[], float]
+        self,
+        apart: Callable[[int], Apart],
+        record: Callable[[Record], object],
+        *,
+        most_rows: int,
+        now: Callable[[], float],
     ) -> None:
-        """Args: apart: the calls to a version. record: where comparisons and counts go; raises OSError at the most.
+        """Args: apart: the calls to a version. record: where comparisons and counts go.
 
         now: the wall clock, in seconds since the epoch."""
         self._apart, self._record, self._most_rows, self._now = apart, record, most_rows, now
@@ -84,7 +89,7 @@ class Shadow:
             if self._n_dropped and loop.time() - self._counted >= _COUNT_S:
                 self._counted = loop.time()
                 dropped, self._n_dropped = self._n_dropped, 0
-                self._keep(Uncaptured(self._now(), "shadow", dropped))
+                self._record(Uncaptured(self._now(), "shadow", dropped))
             if batch := self._next():
                 await self._show(batch)
 
@@ -106,14 +111,7 @@ class Shadow:
         for copy, outcome in zip(batch, outcomes, strict=True):
             self._n_rows -= copy.n_rows
             trial = judged(copy.trial, outcome, copy.classes)
-            self._keep(Shadowed(copy.id, self._now(), copy.stable, copy.stable_scores, trial))
-
-    def _keep(self, record: Record) -> None:
-        try:
-            self._record(record)
-        except OSError:
-            # A comparison that cannot be written is a row that the shadow never saw, as far as the log knows.
-            self._n_dropped += len(record.trial.rows) if isinstance(record, Shadowed) else record.n_rows
+            self._record(Shadowed(copy.id, self._now(), copy.stable, copy.stable_scores, trial))
 
 
 def judged(trial: Trial, outcome: Outcome, classes: tuple[object, ...]) -> Trial:
