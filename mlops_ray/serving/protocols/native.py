@@ -106,12 +106,12 @@ def parse_options(given: Any, form: Form) -> Options:
         name = min(extra)
         raise _bad_option((name,), given[name], "one of threshold, version, explain, probabilities")
     threshold, version, explain = given.get("threshold"), given.get("version"), given.get("explain", 0)
-    if threshold is not None:
+    if "threshold" in given:
         if form.task != "binary":
             raise _bad_option(("threshold",), threshold, f"nothing: a {form.task} task has no threshold")
         if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
             raise _bad_option(("threshold",), threshold, "a number from 0 to 1")
-    if version is not None and (type(version) is not int or not 1 <= version < 2**31):
+    if "version" in given and (type(version) is not int or not 1 <= version < 2**31):
         raise _bad_option(("version",), version, "the number of a version")
     if type(explain) is not int or not 0 <= explain <= form.explain:
         offered = "0: this project explains nothing; set serving.explain"
