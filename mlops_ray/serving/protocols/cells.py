@@ -73,7 +73,9 @@ def kind(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """The value in at most 60 characters."""
+    """The value in at most 60 characters, near to how JSON writes it."""
+    if value is None or value is True or value is False:
+        return {None: "null", True: "true", False: "false"}[value]
     text = kind(value) if isinstance(value, list | dict) else repr(value)  # repr() of deep nesting raises
     return text if len(text) <= 60 else text[:57] + "..."
 

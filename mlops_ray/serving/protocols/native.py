@@ -59,7 +59,7 @@ _PLAIN = Shape()
 
 
 def _parse_json(body: bytes, form: Form, now: float) -> tuple[Any, Any]:
-    """The rows as a batch, and the options as they were given."""
+    """The rows as a batch, and the options as they were given; None when there are none."""
     document = parse_json(body)
     if not isinstance(document, dict):
         raise _wrong_shape()
@@ -70,6 +70,8 @@ def _parse_json(body: bytes, form: Form, now: float) -> tuple[Any, Any]:
     if len(document) != n_known + ("options" in document):
         extra = shown(min(document.keys() - {"rows", "columns", "options"}))
         raise BadRequest(422, "unknown field", f"{extra} is not a field of a predict request", {"received": extra})
+    if options is None and "options" in document:
+        raise _bad_option((), None, "an object")
     n_members = len(document) + (len(options) if isinstance(options, dict) else 0)
     if "rows" in document:
         if not isinstance(rows, list) or not rows:
@@ -79,7 +81,7 @@ def _parse_json(body: bytes, form: Form, now: float) -> tuple[Any, Any]:
         except BadRequest as exc:
             raise pointed(exc, "rows", *_place(exc, "row", "column")) from exc
         refuse_repeated(body, n_members + sum(map(len, rows)))
-        return batch, options if "options" in document else None
+        return batch, options
     if not isinstance(columns, dict) or not columns:
         raise pointed(BadRequest(422, "no columns", '"columns" must be an object of lists'), "columns")
     try:
@@ -87,7 +89,7 @@ def _parse_json(body: bytes, form: Form, now: float) -> tuple[Any, Any]:
     except BadRequest as exc:
         raise pointed(exc, "columns", *_place(exc, "column", "row")) from exc
     refuse_repeated(body, n_members + len(columns))
-    return batch, options if "options" in document else None
+    return batch, options
 
 
 def _wrong_shape() -> BadRequest:

@@ -96,7 +96,7 @@ def test_numbers_of_every_width_are_taken(name: str, values: Any) -> None:
 def test_missing_numbers_are_nan_where_they_may_be_and_refused_elsewhere(values: Any) -> None:
     assert np.isnan(parsed(x=values).columns["x"]).tolist() == [True, False]
     error = refused(lambda: parsed(n=values))
-    assert error.detail == "row 0, column 'n': expected int (not null), got None"
+    assert error.detail == "row 0, column 'n': expected int (not null), got null"
 
 
 def test_a_column_of_nothing_but_nulls() -> None:
@@ -141,7 +141,7 @@ def test_strings_of_every_layout_are_taken(values: Any) -> None:
 )
 def test_missing_strings(values: Any) -> None:
     assert parsed(c=values).columns["c"].tolist() == ["", "a"]
-    assert "row 0, column 'd': expected a string (not null), got None" in refused(lambda: parsed(d=values)).detail
+    assert "row 0, column 'd': expected a string (not null), got null" in refused(lambda: parsed(d=values)).detail
     assert "row 0, column 'who'" in refused(lambda: parsed(who=values)).detail
 
 
@@ -220,7 +220,7 @@ def test_times_that_are_features() -> None:
         ({"at": np.array([1e9, -1])}, ["row 1, column 'at'", "1970"]),
         ({"at": np.array([1e9, math.nan])}, ["row 1, column 'at'"]),
         ({"at": np.array(["NaT", "2013-01-01"], "datetime64[s]")}, ["row 0, column 'at'", "NaT"]),
-        ({"at": pa.array([None, 1e9])}, ["row 0, column 'at'", "None"]),
+        ({"at": pa.array([None, 1e9])}, ["row 0, column 'at'", "null"]),
         ({"at": pa.array([2**62, 0], pa.timestamp("s"))}, ["row 0, column 'at'", str(2**62)]),
         ({"at": pa.array(["soon", "now"])}, ["row 0, column 'at'", "'soon'"]),
         ({"at": np.array([True, False])}, ["column 'at'", "bool"]),
