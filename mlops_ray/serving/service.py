@@ -201,14 +201,24 @@ class Service:
             raise BackendUnavailable(f"version {version}", "it answered with something that is no probability")
         answers, versions, variants = scores, [version] * batch.n_rows, ["stable"] * batch.n_rows
         record = Scored(
-            request_id, time.time(), batch.keys, batch.times, dict(batch.columns), version, scores, score_us, repeatable=True
+            request_id,
+            time.time(),
+            batch.keys,
+            batch.times,
+            dict(batch.columns),
+            version,
+            scores,
+            score_us,
+            repeatable=True,
         )
         if wanted.canary is not None and wanted.share > 0:
             chosen = np.flatnonzero(to_canary(batch.keys, wanted.salt, wanted.share))
             if len(chosen):
                 rows = {name: values[chosen] for name, values in batch.columns.items()}
                 theirs = await self._canary_scores(wanted.canary, rows)
-                trial = Trial(wanted.canary, wanted.salt, wanted.share, chosen, theirs, "" if theirs is not None else "error")
+                trial = Trial(
+                    wanted.canary, wanted.salt, wanted.share, chosen, theirs, "" if theirs is not None else "error"
+                )
                 record = replace(record, canary=trial)
                 answers = scores.copy()
                 for at, row in enumerate(chosen):
