@@ -2,9 +2,10 @@
 
 A request's inputs are the project's columns, one tensor each of shape [rows] or [rows, 1], whatever the codec that made
 them (Triton's client, MLServer's `pd`, `np`, `str`, `datetime`). A single tensor [rows, features] is taken as well: the
-features in the order in which the model's metadata list them, which nothing can check, so name columns where you can.
-Missing is null in JSON (MLServer writes NaN so), NaN in binary floats, and the empty string in binary strings, where the
-column is nullable.
+features in the order that the model's metadata tell (`parameters.feature`), which nothing can check, so name columns
+where you can.
+Missing is null in JSON (MLServer writes NaN so), NaN in binary floats, and the empty string in binary strings, where
+the column is nullable.
 
 Source: Open Inference Protocol, REST (github.com/kserve/open-inference-protocol); Triton, "Binary Tensor Data
 Extension" and "Classification Extension".
@@ -24,7 +25,7 @@ from mlops_ray.config import Column
 from mlops_ray.errors import BadRequest
 from mlops_ray.serving.exchange import Answer, Asked, Batch, Options, Reply
 from mlops_ray.serving.protocols import tensors
-from mlops_ray.serving.protocols.cells import A_TIME, kind, refusal, seconds, shown
+from mlops_ray.serving.protocols.cells import kind, shown
 from mlops_ray.serving.protocols.form import Form, batch_of_arrays, batch_of_lists
 from mlops_ray.serving.protocols.tensors import Tensor
 
@@ -32,7 +33,6 @@ MEDIA = ("application/json", "application/octet-stream")
 """Media types of an inference request; a body without one is taken too, since Triton's client names none."""
 HEADER_LENGTH = "inference-header-content-length"
 """Header with the number of bytes of JSON in front of the binary tensors."""
-EXTENSIONS = ("binary_tensor_data", "classification")
 
 # What codecs call the contents. They decide nothing here: the column's dtype does.
 _OF_REQUESTS = ("pd", "np", "str")
@@ -57,7 +57,7 @@ class Wish:
     binary: bool
 
 
-# Requests --------------------------------------------------------------------------------------------------------------
+# Requests ------------------------------------------------------------------------------------------------------------
 
 
 def parse(body: bytes, headers: Mapping[str, str], form: Form, *, now: float, version: str | None = None) -> Asked:
@@ -85,7 +85,9 @@ def version_of(text: str, form: Form) -> int:
     """The version in a URL. Raises: BadRequest (404)."""
     if text.isascii() and text.isdecimal() and len(text) < 10 and text[0] != "0":
         return int(text)
-    raise BadRequest(404, "no such version", f"model {form.project!r} has no version {shown(text)}; versions are 1, 2 …")
+    raise BadRequest(
+        404, "no such version", f"model {form.project!r} has no version {shown(text)}; versions are 1, 2 …"
+    )
 
 
 def _split(body: bytes, length: str | None) -> tuple[dict[str, Any], memoryview]:
@@ -97,7 +99,9 @@ def _split(body: bytes, length: str | None) -> tuple[dict[str, Any], memoryview]
             raise BadRequest(400, "bad Inference-Header-Content-Length", says)
         size = int(length)
     if not size:
-        raise BadRequest(400, "empty body", 'send {"inputs": [{"name": ..., "shape": ..., "datatype": ..., "data": ...}]}')
+        raise BadRequest(
+            400, "empty body", 'send {"inputs": [{"name": ..., "shape": ..., "datatype": ..., "data": ...}]}'
+        )
     view = memoryview(body)
     try:
         document = orjson.loads(view[:size])
@@ -162,7 +166,9 @@ def _outputs(value: Any, form: Form, *, binary: bool) -> tuple[Output, ...] | No
         place = f"outputs[{i}]"
         name = _object(entry, place).get("name")
         if not isinstance(name, str) or name not in known:
-            raise BadRequest(422, "unknown output", f"{place}.name is {shown(name)}; expected one of {', '.join(known)}")
+            raise BadRequest(
+                422, "unknown output", f"{place}.name is {shown(name)}; expected one of {', '.join(known)}"
+            )
         if any(name == output.name for output in wanted):
             raise BadRequest(422, "output asked for twice", f"{place}: {name!r} stands there before")
         _only(_object(entry, place), ("name", "parameters"), place)
@@ -211,13 +217,15 @@ def _batch(inputs: list[Tensor], form: Form, now: float) -> Batch:
     as_lists = not any(tensor.binary for tensor in inputs)
     for spec, tensor in pairs:
         if spec.name in table:
-            raise BadRequest(422, "input given twice", f"there are two inputs called {spec.name!r}", {"column": spec.name})
+            raise BadRequest(
+                422, "input given twice", f"there are two inputs called {spec.name!r}", {"column": spec.name}
+            )
         if tensor.datatype not in tensors.taken_by(spec):
             expected = ", ".join(tensors.taken_by(spec))
             says = f"input {spec.name!r}: expected {expected} for a column of {spec.dtype}, got {tensor.datatype}"
             members = {"column": spec.name, "expected": expected, "received": tensor.datatype}
             raise BadRequest(422, "wrong datatype", says, members)
-        table[spec.name] = tensor.values if as_lists else _typed(tensors.as_array(tensor), spec)
+        table[spec.name] = tensor.values if as_lists else tensors.as_array(tensor)
     return batch_of_lists(table, form, now=now) if as_lists else batch_of_arrays(table, form, now=now)
 
 
@@ -243,20 +251,7 @@ def _cut(whole: Tensor, form: Form, specs: Mapping[str, Column]) -> list[tuple[C
     ]
 
 
-def _typed(values: NDArray[Any], spec: Column) -> NDArray[Any]:
-    """Times that came as text, as seconds since the epoch; everything else as it is."""
-    if spec.dtype != "timestamp" or values.dtype != object:
-        return values
-    out = np.empty(len(values))
-    for i, value in enumerate(values):
-        try:
-            out[i] = np.nan if value in (None, "") else seconds(value)
-        except (TypeError, ValueError, OverflowError) as exc:
-            raise refusal(i, spec, value, A_TIME) from exc
-    return out
-
-
-# Replies ---------------------------------------------------------------------------------------------------------------
+# Replies -------------------------------------------------------------------------------------------------------------
 
 
 def reply(asked: Asked, answer: Answer, form: Form) -> Reply:
@@ -265,11 +260,11 @@ def reply(asked: Asked, answer: Answer, form: Form) -> Reply:
     `model_version` is told where one version answered all rows; the output `version` tells each row's.
     """
     wish: Wish = asked.echo
-    wanted = wish.outputs or [Output(name, wish.binary) for name in output_names(form)]
+    wanted = wish.outputs or tuple(Output(name, wish.binary) for name in output_names(form))
     outputs, parts = list[dict[str, Any]](), list[bytes]()
     for output in wanted:
         values = _values(output, answer)
-        entry = {"name": output.name, "datatype": tensors.named(values), "shape": list(values.shape)}
+        entry: dict[str, Any] = {"name": output.name, "datatype": tensors.named(values), "shape": list(values.shape)}
         parameters: dict[str, Any] = {"content_type": "str"} if values.dtype == object else {}
         if output.binary:
             parts.append(tensors.encoded(values))
@@ -299,7 +294,11 @@ def _listed(values: NDArray[Any]) -> list[Any]:
 
 def output_names(form: Form) -> tuple[str, ...]:
     """Names of the outputs of the project's models."""
-    scores = {"binary": ("probability", "label"), "multiclass": ("probabilities", "label"), "regression": ("prediction",)}
+    scores = {
+        "binary": ("probability", "label"),
+        "multiclass": ("probabilities", "label"),
+        "regression": ("prediction",),
+    }
     return (*scores[form.task], "prediction_id", "version")
 
 
@@ -320,69 +319,11 @@ def _likeliest(answer: Answer, n: int) -> NDArray[Any]:
     order = np.argsort(-answer.scores, axis=1, kind="stable")[:, :n]
     out = np.empty(order.shape, dtype=object)
     for row, places in enumerate(order):
-        out[row] = [f"{answer.scores[row, at]:f}:{at}:{answer.classes[at]}" for at in places]
+        out[row, :] = [f"{answer.scores[row, at]:f}:{at}:{answer.classes[at]}" for at in places]
     return out
 
 
-# About the server and its models ---------------------------------------------------------------------------------------
-
-
-def server_metadata(release: str) -> Reply:
-    """`GET /v2`. Args: release: ours."""
-    return Reply(orjson.dumps({"name": "mlops-ray", "version": release, "extensions": EXTENSIONS}))
-
-
-def live() -> Reply:
-    """`GET /v2/health/live`."""
-    return Reply(b'{"live":true}')
-
-
-def ready(loaded: Sequence[int]) -> Reply:
-    """`GET /v2/health/ready`: 200 once a version is loaded, 400 before; the protocol says not-ready by a 4xx."""
-    return Reply(orjson.dumps({"ready": bool(loaded)}), status=200 if loaded else 400)
-
-
-def named(name: str, form: Form) -> None:
-    """Raises: BadRequest (404) for a model that is not this project's."""
-    if name != form.project:
-        raise BadRequest(404, "no such model", f"there is no model {shown(name)} here; this is {form.project!r}")
-
-
-def model_ready(form: Form, loaded: Sequence[int], version: str | None = None) -> Reply:
-    """`GET /v2/models/{name}[/versions/{version}]/ready`: of the version, or of any. Raises: BadRequest (404)."""
-    there = bool(loaded) if version is None else version_of(version, form) in loaded
-    return Reply(orjson.dumps({"name": form.project, "ready": there}), status=200 if there else 400)
-
-
-def model_metadata(form: Form, loaded: Sequence[int], n_classes: int, version: str | None = None) -> Reply:
-    """`GET /v2/models/{name}[/versions/{version}]`. Args: n_classes: of a multiclass model. Raises: BadRequest (404)."""
-    versions = sorted(loaded)
-    if version is not None:
-        if version_of(version, form) not in loaded:
-            there = ", ".join(map(str, versions)) or "none yet"
-            raise BadRequest(404, "no such version", f"version {version} of {form.project!r} is not loaded; loaded: {there}")
-        versions = [int(version)]
-    types = {"probability": "FP64", "probabilities": "FP64", "prediction": "FP64", "version": "INT64"}
-    types |= {"label": "INT64" if form.task == "binary" else "BYTES", "prediction_id": "BYTES"}
-    shapes = {"probabilities": [-1, n_classes]}
-    document = {
-        "name": form.project,
-        "versions": [str(v) for v in versions],
-        "platform": "mlops_ray",
-        "inputs": [_input(spec, form) for spec in form.columns],
-        "outputs": [
-            {"name": name, "datatype": types[name], "shape": shapes.get(name, [-1])} for name in output_names(form)
-        ],
-    }
-    return Reply(orjson.dumps(document))
-
-
-def _input(spec: Column, form: Form) -> dict[str, Any]:
-    about = {"dtype": spec.dtype, "nullable": spec.nullable, "required": form.needs(spec)}
-    return {"name": spec.name, "datatype": tensors.TOLD[spec.dtype], "shape": [-1], "parameters": about}
-
-
 def error(trouble: BadRequest, problem: Mapping[str, Any]) -> Reply:
-    """An error as V2 clients read it, `{"error": ...}`, with the members of the problem details (RFC 9457) beside it."""
+    """An error as V2 clients read it, `{"error": ...}`, beside the members of the problem details (RFC 9457)."""
     body = {"error": str(trouble), **problem}
     return Reply(orjson.dumps(body), "application/problem+json", trouble.status)

@@ -8,7 +8,6 @@ Source: Open Inference Protocol, REST; Triton's "Binary Tensor Data Extension".
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +43,14 @@ TOLD = {"float": "FP32", "int": "INT64", "bool": "BOOL", "string": "BYTES", "tim
 """The datatype that the model's metadata tell for a column: what suits the model best."""
 
 _LENGTH = 4
+# What JSON has for each kind of NumPy dtype; null is for the column to judge.
+_JSON_TYPES: dict[str, frozenset[type]] = {
+    "b": frozenset((bool, type(None))),
+    "f": frozenset((float, int, type(None))),
+    "i": frozenset((int, type(None))),
+    "u": frozenset((int, type(None))),
+    "O": frozenset((str, type(None))),
+}
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,7 @@ def _shape(value: Any, place: str) -> tuple[int, ...]:
     return tuple(value)
 
 
-# JSON ------------------------------------------------------------------------------------------------------------------
+# JSON ----------------------------------------------------------------------------------------------------------------
 
 
 def _listed(entry: dict[str, Any], shape: tuple[int, ...], size: int, datatype: str, place: str) -> list[Any]:
@@ -114,7 +121,9 @@ def _listed(entry: dict[str, Any], shape: tuple[int, ...], size: int, datatype: 
             raise BadRequest(422, "wrong shape", f"{place}.data is not nested as its shape {list(shape)} says")
         data = [value for row in data for value in row]
     if len(data) != size:
-        raise BadRequest(422, "wrong shape", f"{place}.data has {len(data)} values, its shape {list(shape)} says {size}")
+        raise BadRequest(
+            422, "wrong shape", f"{place}.data has {len(data)} values, its shape {list(shape)} says {size}"
+        )
     if _content_type(entry) == "pd_json":
         data = [_unwrapped(value, i, place) for i, value in enumerate(data)]
     _hold(data, datatype, place)
@@ -139,8 +148,8 @@ def _unwrapped(value: Any, i: int, place: str) -> Any:
 def _hold(data: list[Any], datatype: str, place: str) -> None:
     """Raises: BadRequest (422) for the first value that is none of the datatype."""
     dtype = DATATYPES[datatype]
-    types = {"b": {bool}, "f": {float, int}, "O": {str}}.get(dtype.kind, {int}) | {type(None)}
-    if not set(map(type, data)) <= types:
+    types = _JSON_TYPES[dtype.kind]
+    if not types.issuperset(map(type, data)):
         i = next(i for i, value in enumerate(data) if type(value) not in types)
         raise BadRequest(422, "wrong value", f"{place}.data[{i}]: expected {datatype}, got {shown(data[i])}")
     if dtype.kind in "iu":
@@ -158,15 +167,16 @@ def as_array(tensor: Tensor) -> NDArray[Any]:
     values = tensor.values
     if not isinstance(values, list):
         return values
-    dtype = DATATYPES[tensor.datatype]
-    if dtype.kind == "O" or (dtype.kind == "b" and None in values):
+    dtype, missing = DATATYPES[tensor.datatype], None in values
+    if dtype.kind == "O" or (dtype.kind == "b" and missing):
         return np.fromiter(values, object, len(values))
-    if None in values:
-        dtype, values = np.dtype(np.float64), [math.nan if value is None else value for value in values]
-    return np.array(values, dtype=dtype)
+    if missing:
+        values = [math.nan if value is None else value for value in values]
+    # A number beyond FP16 or FP32 is to be refused as what it is, and not to become infinite here.
+    return np.array(values, dtype=np.float64 if missing or dtype.kind == "f" else dtype)
 
 
-# Bytes -----------------------------------------------------------------------------------------------------------------
+# Bytes ---------------------------------------------------------------------------------------------------------------
 
 
 def _from_bytes(data: memoryview, datatype: str, size: int, place: str) -> NDArray[Any]:
@@ -215,16 +225,3 @@ def encoded(values: NDArray[Any]) -> bytes:
 def named(values: NDArray[Any]) -> str:
     """The protocol's name of an array's dtype: FP64, INT64 or BYTES, which is what answers are made of."""
     return {"f": "FP64", "i": "INT64", "O": "BYTES"}[values.dtype.kind]
-
-
-def column(tensor: Tensor, at: int | None = None) -> list[Any] | NDArray[Any]:
-    """The tensor's values, or those of its column `at` where it holds several."""
-    if at is None:
-        return tensor.values
-    values: list[Any] | NDArray[Any] = tensor.values[at :: tensor.shape[1]]
-    return values
-
-
-def uneven(tensors: Sequence[Tensor]) -> Tensor | None:
-    """The first tensor whose number of rows is not that of the first one."""
-    return next((t for t in tensors if t.shape[0] != tensors[0].shape[0]), None)
