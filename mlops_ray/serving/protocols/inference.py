@@ -31,8 +31,6 @@ from mlops_ray.serving.protocols.tensors import Tensor
 
 MEDIA = ("application/json", "application/octet-stream")
 """Media types of an inference request; a body without one is taken too, since Triton's client names none."""
-HEADER_LENGTH = "inference-header-content-length"
-"""Header with the number of bytes of JSON in front of the binary tensors."""
 
 # What codecs call the contents. They decide nothing here: the column's dtype does.
 _OF_REQUESTS = ("pd", "np", "str")
@@ -60,14 +58,17 @@ class Wish:
 # Requests ------------------------------------------------------------------------------------------------------------
 
 
-def parse(body: bytes, headers: Mapping[str, str], form: Form, *, now: float, version: str | None = None) -> Asked:
+def parse(
+    body: bytes, form: Form, *, now: float, header_length: str | None = None, version: str | None = None
+) -> Asked:
     """An inference request.
 
-    Args: headers: by lower-case name. version: the URL's, which pins: that one answers or none.
+    Args: header_length: the header Inference-Header-Content-Length, bytes of JSON in front of the binary tensors.
+        version: the URL's, which pins: that one answers or none.
     Raises: BadRequest: 400 for bytes that are no request, 404 for a version that is no number, 422 for tensors that are
     not the project's columns, 413 for too many rows.
     """
-    document, data = _split(body, headers.get(HEADER_LENGTH))
+    document, data = _split(body, header_length)
     if extra := sorted(document.keys() - {"id", "parameters", "inputs", "outputs"}):
         known = "expected id, parameters, inputs, outputs"
         raise BadRequest(422, "unknown field", f"{shown(extra[0])} is not a field of an inference request; {known}")

@@ -66,17 +66,17 @@ class Wish:
 # Requests ------------------------------------------------------------------------------------------------------------
 
 
-def parse(body: bytes, headers: Mapping[str, str], form: Form, *, now: float) -> Asked:
-    """A scoring request. Args: headers: by lower-case name; `content-type` says whether it is CSV.
+def parse(body: bytes, form: Form, *, now: float, media: str = "") -> Asked:
+    """A scoring request. Args: media: the header Content-Type, which says whether it is CSV.
 
     Raises: BadRequest: 400 for bytes that are no request, 415 for another charset, 422 for rows that are not the
     project's columns and for params that are not known, 413 for too many rows.
     """
     if not body:
         raise BadRequest(400, "empty body", 'send {"dataframe_records": [{...}]} as application/json')
-    media, _, rest = headers.get("content-type", MEDIA[0]).partition(";")
-    _utf8(rest)
-    if media.strip().lower() == "text/csv":
+    kind_of_text, _, parameters = media.partition(";")
+    _utf8(parameters)
+    if kind_of_text.strip().lower() == "text/csv":
         return Asked(_from_csv(body, form, now), echo=Wish())
     document = _json(body)
     tables = [name for name in _TABLES if name in document]
@@ -227,9 +227,9 @@ def _from_csv(body: bytes, form: Form, now: float) -> Batch:
     read = csv.ReadOptions(use_threads=False, block_size=max(len(body), 1))
     try:
         table = csv.read_csv(io.BytesIO(body), read, csv.ParseOptions(newlines_in_values=True), convert)
-    except (pa.ArrowException, ValueError, KeyError) as exc:  # Arrow's errors are ValueErrors and KeyErrors as well
+        names = table.column_names
+    except (pa.ArrowException, ValueError, KeyError) as exc:  # a name that is not UTF-8 is a ValueError
         raise BadRequest(422, "wrong value", f"the CSV cannot be read: {_first_line(exc)}") from exc
-    names = table.column_names
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise BadRequest(422, "column given twice", f"the CSV's header has {shown(twice)} twice", {"column": twice})
