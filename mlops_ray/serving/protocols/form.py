@@ -48,6 +48,8 @@ class Form:
     rules: dict[str, tuple[Rule, ...]]
     """By column; empty where `serving.request_rules` is `types`."""
     max_rows: int
+    max_bytes: int
+    """Of a body, once inflated."""
     explain: int
     """Contributions that a request may ask for, at most."""
     numbers: tuple[tuple[str, Check], ...]
@@ -75,6 +77,7 @@ class Form:
             features=features,
             rules=held,
             max_rows=project.serving.max_rows,
+            max_bytes=int(project.serving.max_body_mb * 1024 * 1024),
             explain=project.serving.explain,
             numbers=tuple((c.name, checker(c, held[c.name])) for c in inputs if c.dtype not in dtypes),
             others=tuple((c.name, checker(c, held[c.name]), dtypes[c.dtype]) for c in inputs if c.dtype in dtypes),
@@ -86,6 +89,11 @@ class Form:
         if spec.name in (self.key.name, self.event_time.name):
             return spec.name == self.key.name and spec.name in self.features
         return spec.required
+
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """By column, as in the project file."""
+        return {spec.name: spec.dtype for spec in self.columns}
 
     @property
     def asks_for(self) -> str:

@@ -109,16 +109,27 @@ def _numbers(values: Any, spec: Column, expected: str) -> tuple[NDArray[Any], _M
     return numbers, np.zeros(len(numbers), np.bool_) if missing is None else missing
 
 
+def _inner(kind: pa.DataType) -> pa.DataType:
+    """The type of a dictionary's values; any other type is itself."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
 def _arrow_numbers(values: pa.Array, spec: Column, expected: str) -> tuple[NDArray[Any], _Mask | None]:
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    kind = values.type
+    kind = _inner(values.type)
     if pa.types.is_null(kind):
         return np.full(len(values), math.nan), None
+    if not (pa.types.is_boolean(kind) or pa.types.is_primitive(kind) or pa.types.is_decimal(kind)):
+        raise _of_another_type(values, spec, expected)
+    if pa.types.is_temporal(kind):
+        raise _of_another_type(values, spec, expected)
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
     if pa.types.is_decimal(kind):
         values, kind = values.cast(pa.float64()), pa.float64()
-    if not (pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        raise _of_another_type(values, spec, expected)
     missing = None
     if values.null_count:
         missing = values.is_null().to_numpy(zero_copy_only=False)
@@ -147,8 +158,7 @@ def _arrow_texts(values: pa.Array, spec: Column, expected: str) -> tuple[NDArray
     kind = values.type
     if pa.types.is_null(kind):
         return np.full(len(values), "", object), np.ones(len(values), np.bool_)
-    inner = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_string_view(inner)):
+    if not _is_text(_inner(kind)):
         raise _of_another_type(values, spec, expected)
     # Each distinct text becomes one Python string; the rows point to it.
     coded = values if pa.types.is_dictionary(kind) else values.dictionary_encode()
@@ -180,26 +190,22 @@ def _decoded(values: NDArray[Any], spec: Column, expected: str) -> NDArray[Any]:
 def _instants(values: Any, spec: Column, expected: str) -> tuple[NDArray[np.float64], _Mask]:
     """Seconds since the epoch, NaN where they are missing, and where that is. Times without a zone are UTC."""
     arrow = isinstance(values, pa.Array)
-    kind = values.type if arrow else values.dtype.kind
-    if arrow and pa.types.is_dictionary(kind):
-        kind = kind.value_type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            values = values.dictionary_decode()
+    kind = _inner(values.type) if arrow else values.dtype.kind
     if kind == "M":
         return _numpy_instants(values)
-    if arrow and pa.types.is_timestamp(kind):  # its zone is how it is shown: what is stored is UTC
-        return _counted(values.cast(pa.timestamp(kind.unit)).view(pa.int64()), _PER_S[kind.unit])
-    if arrow and pa.types.is_date(kind):
-        return _counted(values.cast(pa.timestamp("ms")).view(pa.int64()), 1e3)
-    is_text = kind in ("U", "S") or (arrow and (pa.types.is_string(kind) or pa.types.is_large_string(kind)))
-    if is_text or (arrow and pa.types.is_string_view(kind)):
+    if kind in ("U", "S") or (arrow and _is_text(kind)):
         texts, missing = _texts(values, spec, expected)
         return _parsed(texts, missing, spec, expected), missing
+    if arrow and (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
+        if pa.types.is_dictionary(values.type):
+            values = values.dictionary_decode()
+        if pa.types.is_date(kind):
+            return _counted(values.cast(pa.date64()).view(pa.int64()), _PER_S["ms"])
+        return _counted(values.view(pa.int64()), _PER_S[kind.unit])  # its zone is for show: what is stored is UTC
     numbers, missing = _numbers(values, spec, expected)
     if numbers.dtype.kind == "b":
         raise _of_another_type(values, spec, expected)
-    instants = numbers.astype(np.float64)
-    return np.where(missing, math.nan, instants), missing
+    return np.where(missing, math.nan, numbers.astype(np.float64)), missing
 
 
 def _numpy_instants(values: NDArray[Any]) -> tuple[NDArray[np.float64], _Mask]:
@@ -237,7 +243,7 @@ def _parsed(texts: NDArray[Any], missing: _Mask, spec: Column, expected: str) ->
 def _flat(values: Any, spec: Column) -> Any:
     """An array of one value a row: of Arrow, or of NumPy in this machine's byte order."""
     if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks() if values.num_chunks != 1 else values.chunk(0)
+        values = _joined(values) if values.num_chunks != 1 else values.chunk(0)
     if isinstance(values, pa.Array):
         return values
     values = np.asarray(values)
@@ -247,6 +253,12 @@ def _flat(values: Any, spec: Column) -> Any:
         members = {"column": spec.name, "expected": expected, "received": f"an array of shape {values.shape}"}
         raise BadRequest(422, "wrong shape", detail, members)
     return values
+
+
+def _joined(values: pa.ChunkedArray) -> pa.Array:
+    if pa.types.is_dictionary(values.type):  # indices of a narrow type may not reach all of a joined dictionary
+        values = values.cast(values.type.value_type)
+    return values.combine_chunks()
 
 
 def _is_objects(values: Any) -> bool:
@@ -293,7 +305,7 @@ def _received(values: Any, row: int) -> Any:
         return str(value) if values.dtype.kind == "M" else value.item()
     scalar = values[row]
     if pa.types.is_dictionary(scalar.type):
-        scalar = values.dictionary_decode()[row]
+        scalar = scalar.value
     if not scalar.is_valid:
         return None
     return scalar.value if pa.types.is_temporal(scalar.type) else scalar.as_py()
