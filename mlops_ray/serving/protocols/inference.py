@@ -25,12 +25,15 @@ from mlops_ray.config import Column
 from mlops_ray.errors import BadRequest
 from mlops_ray.serving.exchange import Answer, Asked, Batch, Options, Reply
 from mlops_ray.serving.protocols import tensors
+from mlops_ray.serving.protocols.bodies import media_type
 from mlops_ray.serving.protocols.cells import kind, shown
 from mlops_ray.serving.protocols.form import Form, batch_of_arrays, batch_of_lists
 from mlops_ray.serving.protocols.tensors import Tensor
 
-MEDIA = ("application/json", "application/octet-stream")
-"""Media types of an inference request; a body without one is taken too, since Triton's client names none."""
+MEDIA_TYPES = ("application/json", "application/octet-stream")
+"""Media types of an inference request; one without is taken too, since Triton's client names none."""
+HEADER_LENGTH = "inference-header-content-length"
+"""Header with the number of bytes of JSON in front of the binary tensors."""
 
 # What codecs call the contents. They decide nothing here: the column's dtype does.
 _OF_REQUESTS = ("pd", "np", "str")
@@ -58,17 +61,17 @@ class Wish:
 # Requests ------------------------------------------------------------------------------------------------------------
 
 
-def parse(
-    body: bytes, form: Form, *, now: float, header_length: str | None = None, version: str | None = None
-) -> Asked:
+def parse(body: bytes, headers: Mapping[str, str], form: Form, *, now: float, version: str | None = None) -> Asked:
     """An inference request.
 
-    Args: header_length: the header Inference-Header-Content-Length, bytes of JSON in front of the binary tensors.
-        version: the URL's, which pins: that one answers or none.
-    Raises: BadRequest: 400 for bytes that are no request, 404 for a version that is no number, 422 for tensors that are
-    not the project's columns, 413 for too many rows.
+    Args: headers: by name in lower case. version: the URL's, which pins: that one answers or none.
+    Raises: BadRequest: 400 for bytes that are no request, 415 for another media type, 404 for a version that is no
+    number, 422 for tensors that are not the project's columns, 413 for too many rows.
     """
-    document, data = _split(body, header_length)
+    sent = media_type(headers.get("content-type"), MEDIA_TYPES[0])
+    if sent not in MEDIA_TYPES:
+        raise BadRequest(415, "unsupported media type", f"send {' or '.join(MEDIA_TYPES)}, not {sent[:60]!r}")
+    document, data = _split(body, headers.get(HEADER_LENGTH))
     if extra := sorted(document.keys() - {"id", "parameters", "inputs", "outputs"}):
         known = "expected id, parameters, inputs, outputs"
         raise BadRequest(422, "unknown field", f"{shown(extra[0])} is not a field of an inference request; {known}")
@@ -324,7 +327,6 @@ def _likeliest(answer: Answer, n: int) -> NDArray[Any]:
     return out
 
 
-def error(trouble: BadRequest, problem: Mapping[str, Any]) -> Reply:
-    """An error as V2 clients read it, `{"error": ...}`, beside the members of the problem details (RFC 9457)."""
-    body = {"error": str(trouble), **problem}
-    return Reply(orjson.dumps(body), "application/problem+json", trouble.status)
+def error_members(error: BadRequest) -> dict[str, object]:
+    """What V2 clients read in an error's body."""
+    return {"error": str(error)}

@@ -25,11 +25,12 @@ from pyarrow import csv
 
 from mlops_ray.errors import BadRequest
 from mlops_ray.serving.exchange import Answer, Asked, Batch, Options, Reply
+from mlops_ray.serving.protocols.bodies import JSON, media_type
 from mlops_ray.serving.protocols.cells import kind, shown
 from mlops_ray.serving.protocols.form import Form, batch_of_arrays, batch_of_lists, batch_of_rows
 
-MEDIA = ("application/json", "text/csv")
-"""Media types that are taken."""
+CSV = "text/csv"
+MEDIA_TYPES = (JSON, CSV)
 
 _TABLES = ("dataframe_split", "dataframe_records", "instances", "inputs")
 _PARAMS = ("probabilities", "threshold", "version", "explain")
@@ -66,17 +67,19 @@ class Wish:
 # Requests ------------------------------------------------------------------------------------------------------------
 
 
-def parse(body: bytes, form: Form, *, now: float, media: str = "") -> Asked:
-    """A scoring request. Args: media: the header Content-Type, which says whether it is CSV.
+def parse(body: bytes, headers: Mapping[str, str], form: Form, *, now: float) -> Asked:
+    """A scoring request. Args: headers: by name in lower case.
 
-    Raises: BadRequest: 400 for bytes that are no request, 415 for another charset, 422 for rows that are not the
-    project's columns and for params that are not known, 413 for too many rows.
+    Raises: BadRequest: 400 for bytes that are no request, 415 for another media type or charset, 422 for rows that are
+    not the project's columns and for params that are not known, 413 for too many rows.
     """
+    sent = media_type(headers.get("content-type"), JSON)
+    if sent not in MEDIA_TYPES:
+        raise BadRequest(415, "unsupported media type", f"send {' or '.join(MEDIA_TYPES)}, not {sent[:60]!r}")
+    _demand_utf8(headers.get("content-type", "").partition(";")[2])
     if not body:
         raise BadRequest(400, "empty body", 'send {"dataframe_records": [{...}]} as application/json')
-    kind_of_text, _, parameters = media.partition(";")
-    _utf8(parameters)
-    if kind_of_text.strip().lower() == "text/csv":
+    if sent == CSV:
         return Asked(_from_csv(body, form, now), echo=Wish())
     document = _json(body)
     tables = [name for name in _TABLES if name in document]
@@ -90,7 +93,7 @@ def parse(body: bytes, form: Form, *, now: float, media: str = "") -> Asked:
     return Asked(read[tables[0]](document[tables[0]], form, now), options, wish)
 
 
-def _utf8(parameters: str) -> None:
+def _demand_utf8(parameters: str) -> None:
     """Raises: BadRequest (415) for a parameter of the content type other than `charset=utf-8`."""
     for parameter in filter(None, map(str.strip, parameters.split(";"))):
         name, _, value = parameter.partition("=")
@@ -282,11 +285,7 @@ def version(mlflow: str) -> Reply:
     return Reply(mlflow.encode())
 
 
-def error(trouble: BadRequest, problem: Mapping[str, Any]) -> Reply:
-    """An error as MLflow's clients read it, `error_code` and `message`, with the members of the problem details."""
-    code = _CODES.get(trouble.status, "BAD_REQUEST" if trouble.status < 500 else "INTERNAL_ERROR")
-    return Reply(
-        orjson.dumps({"error_code": code, "message": str(trouble), **problem}),
-        "application/problem+json",
-        trouble.status,
-    )
+def error_members(error: BadRequest) -> dict[str, object]:
+    """What MLflow's clients read in an error's body."""
+    code = _CODES.get(error.status, "BAD_REQUEST" if error.status < 500 else "INTERNAL_ERROR")
+    return {"error_code": code, "message": str(error)}

@@ -37,7 +37,7 @@ def ready(loaded: Sequence[int]) -> Reply:
     return Reply(orjson.dumps({"ready": bool(loaded)}), status=200 if loaded else 400)
 
 
-def known(name: str, form: Form) -> None:
+def demand_known(name: str, form: Form) -> None:
     """Raises: BadRequest (404) for a model that is not this project's."""
     if name != form.project:
         raise BadRequest(404, "no such model", f"there is no model {shown(name)} here; this is {form.project!r}")

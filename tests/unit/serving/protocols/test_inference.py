@@ -38,7 +38,7 @@ def tensors(rows: int = 1, **columns: list[Any]) -> list[dict[str, Any]]:
 
 def asked(inputs: Any, form: Form = FORM, version: str | None = None, **fields: Any) -> Asked:
     body = json.dumps({"inputs": inputs, **fields}).encode()
-    return inference.parse(body, form, now=NOW, version=version)
+    return inference.parse(body, {}, form, now=NOW, version=version)
 
 
 def packed(values: list[Any], datatype: str) -> bytes:
@@ -47,6 +47,10 @@ def packed(values: list[Any], datatype: str) -> bytes:
             struct.pack("<I", len(v)) + v for v in (v if isinstance(v, bytes) else v.encode() for v in values)
         )
     return struct.pack(f"<{len(values)}{PACKED[datatype]}", *values)
+
+
+def told(length: str | None) -> dict[str, str]:
+    return {} if length is None else {inference.HEADER_LENGTH: length}
 
 
 def binary(inputs: list[dict[str, Any]], **fields: Any) -> tuple[bytes, str]:
@@ -238,7 +242,7 @@ def test_a_tensor_that_does_not_fit_says_where_and_why(change: dict[str, Any], s
 def test_binary_tensors_are_the_same_columns_as_json_ones() -> None:
     inputs = tensors(3, x=[0.5, 1.5, -2.0], c=["red", "größer", ""], d=["a", "b", "c"], flag=[True, False, True])
     body, length = binary(inputs, id="b")
-    found = inference.parse(body, FORM, now=NOW, header_length=length)
+    found = inference.parse(body, told(length), FORM, now=NOW)
     expected = asked(inputs, id="b")
     assert found.echo == expected.echo
     assert found.batch.keys == expected.batch.keys
@@ -253,7 +257,7 @@ def test_json_and_binary_tensors_may_stand_beside_each_other() -> None:
     whole = packed([3, 4], "INT64")
     inputs[3] = {"name": "n", "shape": [2], "datatype": "INT64", "parameters": {"binary_data_size": len(whole)}}
     head = json.dumps({"inputs": inputs}).encode()
-    columns = inference.parse(head + whole, FORM, now=NOW, header_length=str(len(head))).batch.columns
+    columns = inference.parse(head + whole, told(str(len(head))), FORM, now=NOW).batch.columns
     assert columns["n"].tolist() == [3, 4]
     assert np.isnan(columns["x"]).tolist() == [True, False]
     assert columns["c"].tolist() == ["", "red"]
@@ -264,13 +268,13 @@ def test_nan_in_bytes_is_missing_where_the_column_is_nullable(datatype: str) -> 
     inputs = tensors(2)
     inputs[2] = tensor("x", [float("nan"), 1.0], datatype)
     body, length = binary(inputs)
-    assert np.isnan(inference.parse(body, FORM, now=NOW, header_length=length).batch.columns["x"]).tolist() == [
+    assert np.isnan(inference.parse(body, told(length), FORM, now=NOW).batch.columns["x"]).tolist() == [
         True,
         False,
     ]
     never = Form.of(fakes.project(columns=[c | {"nullable": False} for c in columns_of(FORM)]))
     with pytest.raises(BadRequest) as caught:
-        inference.parse(body, never, now=NOW, header_length=length)
+        inference.parse(body, told(length), never, now=NOW)
     assert (caught.value.status, caught.value.members["column"], caught.value.members["row"]) == (422, "x", 0)
 
 
@@ -286,13 +290,13 @@ def test_a_nullable_integer_column_takes_whole_floats_since_arrays_have_no_missi
     inputs = tensors(2)
     inputs[3] = tensor("n", [float("nan"), 3.0], "FP64")
     body, length = binary(inputs)
-    found = inference.parse(body, nullable, now=NOW, header_length=length).batch.columns["n"]
+    found = inference.parse(body, told(length), nullable, now=NOW).batch.columns["n"]
     assert np.isnan(found[0])
     assert found[1] == 3
     inputs[3]["data"] = [float("nan"), 3.5]
     body, length = binary(inputs)
     with pytest.raises(BadRequest, match="row 1, column 'n': expected int"):
-        inference.parse(body, nullable, now=NOW, header_length=length)
+        inference.parse(body, told(length), nullable, now=NOW)
 
 
 @pytest.mark.parametrize("value", [float("inf"), -float("inf")])
@@ -301,9 +305,9 @@ def test_infinities_are_refused(value: float) -> None:
     inputs[2]["data"] = [value]
     body, length = binary(inputs)
     with pytest.raises(BadRequest, match="row 0, column 'x'"):
-        inference.parse(body, FORM, now=NOW, header_length=length)
+        inference.parse(body, told(length), FORM, now=NOW)
     with pytest.raises(BadRequest, match="not JSON"):
-        inference.parse(json.dumps({"inputs": inputs}).encode(), FORM, now=NOW)
+        inference.parse(json.dumps({"inputs": inputs}).encode(), {}, FORM, now=NOW)
 
 
 @pytest.mark.parametrize(
@@ -324,7 +328,7 @@ def test_strings_in_bytes_stand_behind_their_length(raw: bytes, says: str | None
     head = json.dumps({"inputs": inputs}).encode()
 
     def parse() -> Asked:
-        return inference.parse(head + raw, FORM, now=NOW, header_length=str(len(head)))
+        return inference.parse(head + raw, told(str(len(head))), FORM, now=NOW)
 
     if says is None:
         assert parse().batch.columns["c"].tolist() == ["red"]
@@ -345,14 +349,14 @@ def test_sizes_that_do_not_add_up_are_refused() -> None:
         (body, "0", "send"),
         (b"", None, "send"),
     ]
-    for case, told, says in cases:
+    for case, sent, says in cases:
         with pytest.raises(BadRequest) as caught:
-            inference.parse(case, FORM, now=NOW, header_length=told)
+            inference.parse(case, told(sent), FORM, now=NOW)
         assert caught.value.status == 400
         assert says in caught.value.detail
     wrong = body.replace(b'"shape": [1], "datatype": "FP32"', b'"shape": [2], "datatype": "FP32"')
     with pytest.raises(BadRequest, match="2 values of FP32 are 8 bytes, binary_data_size says 4"):
-        inference.parse(wrong, FORM, now=NOW, header_length=length)
+        inference.parse(wrong, told(length), FORM, now=NOW)
 
 
 def test_a_bool_is_one_byte_of_zero_or_one() -> None:
@@ -360,7 +364,7 @@ def test_a_bool_is_one_byte_of_zero_or_one() -> None:
     place = body.index(struct.pack("<q", 2)) + 8
     assert body[place] == 1
     with pytest.raises(BadRequest, match="a BOOL is 0 or 1"):
-        inference.parse(body[:place] + b"\x02" + body[place + 1 :], FORM, now=NOW, header_length=length)
+        inference.parse(body[:place] + b"\x02" + body[place + 1 :], told(length), FORM, now=NOW)
 
 
 # --- nothing but BadRequest ---
@@ -394,7 +398,7 @@ REQUEST = st.fixed_dictionaries(
 def harmless(body: bytes, length: str | None = None, version: str | None = None) -> None:
     refusal = None
     try:
-        found = inference.parse(body, FORM, now=NOW, header_length=length, version=version)
+        found = inference.parse(body, told(length), FORM, now=NOW, version=version)
     except BadRequest as exc:
         refusal = exc
     if refusal is None:
@@ -429,7 +433,7 @@ def test_a_good_binary_request_with_one_byte_changed_is_answered_or_refused(data
 
 def test_deep_nesting_is_refused() -> None:
     with pytest.raises(BadRequest, match="not JSON"):
-        inference.parse(b'{"inputs":' + b"[" * 100_000 + b"]" * 100_000 + b"}", FORM, now=NOW)
+        inference.parse(b'{"inputs":' + b"[" * 100_000 + b"]" * 100_000 + b"}", {}, FORM, now=NOW)
     error = refused(json.loads("[" * 200 + "]" * 200))
     assert error.status == 422
 
@@ -579,14 +583,11 @@ def test_what_is_loaded_is_ready() -> None:
     assert json.loads(metadata.model_metadata(FORM, [3, 4], 2, "4").body)["versions"] == ["4"]
     with pytest.raises(BadRequest, match="version 5 of 'small' is not loaded; loaded: 3, 4"):
         metadata.model_metadata(FORM, [3, 4], 2, "5")
-    metadata.known("small", FORM)
+    metadata.demand_known("small", FORM)
     with pytest.raises(BadRequest, match="no model 'other' here; this is 'small'"):
-        metadata.known("other", FORM)
+        metadata.demand_known("other", FORM)
 
 
-def test_an_error_is_what_a_v2_client_reads_and_a_problem_too() -> None:
+def test_an_error_is_what_a_v2_client_reads() -> None:
     trouble = refused(tensors(2, n=[1, None]))
-    reply = inference.error(trouble, {"status": 422, "detail": trouble.detail})
-    document = json.loads(reply.body)
-    assert reply.status == 422
-    assert document["error"] == f"wrong value: {document['detail']}"
+    assert inference.error_members(trouble) == {"error": f"wrong value: {trouble.detail}"}
