@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import csv
 
 from mlops_ray.errors import BadRequest
@@ -44,6 +45,8 @@ _CSV_TYPES = {
     "string": pa.string(),
     "timestamp": pa.string(),
 }
+
+_LEAST_SECONDS = 1e8
 
 # MLflow's name for each status (its `databricks_pb2.ErrorCode`), which its clients read.
 _CODES = {
@@ -236,7 +239,23 @@ def _from_csv(body: bytes, form: Form, now: float) -> Batch:
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise BadRequest(422, "column given twice", f"the CSV's header has {shown(twice)} twice", {"column": twice})
-    return batch_of_arrays(dict(zip(names, table.columns, strict=True)), form, now=now)
+    columns = dict(zip(names, table.columns, strict=True))
+    for spec in form.columns:
+        if spec.dtype == "timestamp" and spec.name in columns:
+            columns[spec.name] = _instants(columns[spec.name])
+    return batch_of_arrays(columns, form, now=now)
+
+
+def _instants(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of times: numbers where all are seconds since the epoch, else the texts, ISO 8601.
+
+    Numbers of eight digits and less are texts: 20130301 is a day.
+    """
+    try:
+        seconds = texts.cast(pa.float64())
+    except pa.ArrowInvalid:
+        return texts
+    return seconds if (pc.min(seconds).as_py() or 0) >= _LEAST_SECONDS else texts
 
 
 def _first_line(exc: Exception) -> str:

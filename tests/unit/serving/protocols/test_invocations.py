@@ -183,6 +183,14 @@ def test_csv_is_the_same_rows() -> None:
     assert batch.columns["c"].tolist() == ["red", ""]
 
 
+@pytest.mark.parametrize(
+    ("written", "seconds"), [("1000000000.0", 1e9), ("1000000000", 1e9), ("20010909", 999993600.0), ("1e9", 1e9)]
+)
+def test_times_in_csv_are_iso_8601_or_seconds(written: str, seconds: float) -> None:
+    body = f"at,x,n,flag,c,d\n{written},0.5,2,True,red,blue\n".encode()
+    assert parse(body, media=CSV).batch.times.tolist() == [seconds]
+
+
 def test_csv_of_a_key_of_digits_keeps_every_digit() -> None:
     columns = [c | ({"dtype": "int"} if c["name"] == "who" else {}) for c in fakes.project().model_dump()["columns"]]
     form = Form.of(fakes.project(columns=columns))
@@ -201,6 +209,8 @@ def test_csv_of_a_key_of_digits_keeps_every_digit() -> None:
         (b"x,n,flag,c,d\ninf,2,True,red,blue\n", "row 0, column 'x'"),
         (b"x,n,flag,c,d,y\n0.5,2,True,red,blue,1\n", "'y' is not a column"),
         (b"x,n,flag,c,d,d\n0.5,2,True,red,blue,blue\n", "'d' twice"),
+        (b"at,x,n,flag,c,d\nnoon,0.5,2,True,red,blue\n", "row 0, column 'at': expected ISO 8601"),
+        (b"at,x,n,flag,c,d\n17,0.5,2,True,red,blue\n", "row 0, column 'at': expected ISO 8601"),
         (b"x,n,flag,c,d\n", "no rows"),
         (b"\n\n", "cannot be read"),
         (b"\xff\xfe\n\xff\n", ""),
