@@ -335,14 +335,21 @@ def _back_to_stable(tx: Tx, row: RolloutRow) -> None:
     tx.save_serving(row.project, spec, served.fence)
 
 
-def first_version(store: Store, project: Project, *, now: float) -> int | None:
-    """The stable version; when there is none yet, the newest that may serve becomes it. None without such versions."""
+def first_version(store: Store, project: Project, *, now: float, version: int | None = None) -> int | None:
+    """The stable version; when there is none yet, `version` becomes it, or the newest that may serve.
+
+    Returns: None where no version may serve. Raises: ModelNotFound, ApprovalPending for a `version` that may not.
+    """
 
     def run(tx: Tx) -> int | None:
         served = tx.serving(project.project)
-        versions = [version for version in tx.versions(project.project) if version.may_serve]
+        versions = [row for row in tx.versions(project.project) if row.may_serve]
         if served is not None:
             return int(served.spec["stable"]["version"])
+        if version is not None:
+            versions = [tx.version(project.project, version)]
+            if not versions[0].may_serve:
+                raise ApprovalPending(project.project, version)
         if not versions:
             return None
         first = versions[-1]
