@@ -46,9 +46,7 @@ def _asgi() -> http.Application:
     return http.Application(lambda: _ours().service, lambda: _ours().access)
 
 
-@serve.deployment(
-    name=applications.INGRESS, ray_actor_options={"num_cpus": 0.1}, logging_config=_QUIET
-)
+@serve.deployment(name=applications.INGRESS, ray_actor_options={"num_cpus": 0.1}, logging_config=_QUIET)
 @serve.ingress(_asgi)
 class Ingress:
     """One replica of a project's ingress; all it does is in `Service`, and what HTTP it speaks in `http`."""
