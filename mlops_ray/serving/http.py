@@ -14,17 +14,17 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
-import xxhash
 
 from mlops_ray.errors import BackendUnavailable, BadRequest
+from mlops_ray.serving import foreign
 from mlops_ray.serving.access import Open, Role
-from mlops_ray.serving.exchange import Answer, Asked, Reply
+from mlops_ray.serving.calls import Access, Call, Route, scored, with_headers
+from mlops_ray.serving.exchange import Reply
 from mlops_ray.serving.protocols import bodies, feedback, native, problem
 from mlops_ray.serving.service import Service
 
@@ -45,55 +45,6 @@ _POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'no
 _TRACE = re.compile(r"[A-Za-z0-9._~+/=@-]{1,128}")
 # A body that inflates to more than this is inflated beside the event loop: it takes a millisecond for 200 KB.
 _INFLATE_INLINE = 16_384
-
-
-class Access(Protocol):
-    """Who may ask what; `access.Access` and `access.Open` are two."""
-
-    def demand(self, authorization: str | None, role: Role, *, now: float) -> str:
-        """The subject's name. Raises: BadRequest (401, 403)."""
-        ...
-
-
-@dataclass(eq=False)
-class Call:
-    """One request on its way. body: b"" until it was read. now: when it came, seconds since the epoch.
-
-    headers: by name in lower case. id: names the request in the answer and in the log. repeatable: the id is the
-    client's Idempotency-Key.
-    """
-
-    path: str
-    headers: Mapping[str, str]
-    now: float
-    service: Service
-    access: Access
-    id: str
-    repeatable: bool
-    body: bytes = b""
-    params: Mapping[str, str] | None = None
-
-    def demand(self, role: Role) -> str:
-        """The subject, who must have this role. Raises: BadRequest (401, 403)."""
-        return self.access.demand(self.headers.get("authorization"), role, now=self.now)
-
-
-Handler = Callable[[Call], Awaitable[Reply]]
-
-
-@dataclass(frozen=True)
-class Route:
-    """One method of one path. path: with `{name}` for segments that are parameters.
-
-    measured: it counts towards `max_ongoing_requests` and stands under `request_timeout_s`; health does not, so that an
-    overloaded replica still says that it lives.
-    """
-
-    method: str
-    path: str
-    role: Role
-    handler: Handler
-    measured: bool = True
 
 
 class Application:
@@ -126,12 +77,14 @@ class Application:
             except _Gone:
                 return
             except BadRequest as exc:
-                reply = _problem(exc, scope["path"])
+                reply = _problem(exc, scope["path"], path)
             except BackendUnavailable as exc:
-                reply = _problem(BadRequest(503, "not available", str(exc)), scope["path"])
+                reply = _problem(BadRequest(503, "not available", str(exc)), scope["path"], path)
         except Exception:  # noqa: BLE001 - outermost: no traceback leaves the process
             _log.exception("request %s %s failed", call.id, path)
-            reply = _problem(BadRequest(500, "internal error", "the replica's log has the details"), scope["path"])
+            reply = _problem(
+                BadRequest(500, "internal error", "the replica's log has the details"), scope["path"], path
+            )
         await _send(send, reply, call, head=method == "HEAD")
 
     async def _answered(self, call: Call, method: str, receive: Receive) -> Reply:
@@ -141,7 +94,7 @@ class Application:
         if route is None:
             allowed = ", ".join(sorted(methods))
             refused = BadRequest(405, "method not allowed", f"{call.path} takes {allowed}, not {method}")
-            return _with(_problem(refused, call.path), ("Allow", allowed))
+            return with_headers(_problem(refused, call.path, call.path), ("Allow", allowed))
         pinned = "x-model-version" in call.headers
         call.demand(Role.OPERATE if pinned and route.role is Role.PREDICT else route.role)
         if not route.measured:
@@ -218,29 +171,12 @@ def routes() -> tuple[Route, ...]:
         Route("POST", "/watermark", Role.FEEDBACK, _watermark),
         Route("GET", "/healthz", Role.READ, _healthz, measured=False),
         Route("GET", "/readyz", Role.READ, _readyz, measured=False),
+        *foreign.routes(),
     )
 
 
 async def _predict(call: Call) -> Reply:
     return await scored(call, native.parse(call.body, call.headers, call.service.form, now=call.now), native.reply)
-
-
-async def scored(call: Call, asked: Asked, reply: Callable[[Asked, Answer], Reply]) -> Reply:
-    """A parsed request's answer in its protocol's shape, under the version that the request pins, if any."""
-    pinned = call.headers.get("x-model-version")
-    if pinned is not None:
-        if not (pinned.isascii() and pinned.isdecimal() and len(pinned) < 10):
-            raise BadRequest(400, "bad X-Model-Version", f"it must be a version's number, not {pinned[:40]!r}")
-        asked = replace(asked, options=replace(asked.options, version=int(pinned)))
-    elif asked.options.version is not None:
-        call.demand(Role.OPERATE)
-    fingerprint = xxhash.xxh3_64_intdigest(call.body, pinned is not None and int(pinned)) if call.repeatable else 0
-    answer = await call.service.predict(call.id, asked, repeatable=call.repeatable, fingerprint=fingerprint)
-    given = reply(asked, answer)
-    versions = answer.versions
-    if len(versions) == 1 or bool((versions == versions[0]).all()):
-        return _with(given, ("X-Model-Version", str(versions[0])))
-    return given
 
 
 async def _feedback(call: Call) -> Reply:
@@ -402,17 +338,16 @@ def _json(content: object, status: int = 200) -> Reply:
     return Reply(orjson.dumps(content), status=status)
 
 
-def _problem(error: BadRequest, path: str) -> Reply:
+def _problem(error: BadRequest, instance: str, path: str) -> Reply:
+    """An error of the request `instance`, which is `path` of this application, where clients of others have a say."""
     headers: tuple[tuple[str, str], ...] = ()
     if error.status == 503:
         headers = (("Retry-After", "1"),)
     elif error.status == 401:
         headers = (("WWW-Authenticate", "Bearer"),)  # RFC 6750, 3
-    return Reply(problem.problem(error, path), problem.MEDIA_TYPE, error.status, headers)
-
-
-def _with(reply: Reply, *headers: tuple[str, str]) -> Reply:
-    return Reply(reply.body, reply.media_type, reply.status, (*reply.headers, *headers))
+    return Reply(
+        problem.problem(error, instance, foreign.members(error, path)), problem.MEDIA_TYPE, error.status, headers
+    )
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

@@ -11,17 +11,16 @@ import httpx
 import numpy as np
 import pytest
 
-from mlops_ray.errors import BackendUnavailable, BadRequest, DataError
-from mlops_ray.serving.canary import Told
+from mlops_ray.errors import BackendUnavailable
 from mlops_ray.serving.exchange import Answer, Asked, Options
 from mlops_ray.serving.http import Application
 from mlops_ray.serving.protocols.form import Form, batch_of_rows
-from mlops_ray.serving.records import Labelled, Scored, Shadowed, Uncaptured, Watermark
+from mlops_ray.serving.records import Labelled, Scored, Watermark
 from mlops_ray.serving.routing import to_canary
 from mlops_ray.serving.service import Service
 from mlops_ray.serving.versions import Held, Wanted
 from tests import fakes
-from tests.fakes import FakeLine, FakeLoader, FakeLog, FakeScorer, canary, eventually, held, row
+from tests.fakes import FakeLoader, FakeLog, FakeScorer, canary, eventually, held, row
 
 # A deadline that a busy machine keeps, and one that nobody waits for.
 PROJECT = fakes.project(serving={"canary_deadline_s": 30.0})
