@@ -31,7 +31,7 @@ from mlops_ray.rollout.canary import CanaryState, Phase, Reason
 from mlops_ray.serving import applications, log
 from mlops_ray.serving.on_apply import application_states, replica_status, try_apply
 from mlops_ray.serving.places import labels_uri, log_uri
-from mlops_ray.serving.service import Held, Wanted
+from mlops_ray.serving.versions import Held, Wanted
 from mlops_ray.state import Lease, RolloutRow, ServingRow, Store, Tx, VersionRow
 from mlops_ray.training.on_registry import Registry
 
@@ -189,7 +189,7 @@ class Controller:
             served, row = tx.serving(self._name), tx.open_rollout(self._name)
             if served is None:
                 return None
-            wanted = wanted_configuration(Wanted.parse(served.spec, served.seq), row, tx)
+            wanted = wanted_configuration(Wanted.of(served), row, tx)
             return tx.save_serving(self._name, wanted.spec(), max(lease.fence, served.fence))
 
         found: ServingRow | None = self._guarded(lease, save)
@@ -201,7 +201,7 @@ class Controller:
             row, served = tx.rollout(rollout), tx.serving(self._name)
         if row is None or served is None:
             return None
-        before, wanted = CanaryState.from_dict(row.state), Wanted.parse(served.spec, served.seq)
+        before, wanted = CanaryState.from_dict(row.state), Wanted.of(served)
         if before.phase in canary.ENDED:
             return None
         after, trouble = before, None
@@ -301,7 +301,7 @@ def flip(tx: Tx, rollout: str) -> None:
     served = tx.serving(row.project) if row else None
     if row is None or served is None or CanaryState.from_dict(row.state).phase is not Phase.PROMOTING:
         return
-    wanted, target = Wanted.parse(served.spec, served.seq), _held(tx, row.project, row.version)
+    wanted, target = Wanted.of(served), _held(tx, row.project, row.version)
     spec = replace(wanted, stable=target, warm=tuple(h for h in wanted.held if h != target)).spec()
     tx.save_serving(row.project, spec, served.fence)
 
@@ -316,7 +316,7 @@ def _back_to_stable(tx: Tx, row: RolloutRow) -> None:
     served = tx.serving(row.project)
     if served is None or served.spec["stable"]["version"] != row.version:
         return
-    wanted = Wanted.parse(served.spec, served.seq)
+    wanted = Wanted.of(served)
     spec = replace(wanted, stable=_held(tx, row.project, row.stable), warm=(), canary=None, share=0.0, salt="").spec()
     tx.save_serving(row.project, spec, served.fence)
 

@@ -1,20 +1,21 @@
 """Calls to a version that lives apart, in a process of its own that may hang, leak or die.
 
-A call to another process costs as much as fifty rows, so rows share one: the first goes at once, those that come while
-a call is under way, or within a few milliseconds of the last one, wait for the next. Each row is given up on after
-its own deadline. A version that keeps failing is asked no more (a circuit breaker: Nygard, "Release It!", 2007): its
-rows are answered by stable at once and count as its failures, while copies of some rows, for which nobody waits, try
-now and then whether it is back.
+A call to another process costs more than a row's scoring, so rows share one: the first goes at once, those that come
+while a call is under way wait for the next, and where calls are dear (`Line.apart_s`) also those that come within a few
+milliseconds of the last. Each row is given up on after its own deadline. A version that keeps failing is asked no more
+(a circuit breaker: Nygard, "Release It!", 2007): its rows are answered by stable at once and count as its failures,
+while copies of some rows, for which nobody waits, try now and then whether it is back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +26,6 @@ from mlops_ray.serving.scores import sound
 
 _log = logging.getLogger(__name__)
 
-# Least time from the start of one call to the start of the next.
-_APART_S = 0.008
 # Calls under way at once, so that a version whose calls take long but come back in time keeps up.
 _MOST_CALLS = 4
 # Rows that wait or are under way, however long the version hangs; one request may bring more alone.
@@ -56,7 +55,22 @@ class Outcome:
     failure: str = ""
 
 
-Call = Callable[[Columns], Awaitable[Told]]
+class Line(Protocol):
+    """The way to one version."""
+
+    @property
+    def apart_s(self) -> float:
+        """Least time from the start of one call to the start of the next: what calls cost decides."""
+        ...
+
+    def call(self, columns: Columns) -> Awaitable[Told]:
+        """Ask for the scores of these rows. Whatever it raises counts as the version's failure; it may be cancelled."""
+        ...
+
+    def close(self) -> None:
+        """Nobody will be asked any more."""
+        ...
+
 
 _LATE, _OPEN = Outcome(None, "deadline"), Outcome(None, "open")
 
@@ -112,18 +126,27 @@ class _Rows:
             self.expiry.cancel()
 
 
+@dataclass(eq=False)
+class _UnderWay:
+    """A call, until its end or its deadline has settled it."""
+
+    batch: list[_Rows]
+    trial: bool
+    late: asyncio.TimerHandle | None = None
+    settled: bool = False
+
+
 class Apart:
     """Calls to one version. All methods run on one event loop."""
 
-    def __init__(self, call: Call, task: Task, *, deadline_s: float) -> None:
-        """`call` asks the version for the scores of some columns; whatever it raises counts as a failure."""
-        self._call, self._task, self._deadline_s = call, task, deadline_s
+    def __init__(self, line: Line, task: Task, *, deadline_s: float) -> None:
+        self._line, self._task, self._deadline_s = line, task, deadline_s
         self._breaker = Breaker()
         self._waiting: deque[_Rows] = deque()
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._n_calls = 0
         self._n_held = 0
-        self._last_start = -_APART_S
-        self._timer: asyncio.TimerHandle | None = None
+        self._last_start = -math.inf
+        self._timer: asyncio.Handle | None = None
 
     def ask(self, columns: Columns, n: int) -> asyncio.Future[Outcome]:
         """The version's scores of these `n` rows; done at the latest after the deadline, and never with an error."""
@@ -140,23 +163,30 @@ class Apart:
             rows = _Rows(columns, n, future, loop.call_later(self._deadline_s, _expire, future))
             self._waiting.append(rows)
             self._n_held += n
-            self._schedule(loop)
+            if self._timer is None:
+                self._schedule(loop)
         return future
+
+    def close(self) -> None:
+        """The version is asked no more; what is under way ends as it may."""
+        self._line.close()
 
     def status(self) -> dict[str, Any]:
         """Whether it is asked, and how many rows wait or are under way."""
         return {"asked": self._breaker.closed, "rows_under_way": self._n_held}
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._timer is None:
-            earliest = self._last_start + (self._deadline_s / _MOST_CALLS if self._under_way else _APART_S)
-            self._timer = loop.call_at(max(earliest, loop.time()), self._due, loop)
+        """Have the next call made as early as may be. One that is under way is waited for, within reason."""
+        apart_s = self._deadline_s / _MOST_CALLS if self._n_calls else self._line.apart_s
+        wait_s = self._last_start + apart_s - loop.time()
+        # Even at once is a moment later: what else is at the door comes along.
+        self._timer = loop.call_later(wait_s, self._due, loop) if wait_s > 0 else loop.call_soon(self._due, loop)
 
     def _due(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
-        if len(self._under_way) < _MOST_CALLS and (batch := self._next()):
+        if self._n_calls < _MOST_CALLS and (batch := self._next()):
             self._start(loop, batch)
-        if self._waiting and len(self._under_way) < _MOST_CALLS:
+        if self._waiting and self._n_calls < _MOST_CALLS:
             self._schedule(loop)
 
     def _next(self) -> list[_Rows]:
@@ -174,50 +204,59 @@ class Apart:
 
     def _start(self, loop: asyncio.AbstractEventLoop, batch: list[_Rows], *, trial: bool = False) -> None:
         self._last_start = loop.time()
-        task = loop.create_task(self._run(loop, batch, trial))
-        self._under_way.add(task)
-        task.add_done_callback(lambda done: self._ended(loop, done))
+        self._n_calls += 1
+        call: asyncio.Future[Told]
+        try:
+            call = asyncio.ensure_future(self._line.call(together([rows.columns for rows in batch])))
+        except Exception as exc:  # noqa: BLE001 - whatever the way to a version does, stable answers
+            call = loop.create_future()
+            call.set_exception(exc)
+        under_way = _UnderWay(batch, trial)
+        under_way.late = loop.call_later(self._deadline_s, self._give_up, loop, call, under_way)
+        call.add_done_callback(lambda done: self._ended(loop, done, under_way))
 
-    def _ended(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
-        self._under_way.discard(task)
-        if self._waiting:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-            self._schedule(loop)
+    def _give_up(self, loop: asyncio.AbstractEventLoop, call: asyncio.Future[Told], under_way: _UnderWay) -> None:
+        """The deadline has passed: nobody waits for this call any more, whether it can be cancelled or not."""
+        self._settle(loop, _LATE, under_way)
+        call.cancel()
 
-    async def _run(self, loop: asyncio.AbstractEventLoop, batch: Sequence[_Rows], trial: bool) -> None:
-        n = sum(rows.n for rows in batch)
-        outcome = await self._asked([rows.columns for rows in batch], n)
+    def _ended(self, loop: asyncio.AbstractEventLoop, call: asyncio.Future[Told], under_way: _UnderWay) -> None:
+        outcome = self._judged(call, sum(rows.n for rows in under_way.batch))  # also sees what a late one ended in
+        if not under_way.settled:
+            self._settle(loop, outcome, under_way)
+
+    def _judged(self, call: asyncio.Future[Told], n: int) -> Outcome:
+        if call.cancelled():
+            return Outcome(None, "error")
+        if (exc := call.exception()) is not None:
+            _log.debug("a version apart failed: %r", exc)
+            return Outcome(None, "error")
+        told = call.result()
+        if not isinstance(told, Told) or not sound(told.scores, self._task, n, len(told.classes)):
+            return Outcome(None, "nonsense")
+        return Outcome(told)
+
+    def _settle(self, loop: asyncio.AbstractEventLoop, outcome: Outcome, under_way: _UnderWay) -> None:
+        """A call is over: whoever waits gets its part, and the next one may go."""
+        under_way.settled = True
+        if under_way.late is not None:
+            under_way.late.cancel()
+        self._n_calls -= 1
         if outcome.told is not None:
             self._breaker.passed()
         else:
-            self._breaker.failed(loop.time(), late=outcome.failure == "deadline", trial=trial)
+            self._breaker.failed(loop.time(), late=outcome.failure == "deadline", trial=under_way.trial)
         start = 0
-        for rows in batch:
+        for rows in under_way.batch:
             if not rows.future.done():
                 rows.let_go()
                 rows.future.set_result(_part(outcome, start, start + rows.n))
             start += rows.n
             self._n_held -= rows.n
-
-    async def _asked(self, parts: Sequence[Columns], n: int) -> Outcome:
-        task = asyncio.ensure_future(self._call(together(parts)))
-        try:
-            done, _ = await asyncio.wait((task,), timeout=self._deadline_s)
-        finally:
-            if not task.done():
-                task.add_done_callback(_seen)
-                task.cancel()
-        if not done:
-            return _LATE
-        if task.cancelled() or task.exception() is not None:
-            _log.debug("a version apart failed: %r", None if task.cancelled() else task.exception())
-            return Outcome(None, "error")
-        told = task.result()
-        if not isinstance(told, Told) or not sound(told.scores, self._task, n, len(told.classes)):
-            return Outcome(None, "nonsense")
-        return Outcome(told)
+        if self._waiting:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._schedule(loop)
 
 
 def together(parts: Sequence[Columns]) -> Columns:
@@ -229,7 +268,7 @@ def together(parts: Sequence[Columns]) -> Columns:
 
 def _part(outcome: Outcome, start: int, stop: int) -> Outcome:
     told = outcome.told
-    if told is None:
+    if told is None or (start == 0 and stop == len(told.scores)):
         return outcome
     return Outcome(Told(told.scores[start:stop], told.classes, told.threshold))
 
@@ -237,9 +276,3 @@ def _part(outcome: Outcome, start: int, stop: int) -> Outcome:
 def _expire(future: asyncio.Future[Outcome]) -> None:
     if not future.done():
         future.set_result(_LATE)
-
-
-def _seen(task: asyncio.Future[Any]) -> None:
-    """Of a call that nobody waits for any more: whatever it ends in is no news."""
-    if not task.cancelled():
-        task.exception()

@@ -1,22 +1,18 @@
 """What one ingress replica does with a request, without Ray: the split, the scores, the record, the answer.
 
-The stable version is scored here, in-process: by ONNX Runtime between two requests, since a row takes it microseconds;
-by scikit-learn, or many rows at once, in a bounded pool of threads, so that the other requests go on. A canary lives
-apart (`canary`): when it fails or is late, stable's score answers and the row counts as the canary's failure. Each
-canary row is scored by stable too, so that the log holds paired evidence.
+The stable version is scored here, in-process (`scoring`). A canary lives apart (`canary`): when it fails or is late,
+stable's score answers and the row counts as the canary's failure. Each canary row is scored by stable too, so that the
+log holds paired evidence. A shadow sees copies of rows that were answered (`shadow`).
 
 Configuration arrives through `want`, which only stores it (`versions`).
 """
 
 from __future__ import annotations
 
-import asyncio
 import functools
-import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -24,26 +20,22 @@ from numpy.typing import NDArray
 
 from mlops_ray.config import Project, Task
 from mlops_ray.data.profile import Columns
-from mlops_ray.errors import BackendUnavailable, BadRequest, DataError
-from mlops_ray.serving.canary import Apart, Outcome, Told
+from mlops_ray.errors import BackendUnavailable, BadRequest
+from mlops_ray.serving import explain
+from mlops_ray.serving.canary import Apart, Line, Outcome, Told
 from mlops_ray.serving.exchange import Answer, Asked, Batch, Labels
 from mlops_ray.serving.protocols.form import Form
 from mlops_ray.serving.records import Labelled, Record, Scored, Trial, Watermark
 from mlops_ray.serving.repeats import Repeats
 from mlops_ray.serving.routing import chosen
-from mlops_ray.serving.scores import sound
+from mlops_ray.serving.scores import aligned
+from mlops_ray.serving.scoring import Scoring
 from mlops_ray.serving.shadow import Copy, Shadow, judged
 from mlops_ray.serving.versions import Answering, Held, Load, Scorer, Versions, Wanted
 
-__all__ = ["Ask", "Held", "Load", "Log", "Scorer", "Service", "Told", "Wanted"]
+__all__ = ["Held", "Lines", "Load", "Log", "Scorer", "Service", "Wanted"]
 
-# Rows that ONNX Runtime scores between two requests. A thread's detour costs 100 microseconds, and 400 rows of a
-# 100-tree graph take a millisecond, which is what the other requests may be held up for.
-_INLINE_ROWS = 400
-# scikit-learn's own threads use the other cores.
-_THREADS = min(4, os.cpu_count() or 1)
-
-Ask = Callable[[int, Columns], Awaitable[Told]]
+Lines = Callable[[int], Line]
 Role = Literal["stable", "canary", "shadow", "warm"]
 
 
@@ -76,14 +68,14 @@ class Known:
 class Service:
     """One replica's state and work. All methods but `want` and `status` run on the replica's event loop."""
 
-    def __init__(self, project: Project, log: Log, load: Load, ask: Ask, *, first: Wanted | None = None) -> None:
-        """Args: load: a version's artifact to a scorer, checked. ask: the scores of a version that lives apart.
+    def __init__(self, project: Project, log: Log, load: Load, lines: Lines, *, first: Wanted | None = None) -> None:
+        """Args: load: a version's artifact to a scorer, checked. lines: the way to a version that lives apart.
 
         first: its stable version is loaded before this returns. Raises what `load` raises."""
-        self.project, self._log, self._ask = project, log, ask
+        self.project, self._log, self._lines = project, log, lines
         self.form = Form.of(project)
         self.versions = Versions(load, first)
-        self._threads = ThreadPoolExecutor(_THREADS, "scorer")
+        self._scoring = Scoring(project)
         self._repeats = Repeats()
         self._apart: dict[int, Apart] = {}
         self._shadow = Shadow(self._calls_of, log.append, most_rows=project.serving.shadow_rows, now=time.time)
@@ -140,26 +132,19 @@ class Service:
         await self._acknowledge(Watermark(time.time(), time_s))
 
     async def _predict(self, request_id: str, asked: Asked, repeatable: bool) -> Answer:
-        answering, options = self.versions.answering, asked.options
+        answering, batch, options = self.versions.answering, asked.batch, asked.options
         if answering is None:
             raise BackendUnavailable(f"project {self.project.project!r}", "no version is loaded yet; try again shortly")
+        if options.explain:
+            explain.demand_few(batch.n_rows, len(batch.columns))
         if options.version is not None and options.version != answering.version:
             return await self._predict_pinned(request_id, asked, answering, options.version, repeatable)
-        batch, wanted = asked.batch, answering.wanted
         keys = batch.keys or tuple([f"{request_id}:{i}" for i in range(batch.n_rows)])
-        rows: Sequence[int] = ()
-        if wanted.canary is not None and wanted.share > 0 and options.version is None:
-            rows = chosen(keys, wanted.salt, wanted.share)
+        trial = None if options.version is not None else _trial(answering.wanted, keys)
         coming = None
-        if rows and wanted.canary is not None and not wanted.shadow:
-            coming = self._calls_of(wanted.canary).ask(_taken(batch, rows), len(rows))
-        scores, score_us = await self._scored(answering.version, answering.scorer, batch)
-        trial = theirs = None
-        if rows and wanted.canary is not None:
-            trial = Trial(wanted.canary, wanted.salt, wanted.share, np.array(rows, dtype=np.int64), None)
-        if coming is not None and trial is not None:
-            outcome = await coming
-            trial, theirs = judged(trial, outcome, answering.scorer.classes), outcome.told
+        if trial is not None and not answering.wanted.shadow:
+            coming = self._calls_of(trial.version).ask(_taken(batch, trial), len(trial.rows))
+        scores, score_us = await self._scoring.scored(answering.version, answering.scorer, batch.columns, batch.n_rows)
         record = Scored(
             id=request_id,
             at=time.time(),
@@ -170,61 +155,90 @@ class Service:
             scores=scores,
             score_us=score_us,
             repeatable=repeatable,
-            canary=trial if coming is not None else None,
         )
-        captured = await self._kept(record)
-        if trial is not None and coming is None and captured:
-            classes = answering.scorer.classes
-            self._shadow.show(
-                Copy(request_id, answering.version, scores[trial.rows], classes, _taken(batch, rows), trial)
-            )
-        return self._answer(
-            request_id, asked, answering, scores, captured, trial if coming is not None else None, theirs
-        )
+        if trial is None or coming is None:
+            answer = self._answer(request_id, asked, answering, scores, await self._kept(record))
+            if trial is not None and answer.captured:
+                self._copy(record, trial, answering.scorer.classes, batch)
+        else:
+            outcome = await coming
+            trial = judged(trial, outcome, answering.scorer.classes)
+            captured = await self._kept(replace(record, canary=trial))
+            answer = self._answer(request_id, asked, answering, scores, captured)
+            answer = self._with_canary(answer, asked, trial, outcome.told)
+        return await self._explained(answer, asked, answering) if options.explain else answer
 
     def _answer(
-        self,
-        request_id: str,
-        asked: Asked,
-        answering: Answering,
-        scores: NDArray[np.float64],
-        captured: bool,
-        trial: Trial | None,
-        theirs: Told | None,
+        self, request_id: str, asked: Asked, answering: Answering, scores: NDArray[np.float64], captured: bool
     ) -> Answer:
-        """The answer, rows of the canary with its scores where it has any."""
+        """The answer by stable alone."""
         n = asked.batch.n_rows
-        threshold: float | NDArray[np.float64] = self._threshold(asked, answering.scorer.threshold)
-        versions, canary = np.full(n, answering.version, dtype=np.int64), np.zeros(n, dtype=np.bool_)
-        if trial is not None:
-            canary[trial.rows] = True
-            if trial.scores is not None and theirs is not None:
-                scores = scores.copy()
-                scores[trial.rows] = trial.scores
-                versions[trial.rows] = trial.version
-                own = self._threshold(asked, theirs.threshold)
-                if own != threshold:
-                    threshold = np.full(n, threshold)
-                    threshold[trial.rows] = own
         return Answer(
             request_id=request_id,
             task=answering.scorer.task,
             classes=answering.scorer.classes,
-            threshold=threshold,
+            threshold=self._threshold(asked, answering.scorer.threshold),
             scores=scores,
-            versions=versions,
-            canary=canary,
+            versions=np.full(n, answering.version, dtype=np.int64),
+            canary=np.zeros(n, dtype=np.bool_),
             captured=captured,
         )
+
+    def _with_canary(self, answer: Answer, asked: Asked, trial: Trial, told: Told | None) -> Answer:
+        """The answer with the canary's rows marked, and with its scores where it has any."""
+        answer.canary[trial.rows] = True
+        if trial.scores is None or told is None:
+            return answer
+        scores, threshold = answer.scores.copy(), answer.threshold
+        scores[trial.rows] = trial.scores
+        answer.versions[trial.rows] = trial.version
+        own = self._threshold(asked, told.threshold)
+        if own != threshold:
+            threshold = np.full(answer.n_rows, threshold)
+            threshold[trial.rows] = own
+        return replace(answer, scores=scores, threshold=threshold)
+
+    def _copy(self, record: Scored, trial: Trial, classes: tuple[Any, ...], batch: Batch) -> None:
+        """Have the shadow see the rows that are its."""
+        seen = Copy(record.id, record.stable, record.scores[trial.rows], classes, _taken(batch, trial), trial)
+        self._shadow.show(seen)
+
+    async def _explained(self, answer: Answer, asked: Asked, answering: Answering) -> Answer:
+        """The answer with contributions, each row's from the version that answered it.
+
+        A canary is asked for its scores of the replaced rows as for any others; where it does not answer, its rows have
+        no contributions.
+        """
+        ordinary = await self._scoring.ordinary(answering.scorer)
+        told: list[tuple[tuple[str, float], ...]] = [()] * answer.n_rows
+        for version in np.unique(answer.versions).tolist():
+            rows = np.flatnonzero(answer.versions == version)
+            varied = explain.variations({name: v[rows] for name, v in asked.batch.columns.items()}, ordinary)
+            n = len(rows) * len(ordinary)
+            scorer = answering.scorer if version == answering.version else self.versions.loaded.get(version)
+            if scorer is not None:
+                scores, _ = await self._scoring.scored(version, scorer, varied, n)
+            else:
+                theirs = (await self._calls_of(version).ask(varied, n)).told
+                lined = None if theirs is None else aligned(theirs.scores, theirs.classes, answer.classes)
+                if lined is None:
+                    continue
+                scores = lined
+            found = explain.contributions(
+                tuple(ordinary), answer.scores[rows], scores, task=answer.task, top=asked.options.explain
+            )
+            for row, contributions in zip(rows.tolist(), found, strict=True):
+                told[row] = contributions
+        return replace(answer, contributions=tuple(told))
 
     async def _predict_pinned(
         self, request_id: str, asked: Asked, answering: Answering, version: int, repeatable: bool
     ) -> Answer:
         """All rows by one version that was asked for by number; they are no evidence of a rollout."""
-        batch, classes = asked.batch, answering.scorer.classes
+        batch = asked.batch
         scorer = self.versions.loaded.get(version)
         if scorer is not None:
-            scores, score_us = await self._scored(version, scorer, batch)
+            scores, score_us = await self._scoring.scored(version, scorer, batch.columns, batch.n_rows)
             classes, own = scorer.classes, scorer.threshold
         elif version == answering.wanted.canary:
             started = time.perf_counter()
@@ -236,11 +250,10 @@ class Service:
         else:
             there = ", ".join(f"{known.version} ({known.role})" for known in self.models())
             raise BadRequest(404, "no such version", f"version {version} is not loaded; there are {there}")
-        keys = batch.keys or tuple([f"{request_id}:{i}" for i in range(batch.n_rows)])
         record = Scored(
             id=request_id,
             at=time.time(),
-            keys=keys,
+            keys=batch.keys or tuple([f"{request_id}:{i}" for i in range(batch.n_rows)]),
             times=batch.times,
             columns=batch.columns,
             stable=version,
@@ -248,7 +261,7 @@ class Service:
             score_us=score_us,
             repeatable=repeatable,
         )
-        return Answer(
+        answer = Answer(
             request_id=request_id,
             task=answering.scorer.task,
             classes=classes,
@@ -258,6 +271,7 @@ class Service:
             canary=np.zeros(batch.n_rows, dtype=np.bool_),
             captured=await self._kept(record),
         )
+        return await self._explained(answer, asked, answering) if asked.options.explain else answer
 
     def _threshold(self, asked: Asked, own: float | None) -> float:
         """From which probability on a label is 1: the request's, else the version's own, else the project's."""
@@ -265,27 +279,13 @@ class Service:
             return asked.options.threshold
         return self.project.serving.threshold if own is None else own
 
-    async def _scored(self, version: int, scorer: Scorer, batch: Batch) -> tuple[NDArray[np.float64], float]:
-        """The version's scores, and the microseconds that they took. Raises: BadRequest, BackendUnavailable."""
-        started = time.perf_counter()
-        try:
-            if scorer.engine == "onnx" and batch.n_rows <= _INLINE_ROWS:
-                scores = scorer.score(batch.columns)
-            else:
-                loop = asyncio.get_running_loop()
-                started, scores = await loop.run_in_executor(self._threads, _timed, scorer, batch.columns)
-        except DataError as exc:
-            raise BadRequest(422, "cannot be scored", str(exc)) from exc
-        score_us = (time.perf_counter() - started) * 1e6
-        if not sound(scores, scorer.task, batch.n_rows, len(scorer.classes)):
-            raise BackendUnavailable(f"version {version}", "it answered with something that is no prediction")
-        return scores, score_us
-
     def _calls_of(self, version: int) -> Apart:
         """The calls to a version apart. Those to versions of earlier rollouts are let go of."""
         if (found := self._apart.get(version)) is None:
-            call = functools.partial(self._ask, version)
-            found = Apart(call, self.project.task, deadline_s=self.project.serving.canary_deadline_s)
+            deadline_s = self.project.serving.canary_deadline_s
+            found = Apart(self._lines(version), self.project.task, deadline_s=deadline_s)
+            for earlier in self._apart.values():
+                earlier.close()
             self._apart = {version: found}
         return found
 
@@ -301,13 +301,18 @@ class Service:
             raise BackendUnavailable("the prediction log", "its disk did not take an fsync; send this again later")
 
 
-def _timed(scorer: Scorer, columns: Columns) -> tuple[float, NDArray[np.float64]]:
-    """When the scoring itself began, after the wait for a thread, and the scores."""
-    return time.perf_counter(), scorer.score(columns)
+def _trial(wanted: Wanted, keys: tuple[str, ...]) -> Trial | None:
+    """The rows that are the canary's by their keys; None when there are none."""
+    if wanted.canary is None or wanted.share <= 0:
+        return None
+    rows = chosen(keys, wanted.salt, wanted.share)
+    if not rows:
+        return None
+    return Trial(wanted.canary, wanted.salt, wanted.share, np.array(rows, dtype=np.int64), None)
 
 
-def _taken(batch: Batch, rows: Sequence[int]) -> Columns:
-    """The model's inputs of some rows."""
-    if len(rows) == batch.n_rows:
+def _taken(batch: Batch, trial: Trial) -> Columns:
+    """The model's inputs of the rows on trial."""
+    if len(trial.rows) == batch.n_rows:
         return batch.columns
-    return {name: values[rows] for name, values in batch.columns.items()}
+    return {name: values[trial.rows] for name, values in batch.columns.items()}

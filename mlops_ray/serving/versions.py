@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mlops_ray.config import Task
 from mlops_ray.data.profile import Columns
 from mlops_ray.state import ServingRow
+from mlops_ray.training.artifact.model import Reference
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +47,11 @@ class Scorer(Protocol):
     @property
     def threshold(self) -> float | None:
         """Probability from which a binary label is 1; None where the project's file decides."""
+        ...
+
+    @property
+    def reference(self) -> Reference:
+        """What it was trained on; read at the first ask."""
         ...
 
     def score(self, columns: Columns) -> NDArray[np.float64]:
