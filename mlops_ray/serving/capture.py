@@ -45,8 +45,8 @@ class Capture:
     def __init__(self, project: Project, folder: Path, secret: bytes | None) -> None:
         """Args: folder: the node's spool, made when it is not there. secret: of the project, for `capture.hash`.
 
-        Raises: ValueError when columns are to be hashed and there is no secret. A spool that cannot be made is no reason:
-            predictions are answered, and made known as not captured.
+        Raises: ValueError when columns are to be hashed and there is no secret. A spool that cannot be made is no
+            reason: predictions are answered, and said not to be captured.
         """
         self._plan, self._folder = project.capture, folder
         self._salt = f"capture of {project.project}"

@@ -34,8 +34,6 @@ from mlops_ray.state import Store
 _log = logging.getLogger(__name__)
 
 _QUIET = {"enable_access_log": False}
-# One collector per project reads the spool of its own node, so every ingress replica runs beside it, on the head node.
-_HEAD = {"node:__internal_head__": 0.001}
 # How soon a token that was made or revoked counts everywhere.
 _TOKENS_S = 2.0
 
@@ -49,7 +47,7 @@ def _asgi() -> http.Application:
 
 
 @serve.deployment(
-    name=applications.INGRESS, ray_actor_options={"num_cpus": 0.1, "resources": _HEAD}, logging_config=_QUIET
+    name=applications.INGRESS, ray_actor_options={"num_cpus": 0.1}, logging_config=_QUIET
 )
 @serve.ingress(_asgi)
 class Ingress:
@@ -61,7 +59,7 @@ class Ingress:
         with store.read() as tx:
             row = tx.serving(project.project)
         secret = store.run(lambda tx: claims.secret(tx, project.project)) if project.capture.hash else None
-        log = Capture(project, spool_folder(project), secret)
+        log = Capture(project, spool_folder(project, ray.get_runtime_context().get_node_id()), secret)
         load, line = functools.partial(load_version, project), functools.partial(Line, project.project)
         self.service = Service(project, log, load, line, first=Wanted.of(row) if row else None)
         self.access = _access(project, store)

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlops_ray.serving.encoding import Damage, Framed, frames
+from mlops_ray.serving.encoding import Damage, frames
 from mlops_ray.serving.records import Record, Uncaptured
 
 OPEN = ".open"
@@ -239,39 +239,44 @@ def waiting_bytes(folder: Path) -> int:
     return total
 
 
-def lock_folder(folder: Path) -> int | None:
-    """Own the spool: a file descriptor that holds it until closed or the process dies; None when another owns it.
+@dataclass(frozen=True)
+class Owner:
+    """Who owns a spool: a process, and the name it gave."""
 
-    The file says whose process that is, for whoever has to end it.
-    """
-    private_folder(folder)
+    pid: int
+    name: str
+
+
+def lock_folder(folder: Path, name: str) -> int | None:
+    """Own the spool as `name`: a file descriptor that holds it until closed or the process dies; None when another owns
+    it."""
     file = folder / LOCK
     while True:
+        private_folder(folder)
         fd = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if file.exists() and os.fstat(fd).st_ino == file.stat().st_ino:
-                os.truncate(fd, 0)
-                os.pwrite(fd, str(os.getpid()).encode(), 0)
-                return fd
-            os.close(fd)  # its folder was removed, and maybe made again, before the lock was ours
-            private_folder(folder)
         except BlockingIOError:
             os.close(fd)
             return None
+        if file.exists() and os.fstat(fd).st_ino == file.stat().st_ino:
+            os.truncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()} {name}".encode(), 0)
+            return fd
+        os.close(fd)  # the folder was removed, and maybe made again, before the lock was ours
 
 
-def owner(folder: Path) -> int | None:
-    """Process that owns the spool, None when nobody does."""
+def owner(folder: Path) -> Owner | None:
+    """Who owns the spool, None when nobody does."""
     try:
         fd = os.open(folder / LOCK, os.O_RDWR)
     except FileNotFoundError:
         return None
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        text = os.pread(fd, 20, 0)
-        return int(text) if text.isdigit() else None
+        pid, _, name = os.pread(fd, 200, 0).decode().partition(" ")
+        return Owner(int(pid), name) if pid.isdigit() else None
     finally:
         os.close(fd)
     return None

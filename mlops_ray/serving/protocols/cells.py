@@ -73,7 +73,9 @@ def kind(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """The value in at most 60 characters."""
+    """The value in at most 60 characters, near to how JSON writes it."""
+    if value is None or value is True or value is False:
+        return {None: "null", True: "true", False: "false"}[value]
     text = kind(value) if isinstance(value, list | dict) else repr(value)  # repr() of deep nesting raises
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -107,10 +109,12 @@ def key_checker(spec: Column, held: Sequence[Rule]) -> Check:
     """The check of one JSON value of the key's column; gives the key as text."""
 
     def check(value: Any, row: int) -> str:
-        if type(value) is str and value:
+        if type(value) is str and value and spec.dtype == "string":
             return value
-        if type(value) is int and spec.dtype == "int":
-            return str(value)
+        if spec.dtype == "int" and (type(value) is int or (type(value) is float and value.is_integer())):
+            if abs(value) < 2**53:  # beyond, JSON parsers differ in what they make of a number (RFC 8259, 6)
+                return str(int(value))
+            raise refusal(row, spec, value, f"{expected} below 2**53")
         raise refusal(row, spec, value, expected)
 
     expected = "a key: a non-empty " + ("string" if spec.dtype == "string" else "integer")

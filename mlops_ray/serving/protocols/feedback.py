@@ -21,8 +21,6 @@ from mlops_ray.serving.protocols.problem import pointed
 
 _FIELDS = frozenset(("prediction_id", "key", "label", "time"))
 _SHAPE = 'the body must be {"labels": [{"prediction_id": ..., "label": ...}, ...]}, or with "key" for "prediction_id"'
-# Longer than any prediction id or key that is of use, and short enough for an index.
-_LONGEST = 1_000
 
 
 def parse(body: bytes, form: Form, *, now: float, classes: Sequence[str | int] = ()) -> Labels:
@@ -79,16 +77,22 @@ def _whose(i: int, entry: Any, form: Form) -> tuple[str, str]:
         raise pointed(BadRequest(422, "wrong shape", detail), "labels", i)
     if "key" in entry:
         value = entry["key"]
-        if type(value) is int and form.key.dtype == "int":
-            value = str(value)
+        if isinstance(value, int | float) and form.key.dtype == "int":
+            return "", _number_as_text(i, value)
         return "", _text(i, "key", value)
     return _text(i, "prediction_id", entry["prediction_id"]), ""
 
 
 def _text(i: int, field: str, value: Any) -> str:
-    if isinstance(value, str) and 0 < len(value) <= _LONGEST:
+    if isinstance(value, str) and value:
         return value
-    raise _refused(i, field, value, f"a string of 1 to {_LONGEST:,} characters")
+    raise _refused(i, field, value, "a non-empty string")
+
+
+def _number_as_text(i: int, value: float) -> str:
+    if not isinstance(value, bool) and abs(value) < 2**53 and value == int(value):
+        return str(int(value))
+    raise _refused(i, "key", value, "a whole number below 2**53, or a string")
 
 
 def _time(i: int, value: Any, now: float) -> float:

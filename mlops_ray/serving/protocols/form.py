@@ -153,10 +153,11 @@ def batch_of_lists(table: Mapping[str, Sequence[Any]], form: Form, *, now: float
     Args: `now` stands in for the event time where there is no such column.
     Raises: BadRequest (422) naming row, column, what was expected and what came; (413) for too many rows.
     """
-    n = _sized(table, form)
+    _known(table, form)
     for name, values in table.items():
         if not isinstance(values, list | tuple):
             raise BadRequest(422, "wrong type", f"columns.{name} must be a list, not {kind(values)}", {"column": name})
+    n = _sized(table, form)
     if n == 1 and all(spec.name in table for spec in form.columns if form.needs(spec) or not spec.required):
         return batch_of_row({name: values[0] for name, values in table.items()}, form, now=now)
     keys, times = None, np.full(n, now)
@@ -193,6 +194,7 @@ def batch_of_arrays(table: Mapping[str, Any], form: Form, *, now: float) -> Batc
     Args: `now` stands in for the event time where there is no such column.
     Raises: BadRequest (422) naming row, column, what was expected and what came; (413) for too many rows.
     """
+    _known(table, form)
     n = _sized(table, form)
     keys, times = None, np.full(n, now)
     columns: dict[str, NDArray[Any]] = {}
@@ -251,17 +253,18 @@ def _transposed(rows: Sequence[dict[str, Any]], form: Form) -> dict[str, Sequenc
     return table
 
 
-def _sized(table: Mapping[str, Any], form: Form) -> int:
-    """Rows of a table whose columns are known and equally long, and not too many."""
+def _known(table: Mapping[str, Any], form: Form) -> None:
     if not table.keys() <= set(form.names):
         raise _unknown(table, form, "columns")
     if not table:
         raise BadRequest(422, "missing column", f"there is no column; expected {form.asks_for}")
-    sizes = {name: len(values) if hasattr(values, "__len__") else -1 for name, values in table.items()}
+
+
+def _sized(table: Mapping[str, Any], form: Form) -> int:
+    """Rows of a table whose columns are equally long, and not too many."""
+    sizes = {name: len(values) for name, values in table.items()}
     n = max(sizes.values())
     for name, size in sizes.items():
-        if size < 0:
-            raise BadRequest(422, "wrong type", f"columns.{name} must be a list, not {kind(table[name])}")
         if size != n:
             detail = f"columns.{name} has {size} values, another column {n}"
             raise BadRequest(422, "uneven columns", detail, {"column": name, "expected": n, "received": size})

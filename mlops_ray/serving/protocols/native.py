@@ -59,7 +59,7 @@ _PLAIN = Shape()
 
 
 def _parse_json(body: bytes, form: Form, now: float) -> tuple[Any, Any]:
-    """The rows as a batch, and the options as they were given."""
+    """The rows as a batch, and the options as they were given; None when there are none."""
     document = parse_json(body)
     if not isinstance(document, dict):
         raise _wrong_shape()
@@ -70,6 +70,8 @@ def _parse_json(body: bytes, form: Form, now: float) -> tuple[Any, Any]:
     if len(document) != n_known + ("options" in document):
         extra = shown(min(document.keys() - {"rows", "columns", "options"}))
         raise BadRequest(422, "unknown field", f"{extra} is not a field of a predict request", {"received": extra})
+    if options is None and "options" in document:
+        raise _bad_option((), None, "an object")
     n_members = len(document) + (len(options) if isinstance(options, dict) else 0)
     if "rows" in document:
         if not isinstance(rows, list) or not rows:
@@ -79,7 +81,7 @@ def _parse_json(body: bytes, form: Form, now: float) -> tuple[Any, Any]:
         except BadRequest as exc:
             raise pointed(exc, "rows", *_place(exc, "row", "column")) from exc
         refuse_repeated(body, n_members + sum(map(len, rows)))
-        return batch, options if "options" in document else None
+        return batch, options
     if not isinstance(columns, dict) or not columns:
         raise pointed(BadRequest(422, "no columns", '"columns" must be an object of lists'), "columns")
     try:
@@ -87,7 +89,7 @@ def _parse_json(body: bytes, form: Form, now: float) -> tuple[Any, Any]:
     except BadRequest as exc:
         raise pointed(exc, "columns", *_place(exc, "column", "row")) from exc
     refuse_repeated(body, n_members + len(columns))
-    return batch, options if "options" in document else None
+    return batch, options
 
 
 def _wrong_shape() -> BadRequest:
@@ -106,12 +108,12 @@ def parse_options(given: Any, form: Form) -> Options:
         name = min(extra)
         raise _bad_option((name,), given[name], "one of threshold, version, explain, probabilities")
     threshold, version, explain = given.get("threshold"), given.get("version"), given.get("explain", 0)
-    if threshold is not None:
+    if "threshold" in given:
         if form.task != "binary":
             raise _bad_option(("threshold",), threshold, f"nothing: a {form.task} task has no threshold")
         if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
             raise _bad_option(("threshold",), threshold, "a number from 0 to 1")
-    if version is not None and (type(version) is not int or not 1 <= version < 2**31):
+    if "version" in given and (type(version) is not int or not 1 <= version < 2**31):
         raise _bad_option(("version",), version, "the number of a version")
     if type(explain) is not int or not 0 <= explain <= form.explain:
         offered = "0: this project explains nothing; set serving.explain"

@@ -56,6 +56,7 @@ def keys(values: Any, spec: Column, held: Sequence[Rule]) -> tuple[str, ...]:
         if numbers.dtype.kind not in "iu":
             raise _of_another_type(values, spec, expected)
         _refuse_where(missing, values, spec, expected)
+        _refuse_where((numbers >= 2**53) | (numbers <= -(2**53)), values, spec, f"{expected} below 2**53")
         _hold(held, numbers, missing, spec)
         return tuple(map(str, numbers.tolist()))
     expected = "a key: a non-empty string"
