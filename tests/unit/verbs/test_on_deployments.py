@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,11 +21,11 @@ from mlops_ray.serving.versions import Held, Wanted
 from mlops_ray.state import Store, VersionRow
 from mlops_ray.verbs import on_deployments
 from tests import fakes
+from tests.mlflow_command import mlflow
 from tests.unit.serving.clients.conftest import STABLE, WARM, Served, every
 
 __all__ = ["every"]
 
-ROOT = Path(__file__).parents[3]
 ROWS = [fakes.row(), fakes.row("k2", n=7, x=None)]
 FRAME = pd.DataFrame(ROWS)
 
@@ -130,19 +127,11 @@ def test_the_token_goes_with_every_request(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_mlflows_own_command_predicts(binary: Served, tmp_path: Path) -> None:
-    """From a process of its own, that finds the target by an installed entry point."""
-    about = tmp_path / "site" / "target-0.dist-info"
-    about.mkdir(parents=True)
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: target\nVersion: 0\n", encoding="utf-8")
-    entry = "[mlflow.deployments]\nmlops-ray = mlops_ray.verbs.on_deployments\n"
-    (about / "entry_points.txt").write_text(entry, encoding="utf-8")
     rows, out = tmp_path / "rows.json", tmp_path / "out.json"
     rows.write_text(json.dumps(ROWS), encoding="utf-8")
     target = f"mlops-ray:{binary.url.rsplit('/', 1)[0]}"
     words = ["deployments", "predict", "-t", target, "--name", "small", "-I", str(rows), "-O", str(out)]
-    command = [sys.executable, "-m", "mlflow", *words]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(about.parent), str(ROOT)))}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=120, check=False)
+    done = mlflow(*words, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(out.read_text(encoding="utf-8"))["predictions"] == [0, 1]
 
