@@ -83,14 +83,26 @@ def appending(root: Path, rng: np.random.Generator) -> None:
         for n_rows, n in ((1, 3000), (10_000, 50)):
             some = [request(f"r{i}", n_rows, rng) for i in range(min(n, 100))]
 
-            def one(i: int, some: list[Scored] = some, capture: Capture = capture, loop: Any = loop) -> None:
+            def one(i: int, some: list[Scored] = some, capture: Capture = capture) -> None:
                 capture.append(some[i % len(some)])
-                if durability == "disk":
-                    loop.run_until_complete(capture.durable())
 
-            show(what="append", durability=durability, rows=n_rows, **per_call(one, n if durability == "process" else n // 5))
+            def to_disk(i: int, some: list[Scored] = some, capture: Capture = capture, loop: Any = loop) -> None:
+                capture.append(some[i % len(some)])
+                loop.run_until_complete(capture.durable())
+
+            show(
+                what="append",
+                durability=durability,
+                rows=n_rows,
+                **per_call(one if durability == "process" else to_disk, n),
+            )
         if durability == "disk":
-            show(what="append, 16 at a time", durability=durability, rows=1, **loop.run_until_complete(together(capture, rng)))
+            show(
+                what="append, 16 at a time",
+                durability=durability,
+                rows=1,
+                **loop.run_until_complete(together(capture, rng)),
+            )
         capture.close()
         loop.close()
 
@@ -129,7 +141,13 @@ def collecting(root: Path, rng: np.random.Generator, n: int) -> None:
     wall, cpu = time.perf_counter(), time.process_time()
     drain.run()
     took, used = time.perf_counter() - wall, time.process_time() - cpu
-    show(what="collect", requests=n, per_s=round(n / took), per_cpu_s=round(n / used), core_at_3000=round(3000 * used / n, 2))
+    show(
+        what="collect",
+        requests=n,
+        per_s=round(n / took),
+        per_cpu_s=round(n / used),
+        core_at_3000=round(3000 * used / n, 2),
+    )
 
 
 def show(**figure: Any) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mlops_ray.config import Project
 from mlops_ray.data.profile import Columns
-from mlops_ray.serving import capture
 from mlops_ray.serving.service import Held
 
 
@@ -92,12 +90,6 @@ def canary(answer: Callable[[int], Any] | BaseException | None, calls: list[int]
 def no_canary() -> Callable[[int, Columns], Awaitable[Any]]:
     """A `CallCanary` for tests in which nobody should call it."""
     return canary(AssertionError("no canary was wanted"))  # type: ignore[no-any-return]
-
-
-def spooled(folder: Path) -> list[dict[str, Any]]:
-    """All whole records that stand in a spool, claimed or not, in the order of their files."""
-    capture.claim(folder, 1 + max((s.number for s in capture.claimed(folder)), default=-1))
-    return [record for segment in capture.claimed(folder) for record in segment.records()]
 
 
 def eventually(condition: Callable[[], bool], *, within_s: float = 30.0) -> None:

@@ -44,7 +44,9 @@ def records(draw: st.DrawFn) -> encoding.Framed:
         return Labelled(draw(seconds), Labels(ids, keys, values, draw(hnp.arrays(np.float64, n, elements=seconds))))
     if kind == 1:
         tried = draw(trials(n, width))
-        return Shadowed(draw(text), draw(seconds), draw(st.integers(0, 99)), draw(scores(len(tried.rows), width)), tried)
+        return Shadowed(
+            draw(text), draw(seconds), draw(st.integers(0, 99)), draw(scores(len(tried.rows), width)), tried
+        )
     columns: dict[str, Any] = {}
     for name in draw(st.sets(text, max_size=4)):
         how = draw(st.sampled_from(["number", "time", "string"]))
@@ -52,7 +54,9 @@ def records(draw: st.DrawFn) -> encoding.Framed:
             columns[name] = np.array(draw(st.lists(text, min_size=n, max_size=n)), dtype=object)
         else:
             dtype = np.float32 if how == "number" else np.float64
-            columns[name] = draw(hnp.arrays(dtype, n, elements=st.floats(width=np.dtype(dtype).itemsize * 8, **any_float)))
+            columns[name] = draw(
+                hnp.arrays(dtype, n, elements=st.floats(width=np.dtype(dtype).itemsize * 8, **any_float))
+            )
     return Scored(
         id=draw(text),
         at=draw(seconds),
@@ -134,7 +138,6 @@ def test_a_client_cannot_put_a_record_into_the_log() -> None:
 def test_a_record_of_a_kind_to_come_is_passed_over() -> None:
     _, payload = encoding.encode(scored("a"))
     unknown = encoding._FRAME.pack(b"", len(payload), 0, 99)
-
 
     check = zlib.crc32(payload, zlib.crc32(unknown, 7))
     data = encoding._FRAME.pack(MAGIC, len(payload), check, 99) + payload + framed(scored("b"), 7)
