@@ -84,7 +84,7 @@ async def scored(call: Call, asked: Asked, reply: Callable[[Asked, Answer], Repl
 
 
 def _keyed(call: Call, asked: Asked, header: str) -> Asked:
-    """The request with the key of all its rows from `serving.key_header`, where it is sent. Raises: BadRequest (400)."""
+    """The request with the key of all its rows from `serving.key_header`, if sent. Raises: BadRequest (400)."""
     key = call.headers.get(header)
     if key is None:
         return asked

@@ -19,7 +19,7 @@ import uvicorn
 from mlops_ray.serving.access import Access, Grant, Role, new_token
 from mlops_ray.serving.http import Application, routes
 from mlops_ray.serving.service import Service
-from mlops_ray.serving.versions import Held, Wanted
+from mlops_ray.serving.versions import Wanted
 from tests import fakes
 from tests.fakes import FakeLoader, FakeLog, FakeScorer, eventually, held, row
 
@@ -100,7 +100,7 @@ def test_each_route_asks_for_its_own_role(route: Any) -> None:
             return await client.request(route.method, path, content=BODY, headers=JSON | sent)
 
         status = visit(service(), talk, Access([grant])).status_code
-        assert (status == 403) == (role is not route.role and not (role, route.role) == (Role.OPERATE, None))
+        assert (status == 403) == (role is not route.role)
         assert status < 500 or path == "/readyz"
 
 
@@ -374,14 +374,3 @@ def test_a_version_is_told_where_one_answered() -> None:
         post(made, content=orjson.dumps({"rows": [row(f"k{i}")]})).headers["x-model-version"] for i in range(12)
     }
     assert versions == {"10", "20"}
-
-
-def test_loading_a_held_version_goes_by_its_artifact() -> None:
-    seen: list[Held] = []
-
-    def load(version: Held) -> FakeScorer:
-        seen.append(version)
-        return FakeScorer(0.1)
-
-    service(load=load)
-    assert seen == [held(10)]
