@@ -19,7 +19,7 @@ from starlette.middleware import Middleware
 from mlops_ray.config import Project, parse_portable
 from mlops_ray.data.profile import Columns
 from mlops_ray.errors import BackendUnavailable, ModelNotFound
-from mlops_ray.serving import applications, claims, frames, http, tokens
+from mlops_ray.serving import applications, calls, claims, frames, http, tokens
 from mlops_ray.serving.access import Access, Open
 from mlops_ray.serving.artifacts import load_version
 from mlops_ray.serving.canary import Told
@@ -73,7 +73,7 @@ class Ingress:
         return self.service.status()
 
 
-def _access(project: Project, store: Store) -> http.Access:
+def _access(project: Project, store: Store) -> calls.Access:
     """Who may ask what; with tokens, kept up to date by a thread."""
     if project.serving.auth == "off":
         store.close()

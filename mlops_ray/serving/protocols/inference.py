@@ -37,7 +37,7 @@ HEADER_LENGTH = "inference-header-content-length"
 
 # What codecs call the contents. They decide nothing here: the column's dtype does.
 _OF_REQUESTS = ("pd", "np", "str")
-_OF_TENSORS = ("np", "str", "pd", "pd_json", "datetime")
+_OF_TENSORS = ("np", "str", "datetime")
 
 
 @dataclass(frozen=True)

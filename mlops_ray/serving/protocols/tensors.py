@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from mlops_ray.config import Column
@@ -124,25 +123,8 @@ def _listed(entry: dict[str, Any], shape: tuple[int, ...], size: int, datatype: 
         raise BadRequest(
             422, "wrong shape", f"{place}.data has {len(data)} values, its shape {list(shape)} says {size}"
         )
-    if _content_type(entry) == "pd_json":
-        data = [_unwrapped(value, i, place) for i, value in enumerate(data)]
     _hold(data, datatype, place)
     return data
-
-
-def _content_type(entry: dict[str, Any]) -> Any:
-    parameters = entry.get("parameters")
-    return parameters.get("content_type") if isinstance(parameters, dict) else None
-
-
-def _unwrapped(value: Any, i: int, place: str) -> Any:
-    """An element of MLServer's content type `pd_json`: JSON inside a string."""
-    if not isinstance(value, str):
-        raise BadRequest(422, "wrong value", f"{place}.data[{i}]: expected JSON in a string, got {shown(value)}")
-    try:
-        return orjson.loads(value)
-    except orjson.JSONDecodeError as exc:
-        raise BadRequest(422, "wrong value", f"{place}.data[{i}] is no JSON in a string: {exc}") from exc
 
 
 def _hold(data: list[Any], datatype: str, place: str) -> None:

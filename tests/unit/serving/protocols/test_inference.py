@@ -111,14 +111,6 @@ def test_a_time_may_be_text_or_seconds() -> None:
         assert asked(inputs).batch.times.tolist() == [1e9]
 
 
-def test_json_in_strings_is_what_mlserver_makes_of_a_column_with_missing_texts() -> None:
-    inputs = tensors(2)
-    inputs[5] |= {"data": ['"red"', "null"], "parameters": {"content_type": "pd_json"}}
-    assert asked(inputs, parameters={"content_type": "pd"}).batch.columns["c"].tolist() == ["red", ""]
-    inputs[5]["data"] = ["red", "null"]
-    assert "no JSON in a string" in refused(inputs).detail
-
-
 def test_one_tensor_may_hold_all_features_in_their_order() -> None:
     numbers = Form.of(fakes.project(features={"numeric": {"columns": ["x", "n"]}}))
     whole = {"name": "predict", "shape": [2, 2], "datatype": "FP32", "data": [0.5, 1, 1.5, 2]}
