@@ -269,10 +269,8 @@ def test_nan_in_bytes_is_missing_where_the_column_is_nullable(datatype: str, tim
     inputs = tensors(2 * times)
     inputs[2] = tensor("x", [float("nan"), 1.0] * times, datatype)
     body, length = binary(inputs)
-    assert np.isnan(inference.parse(body, told(length), FORM, now=NOW).batch.columns["x"]).tolist() == [
-        True,
-        False,
-    ]
+    columns = inference.parse(body, told(length), FORM, now=NOW).batch.columns
+    assert np.isnan(columns["x"]).tolist() == [True, False] * times
     never = Form.of(fakes.project(columns=[c | {"nullable": False} for c in columns_of(FORM)]))
     with pytest.raises(BadRequest) as caught:
         inference.parse(body, told(length), never, now=NOW)
