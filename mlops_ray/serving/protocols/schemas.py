@@ -6,6 +6,7 @@ before tomorrow and that no member stands twice is beyond it, and stands in desc
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -83,28 +84,26 @@ def said(spec: Column, form: Form) -> str:
     """The column's part and rules in words; which of them a request is held to depends on `serving.request_rules`."""
     parts = []
     if spec is form.key:
-        parts.append("Whose row it is: assignment to a version sticks to it")
+        parts.append("Whose row it is: assignment to a version sticks to it.")
     if spec is form.event_time:
-        parts.append("When the row is from; from 1970 to tomorrow, now when absent")
-    if spec.dtype == "timestamp" and spec is not form.event_time:
-        parts.append(_TIME.rstrip("."))
+        parts.append("When the row is from: from 1970 to tomorrow, now when absent.")
+    if spec.dtype == "timestamp":
+        parts.append(_TIME)
     rules = []
-    if spec.min is not None or spec.max is not None:
-        rules.append(f"from {_bound(spec.min)} to {_bound(spec.max)}")
+    if spec.min is not None and spec.max is not None:
+        rules.append(f"from {spec.min:g} to {spec.max:g}")
+    elif spec.min is not None:
+        rules.append(f"at least {spec.min:g}")
+    elif spec.max is not None:
+        rules.append(f"at most {spec.max:g}")
     if spec.values is not None:
         rules.append("one of " + ", ".join(spec.values))
     if spec.pattern is not None:
         rules.append(f"matches {spec.pattern}")
     if rules:
-        held = "" if form.rules[spec.name] else "usually "
-        after = "" if form.rules[spec.name] else "; anything else is answered too, and counts as drift"
-        parts.append(f"{held}{' and '.join(rules)}{after}")
-    text = ". ".join(parts)
-    return f"{text[:1].upper()}{text[1:]}." if text else ""
-
-
-def _bound(value: float | None) -> str:
-    return "any" if value is None else f"{value:g}"
+        text = " and ".join(rules)
+        parts.append(f"{text[:1].upper()}{text[1:]}." if form.rules[spec.name] else f"Usually {text}.")
+    return " ".join(parts)
 
 
 # Requests -------------------------------------------------------------------------------------------------------------
@@ -276,11 +275,10 @@ def example_value(spec: Column, form: Form) -> Any:
             tried = (_spelled(spec.pattern), *_TEXTS)
             return next((text for text in tried if re.fullmatch(spec.pattern, text)), tried[0])
         return "customer-17" if spec is form.key else "text"
-    low, high = spec.min, spec.max
-    middle = (low + high) / 2 if low is not None and high is not None else (low if high is None else high)
-    if spec.dtype == "int":
-        return 17 if middle is None else int(middle) if middle != low else -int(-middle // 1)
-    return 0.5 if middle is None else middle
+    low = spec.min if spec.min is not None else (0.0 if spec.max is None else spec.max - 1)
+    high = spec.max if spec.max is not None else low + 1
+    middle = (low + high) / 2
+    return middle if spec.dtype == "float" else min(math.ceil(middle), math.floor(high))
 
 
 def _spelled(pattern: str) -> str:
