@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from urllib.parse import quote
 
 import orjson
@@ -11,11 +12,12 @@ from mlops_ray.errors import BadRequest
 MEDIA_TYPE = "application/problem+json"
 
 
-def problem(error: BadRequest, instance: str) -> bytes:
+def problem(error: BadRequest, instance: str, also: Mapping[str, object] | None = None) -> bytes:
     """The body of an error's answer.
 
-    Args: instance: path of the request. `errors` names the place for programs: `pointer` (a JSON pointer into the body,
-    as a URI fragment, RFC 6901), `row`, `column`, `expected`, `received`, whichever are known.
+    Args: instance: path of the request. also: further members, for clients of other protocols. `errors` names the place
+    for programs: `pointer` (a JSON pointer into the body, as a URI fragment, RFC 6901), `row`, `column`, `expected`,
+    `received`, whichever are known.
     """
     about: dict[str, object] = {
         "type": "about:blank",
@@ -26,7 +28,7 @@ def problem(error: BadRequest, instance: str) -> bytes:
     }
     if error.members:
         about["errors"] = [error.members]
-    return orjson.dumps(about, option=orjson.OPT_SERIALIZE_NUMPY)
+    return orjson.dumps({**about, **(also or {})}, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def pointed(error: BadRequest, *path: str | int) -> BadRequest:
