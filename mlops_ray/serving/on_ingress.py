@@ -15,6 +15,7 @@ from mlops_ray.data.profile import Columns
 from mlops_ray.serving import applications, capture
 from mlops_ray.serving.artifacts import load_version
 from mlops_ray.serving.http import application
+from mlops_ray.serving.on_loopback import listen_on_loopback
 from mlops_ray.serving.places import spool_folder
 from mlops_ray.serving.service import Held, Service, Wanted
 from mlops_ray.state import Store
@@ -36,6 +37,7 @@ class Ingress:
     """One replica of a project's ingress; all it does is in `Service`."""
 
     def __init__(self, text: str) -> None:
+        listen_on_loopback()
         project = parse_portable(text, env=os.environ)
         spool = capture.SpoolWriter(spool_folder(project), fsync=project.capture.durability == "disk")
         store = Store.open(project.storage.state)
@@ -68,6 +70,7 @@ class Version:
     """A version on trial, in a process of its own: whatever it does, stable's replicas do not feel it."""
 
     def __init__(self, text: str, version: int) -> None:
+        listen_on_loopback()
         project = parse_portable(text, env=os.environ)
         store = Store.open(project.storage.state)
         with store.read() as tx:
