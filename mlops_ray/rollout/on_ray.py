@@ -175,11 +175,13 @@ class Controller:
             seconds = rows[column].dt.epoch("us").fill_null(0).to_numpy() / 1e6
             return np.ceil(seconds / plan.look_s).astype(np.int64)
 
+        # Losses of other tasks are not compared yet: their canaries can fail, and be promoted by order only.
+        known = rows["label"] if self._project.task == "binary" else pl.Series([None] * len(rows), dtype=pl.Float64)
         return Outcomes(
             keys=rows["key"].to_numpy(),
             seen=looks("event_time"),
             labelled=looks("label_time"),
-            label=rows["label"].cast(pl.Float64).fill_null(float("nan")).to_numpy(),
+            label=known.cast(pl.Float64).fill_null(float("nan")).to_numpy(),
             stable=rows["stable_score"].to_numpy(),
             canary=rows["canary_score"].cast(pl.Float64).fill_null(float("nan")).to_numpy(),
         )

@@ -25,6 +25,7 @@ from mlops_ray.serving.artifacts import load_version
 from mlops_ray.serving.canary import Told
 from mlops_ray.serving.capture import Capture
 from mlops_ray.serving.on_line import Door, Line
+from mlops_ray.serving.on_loopback import listen_on_loopback
 from mlops_ray.serving.places import spool_folder
 from mlops_ray.serving.scoring import INLINE_ROWS
 from mlops_ray.serving.service import Service
@@ -52,6 +53,7 @@ class Ingress:
     """One replica of a project's ingress; all it does is in `Service`, and what HTTP it speaks in `http`."""
 
     def __init__(self, text: str) -> None:
+        listen_on_loopback()
         project = parse_portable(text, env=os.environ)
         store = Store.open(project.storage.state)
         with store.read() as tx:
@@ -134,6 +136,7 @@ class Version:
     """A version on trial, in a process of its own: whatever it does, stable's replicas do not feel it."""
 
     def __init__(self, text: str, version: int) -> None:
+        listen_on_loopback()
         project = parse_portable(text, env=os.environ)
         store = Store.open(project.storage.state)
         with store.read() as tx:
