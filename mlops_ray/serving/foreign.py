@@ -45,7 +45,7 @@ _MLFLOWS = frozenset(("/invocations", "/ping", "/health", "/version"))
 
 
 async def _server(call: Call) -> Reply:
-    return metadata.server_metadata(_installed("mlops-ray"))
+    return metadata.server_metadata(installed("mlops-ray"))
 
 
 async def _live(call: Call) -> Reply:
@@ -101,11 +101,11 @@ async def _ping(call: Call) -> Reply:
 
 
 async def _release(call: Call) -> Reply:
-    return invocations.version(_installed("mlflow"))
+    return invocations.version(installed("mlflow"))
 
 
 @functools.cache
-def _installed(distribution: str) -> str:
+def installed(distribution: str) -> str:
     """Its release; "0" for one that runs from a checkout. Reads the file system once."""
     try:
         return version(distribution)

@@ -21,7 +21,7 @@ from typing import Any
 import orjson
 
 from mlops_ray.errors import BackendUnavailable, BadRequest
-from mlops_ray.serving import foreign
+from mlops_ray.serving import documents, foreign
 from mlops_ray.serving.access import Open, Role
 from mlops_ray.serving.calls import Access, Call, Route, scored, with_headers
 from mlops_ray.serving.exchange import Reply
@@ -171,6 +171,7 @@ def routes() -> tuple[Route, ...]:
         Route("POST", "/watermark", Role.FEEDBACK, _watermark),
         Route("GET", "/healthz", Role.READ, _healthz, measured=False),
         Route("GET", "/readyz", Role.READ, _readyz, measured=False),
+        *documents.routes(),
         *foreign.routes(),
     )
 

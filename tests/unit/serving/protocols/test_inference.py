@@ -212,7 +212,7 @@ def test_a_request_that_is_none_says_why(change: dict[str, Any], status: int, sa
         ({"data": None}, "data must be a list, not null"),
         ({"data": [[1.0]]}, "expected FP32, got an array"),
         ({"data": ["1"]}, "data[0]: expected FP32, got '1'"),
-        ({"data": [True]}, "expected FP32, got True"),
+        ({"data": [True]}, "expected FP32, got true"),
         ({"data": [1e39]}, "3e38"),
         ({"data": [10**18 * 10]}, ""),  # an integer beyond int64 is still a number
         ({"datatype": "INT8", "data": [1.5]}, "expected INT8, got 1.5"),
