@@ -27,5 +27,5 @@ def _on_loopback(server: Any, address: str) -> Any:
     return tls_utils.add_port_to_grpc_server(server, address.replace("[::]", "127.0.0.1"))
 
 
-def _add_on_loopback(server: Any, address: str) -> None:
-    server.add_insecure_port(address.replace("[::]", "127.0.0.1"))
+def _add_on_loopback(grpc_server: Any, server_address: str) -> Any:
+    return grpc_server.add_insecure_port(server_address.replace("[::]", "127.0.0.1"))

@@ -45,7 +45,7 @@ def answered_over_grpc(port: int, version: int) -> None:
 
 def listening(cluster_id: str) -> set[str]:
     """Addresses on which processes of the cluster listen."""
-    ours = set(processes.marked(cluster_id))
+    ours = {process.pid for process in processes.marked(cluster_id)}
     every = psutil.net_connections("tcp")
     return {c.laddr[0] for c in every if c.status == psutil.CONN_LISTEN and c.pid in ours and c.laddr}
 
