@@ -21,6 +21,7 @@ from mlops_ray.data.profile import Columns
 from mlops_ray.errors import BackendUnavailable, ModelNotFound
 from mlops_ray.serving import applications, calls, claims, frames, http, tokens
 from mlops_ray.serving.access import Access, Open
+from mlops_ray.serving.admission import Receive
 from mlops_ray.serving.artifacts import load_version
 from mlops_ray.serving.canary import Told
 from mlops_ray.serving.capture import Capture
@@ -106,7 +107,7 @@ class Straight:
     def __init__(self, app: Any, *, ours: http.Application, prefix: str) -> None:
         self._serve, self._ours, self._prefix, self._below = app, ours, prefix, prefix + "/"
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: http.Receive, send: http.Send) -> None:
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: http.Send) -> None:
         """ASGI's entrance."""
         if scope["type"] == "http" and scope["path"].startswith(self._below):
             scope["root_path"] = self._prefix
