@@ -82,7 +82,7 @@ class Application:
         await _send(send, reply, call, head=method == "HEAD")
 
     async def _answered(self, call: Call, method: str, receive: Receive) -> Reply:
-        _identify(call)
+        identify(call)
         methods = self._fixed.get(call.path) or self._match(call)
         route = methods.get(method)
         if route is None:
@@ -181,7 +181,7 @@ def _table(
     return fixed, shaped
 
 
-def _identify(call: Call) -> None:
+def identify(call: Call) -> None:
     """Give the call its client's Idempotency-Key as id, so that a retry is one prediction. Raises: BadRequest (400)."""
     given = call.headers.get("idempotency-key")
     if given is None:
