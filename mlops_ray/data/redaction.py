@@ -12,6 +12,7 @@ changes, entry by entry, then old files go. A reader that is under way on an old
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +28,6 @@ import pyarrow.fs as fs
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError
-from deltalake.transaction import AddAction, RemoveAction
 
 from mlops_ray.data import lake
 from mlops_ray.data.content import NO_ROWS, RowHash, row_hash
@@ -41,6 +41,8 @@ Texts = Callable[[str, bytes], bytes]
 
 _COMMIT = re.compile(r"^(\d{20})\.json$")
 _CHECKPOINT = re.compile(r"^(\d{20})\.checkpoint\..*parquet$|^_last_checkpoint$|^\d{20}\.crc$")
+_VALUES = 5_000
+"""Values of one predicate: SQL of some 200 kB."""
 _MARKED = re.compile(r"-redacted-\w+$")
 _ATTEMPTS = 20
 """Commits against writers that commit every few seconds: each attempt takes less than that."""
@@ -203,51 +205,56 @@ def _clean_texts(filesystem: fs.FileSystem, root: str, sought: Sought) -> None:
 # Logs -----------------------------------------------------------------------------------------------------------------
 
 
-def purge(uri: str, sought: Sought, tells: Callable[[bytes], bool], *, cut: bool = False) -> Removed:
+def purge(uri: str, sought: Sought, tells: Callable[[bytes], bool], *, by: Sequence[str], cut: bool = False) -> Removed:
     """Takes rows out of a log, whose history ends here when it tells of them.
 
-    Safe while others append and compact: a commit that meets theirs is tried again.
-    Args: tells: whether a commit (JSON lines) or a checkpoint of the table's log holds what is to be forgotten. cut:
-        the history ends in any case: an order that was killed may have taken rows out before.
+    Safe while others append and compact: Delta notices that they did, and the commit is tried again.
+    Args: tells: whether a commit (JSON lines) or a checkpoint of the table's log holds what is to be forgotten. by:
+        columns of text that say which row is meant, the first one that is not empty. cut: the history ends in any case:
+        an order that was killed may have taken rows out before.
     Raises: DataError when others kept committing first.
     """
     filesystem, root = filesystem_of(uri)
     if not _there(filesystem, root):
         return Removed()
     with lake.exclusive(uri):
-        removed = _replaced(uri, sought)
+        n_rows = 0
+        for _ in range(_ATTEMPTS):
+            if not (predicates := list(_predicates(uri, sought, by))):
+                break
+            for predicate in predicates:
+                with contextlib.suppress(CommitFailedError):  # others wrote the same day: looked at again
+                    n_rows += int(DeltaTable(uri).delete(predicate)["num_deleted_rows"])
+        else:
+            raise DataError(uri, f"other writers came first {_ATTEMPTS} times; run again")
         active = set(_active(DeltaTable(uri)))
         stale = [path for path in _parquet(filesystem, root) if path not in active and _holds(uri, path, sought)]
         _delete(filesystem, root, stale)
-        if cut or removed.rows or stale or _told(filesystem, root, tells):
+        if cut or n_rows or stale or _told(filesystem, root, tells):
             _cut_log(uri, filesystem, root, tells)
-        return removed + Removed(files=len(stale))
+        return Removed(n_rows, len(stale))
 
 
-def _replaced(uri: str, sought: Sought) -> Removed:
-    """One commit that puts new files in the place of those with such rows."""
-    for _ in range(_ATTEMPTS):
-        table = DeltaTable(uri)
-        partitions = _active(table)
-        holding = [path for path in partitions if _holds(uri, path, sought)]
-        if not holding:
-            return Removed()
-        actions: list[AddAction | RemoveAction] = []
-        n_rows = 0
-        for path in holding:
-            rest = _rest(uri, path, sought)
-            n_rows += rest.gone.n
-            actions.append(RemoveAction(path, True, 0, rest.n_bytes, partitions[path]))
-            if rest.add is not None:
-                stats = json.dumps({"numRecords": rest.add.n_rows})
-                actions.append(AddAction(rest.add.path, rest.add.size, partitions[path], 0, True, stats))
-        try:
-            by = table.metadata().partition_columns
-            table.create_write_transaction(actions, "append", table.schema(), by)
-        except CommitFailedError:
-            continue
-        return Removed(n_rows)
-    raise DataError(uri, f"other writers came first {_ATTEMPTS} times; run again")
+def _predicates(uri: str, sought: Sought, by: Sequence[str]) -> Iterator[str]:
+    """SQL that means such rows, a partition and so many rows at a time: it narrows what other writers can disturb."""
+    wanted: dict[tuple[tuple[str, str | None], ...], dict[str, set[str]]] = {}
+    columns = tuple(dict.fromkeys((*sought.columns, *by)))
+    for path, partition in _active(DeltaTable(uri)).items():
+        for group in _groups(uri, path, columns):
+            rows = group.filter(pa.array(sought.match(group)))
+            for row in rows.select([name for name in by if name in rows.column_names]).to_pylist():
+                name = next(name for name, value in row.items() if value)
+                wanted.setdefault(tuple(sorted(partition.items())), {}).setdefault(name, set()).add(row[name])
+    for place, columns_of in wanted.items():
+        where = [f"{name} IS NULL" if value is None else f"{name} = {_sql(value)}" for name, value in place]
+        for name, values in columns_of.items():
+            listed = sorted(map(_sql, values))
+            for start in range(0, len(listed), _VALUES):
+                yield " AND ".join([*where, f"{name} IN ({', '.join(listed[start : start + _VALUES])})"])
+
+
+def _sql(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _active(table: DeltaTable) -> dict[str, dict[str, str | None]]:

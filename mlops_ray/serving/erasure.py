@@ -31,6 +31,7 @@ Flush = Callable[[], None]
 
 _PASSES = 3
 """Rows that were on their way when a pass began are there for the next one; nothing is on its way for longer."""
+_BY = ("prediction_id", "key")
 _FACTS = "facts.json"
 """Kept beside a dataset version (`data.on_ray.FACTS`): counts of values, packed, so that no search would see a key."""
 
@@ -151,7 +152,7 @@ def _through(
     sought = _sought(project, table, needles, order.mark, Forgotten(secret, [order]).theirs)
     if table.history:
         return order.after(table.name, redaction.redact(table.uri, sought, now=now))
-    return order.after(table.name, redaction.purge(table.uri, sought, needles.tells, cut=cut))
+    return order.after(table.name, redaction.purge(table.uri, sought, needles.tells, by=_BY, cut=cut))
 
 
 def _sought(

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as fs
 import pytest
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import CommitFailedError
 
 from mlops_ray.data import lake, redaction
 from mlops_ray.data.content import row_hash
@@ -200,12 +201,12 @@ def log(tmp_path: Path) -> str:
 
 def test_a_log_loses_rows_files_and_the_history_that_tells_of_them(log: str) -> None:
     assert any(KEY in entry.read_text() for entry in Path(log, "_delta_log").glob("*.json"))
-    assert redaction.purge(log, sought(), NEEDLES.tells) == Removed(2, 2)
+    assert redaction.purge(log, sought(), NEEDLES.tells, by=["who"]) == Removed(2, 2)
     table = DeltaTable(log)
     assert sorted(table.to_pyarrow_table()["who"].to_pylist()) == ["a", "a", "b", "zz"]
     assert lake.committed(log, "spool") == 2
     assert traces(log, NEEDLES, ["who"]) == []
-    assert redaction.purge(log, sought(), NEEDLES.tells) == Removed()
+    assert redaction.purge(log, sought(), NEEDLES.tells, by=["who"]) == Removed()
     lake.append_once(log, rows("new").append_column("day", [["2026-01-03"]]), "spool", 3, partition_by=("day",))
     assert lake.scan(log, "2026-01-03", "2026-01-03", ["who"])["who"].to_pylist() == ["new"]
 
@@ -213,33 +214,61 @@ def test_a_log_loses_rows_files_and_the_history_that_tells_of_them(log: str) -> 
 def test_rows_that_delta_itself_deleted_go_from_files_and_log(log: str) -> None:
     DeltaTable(log).delete(f"who = '{KEY}'")  # leaves the files, and the key in the commit's predicate
     assert traces(log, NEEDLES, ["who"])
-    redaction.purge(log, sought(), NEEDLES.tells)
+    redaction.purge(log, sought(), NEEDLES.tells, by=["who"])
     assert traces(log, NEEDLES, ["who"]) == []
 
 
 def test_the_log_of_a_log_without_the_key_stays(log: str) -> None:
     entries = sorted(Path(log, "_delta_log").glob("*.json"))
-    assert redaction.purge(log, sought(key="nobody"), Needles(("nobody",)).tells) == Removed()
+    assert redaction.purge(log, sought(key="nobody"), Needles(("nobody",)).tells, by=["who"]) == Removed()
     assert sorted(Path(log, "_delta_log").glob("*.json")) == entries
 
 
-def test_a_commit_that_meets_a_compaction_is_tried_again(log: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, met = redaction._rest, []
+@pytest.mark.parametrize("meets", ["compaction", "append"])
+def test_a_commit_that_meets_another_is_tried_again(log: str, monkeypatch: pytest.MonkeyPatch, meets: str) -> None:
+    """As on an object store, where no lock keeps two writers apart."""
+    real = DeltaTable.delete
+    met: list[str] = []
 
-    def rest(uri: str, path: str, wanted: Sought) -> object:
+    def delete(table: DeltaTable, predicate: str) -> object:
         if not met:
-            met.append(DeltaTable(uri).optimize.compact())
-        return real(uri, path, wanted)
+            met.append(meets)
+            if meets == "compaction":
+                DeltaTable(log).optimize.compact()
+            else:
+                late = rows("late", KEY).append_column("day", [["2026-01-01"] * 2])
+                write_deltalake(log, late, mode="append", partition_by=["day"])
+        return real(table, predicate)
 
-    monkeypatch.setattr(redaction, "_rest", rest)
-    redaction.purge(log, sought(), NEEDLES.tells)
-    assert met
-    assert sorted(DeltaTable(log).to_pyarrow_table()["who"].to_pylist()) == ["a", "a", "b", "zz"]
+    monkeypatch.setattr(DeltaTable, "delete", delete)
+    removed = redaction.purge(log, sought(), NEEDLES.tells, by=["who"])
+    assert met == [meets]
+    late = ["late"] if meets == "append" else []
+    assert sorted(DeltaTable(log).to_pyarrow_table()["who"].to_pylist()) == sorted(["a", "a", "b", "zz", *late])
+    assert removed.rows == 2 + len(late)
     assert traces(log, NEEDLES, ["who"]) == []
+
+
+def test_writers_that_always_come_first_are_named(log: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def delete(table: DeltaTable, predicate: str) -> object:
+        raise CommitFailedError("a concurrent transaction added new data")
+
+    monkeypatch.setattr(DeltaTable, "delete", delete)
+    with pytest.raises(DataError, match="other writers came first 20 times; run again"):
+        redaction.purge(log, sought(), NEEDLES.tells, by=["who"])
+
+
+def test_a_key_with_a_quote_is_quoted(tmp_path: Path) -> None:
+    uri, key = str(tmp_path / "log"), 'O\'Neil "x" \\ é'
+    lake.append_once(uri, rows(key, "a").append_column("day", [["2026-01-01"] * 2]), "spool", 0, partition_by=("day",))
+    needles = Needles((key,))
+    assert needles.tells(Path(uri, "_delta_log", f"{0:020d}.json").read_bytes())
+    assert redaction.purge(uri, sought(key=key), needles.tells, by=["who"]).rows == 1
+    assert traces(uri, needles, ["who"]) == []
 
 
 def test_a_table_that_is_not_there_has_nothing_to_lose(tmp_path: Path) -> None:
     uri = str(tmp_path / "none")
     assert redaction.redact(uri, sought(), now=1e9) == Removed()
-    assert redaction.purge(uri, sought(), NEEDLES.tells) == Removed()
+    assert redaction.purge(uri, sought(), NEEDLES.tells, by=["who"]) == Removed()
     assert fs.LocalFileSystem().get_file_info(uri).type == fs.FileType.NotFound
