@@ -25,7 +25,7 @@ from mlops_ray.data.profile import Profile, empty
 from mlops_ray.monitoring import clock, judgement
 from mlops_ray.monitoring.labels import joined
 from mlops_ray.monitoring.on_prometheus import Exposition, rows_cursor
-from mlops_ray.serving import log
+from mlops_ray.serving import collecting, log
 from mlops_ray.serving.artifacts import local
 from mlops_ray.serving.places import labels_uri, log_uri
 from mlops_ray.state import Cursor, RetrainRow, Store, Tx, VersionRow, WindowRow
@@ -95,24 +95,17 @@ class Monitor:
     def push(self, pushed: Mapping[str, Any]) -> bool:
         """Fold what a collector committed, exactly once, whatever is repeated; whether this push was the next one.
 
-        Args: `spool`, `base` (the last segment folded before), `number` of its last segment,
-            `profiles` as (version, block, body), `watermark` that counts now
-            and one to be `held` for the next time, `newest` event time (seconds since the epoch; None without).
+        Args: `spool`, `base` (the last segment folded before), `number` of its last segment, `profiles` as
+            (version, block, body); `watermark` and `newest` event time that came with them (seconds since the epoch;
+            None without). `node`: whose spools had been passed when everything up to `passed` was known; `nodes`: those
+            alive then.
         """
-        spool, number = f"spool:{pushed['spool']}", pushed["number"]
-        held = f"held:{pushed['spool']}"
+        spool, number = collecting.cursor_name(pushed["spool"]), pushed["number"]
 
         def fold(tx: Tx) -> bool:
             if tx.cursor(self._name, spool).number != pushed["base"]:
                 return False
-            # No row from the future may move decision time ahead of the clock.
-            marks = [min(m, time.time()) for m in (pushed["watermark"], pushed["newest"]) if m is not None]
-            if marks:
-                watermark = tx.cursor(self._name, "watermark")
-                tx.save_cursor(self._name, "watermark", 0, max(watermark.at, *marks))
-                tx.save_cursor(self._name, "seen", 0, time.time())
-            if pushed["watermark"] is not None or pushed["held"] is not None:
-                tx.save_cursor(self._name, held, 0, pushed["held"] or 0.0)
+            self._note_time(tx, pushed)
             for version, block, body in pushed["profiles"]:
                 known = tx.profile(self._name, version, block)
                 merged = Profile.from_dict(body) + Profile.from_dict(known) if known else Profile.from_dict(body)
@@ -123,6 +116,25 @@ class Monitor:
             return True
 
         return self._store.run(fold)
+
+    def _note_time(self, tx: Tx, pushed: Mapping[str, Any]) -> None:
+        """A mark of time is pending until every living node's spools have been passed since: see `collecting`."""
+        name, now = self._name, time.time()
+        # No row from the future may move decision time ahead of the clock.
+        marks = [min(m, now) for m in (pushed["watermark"], pushed["newest"]) if m is not None]
+        if marks:
+            pending = tx.cursor(name, collecting.PENDING).at
+            tx.save_cursor(name, collecting.PENDING, 0, max(pending, *marks))
+            tx.save_cursor(name, "seen", 0, now)
+        if pushed["passed"] is None:
+            return
+        tx.save_cursor(name, collecting.passed_name(pushed["node"]), 0, pushed["passed"])
+        alive = {pushed["node"], *pushed["nodes"]}
+        # A node whose collector has not come up yet has no cursor: its rows come late rather than hold up the others.
+        found = [tx.cursor(name, collecting.passed_name(node)) for node in alive]
+        counted, watermark = min(c.at for c in found if c.number >= 0), tx.cursor(name, "watermark")
+        if counted > watermark.at:
+            tx.save_cursor(name, "watermark", 0, counted)
 
     def tick(self) -> dict[str, Any]:
         """Judge what has become due, decide, and see to the open retrain. Returns where things stand."""
@@ -196,10 +208,11 @@ class Monitor:
     def _cohort(self, start: float, end: float, known_by: float, version: int) -> tuple[Any, Any]:
         """Labels (NaN where not known) and stable's scores of the rows of [start, end) that it scored."""
         project = self._project
-        columns = ["prediction_id", "at", "event_time", "stable", "stable_score"]
+        columns = ["prediction_id", "at", "event_time", "key", "stable", "stable_score"]
         wanted = log.prediction_schema(project).empty_table().select(columns).schema
-        predictions = lake.scan(log_uri(project), log.day_of(start), log.day_of(end), wanted)
-        labels = lake.scan(labels_uri(project), log.day_of(start), log.day_of(known_by), log.LABEL_SCHEMA)
+        # Beyond the window: a label by entity key is its newest prediction's, which may be younger.
+        predictions = lake.scan(log_uri(project), log.day_of(start), log.day_of(known_by), wanted)
+        labels = lake.scan(labels_uri(project), log.day_of(start), log.day_of(known_by), log.label_schema(project))
         rows = joined(predictions, labels, known_by=known_by)
         times = rows["event_time"].cast("int64").to_numpy() / 1e6
         inside = (times >= start) & (times < end) & (rows["stable"].to_numpy() == version)

@@ -23,13 +23,14 @@ from mlops_ray import ledger
 from mlops_ray.config import Project, RolloutPlan, parse_portable
 from mlops_ray.data import lake
 from mlops_ray.errors import ApprovalPending, IllegalMove, LeaseLost
-from mlops_ray.monitoring.labels import joined
-from mlops_ray.monitoring.on_ray import decision_now
+from mlops_ray.monitoring.labels import addressed, joined
+from mlops_ray.monitoring.on_ray import decision_now, monitor_name
 from mlops_ray.rollout import canary
 from mlops_ray.rollout.analysis import Analysis, Outcomes, analyse
 from mlops_ray.rollout.canary import CanaryState, Phase, Reason
 from mlops_ray.serving import applications, log
 from mlops_ray.serving.on_apply import application_states, replica_status, try_apply
+from mlops_ray.serving.on_collectors import ensure_collectors
 from mlops_ray.serving.places import labels_uri, log_uri
 from mlops_ray.serving.service import Held, Wanted
 from mlops_ray.state import Lease, RolloutRow, ServingRow, Store, Tx, VersionRow
@@ -43,6 +44,8 @@ _LEASE_S = 20.0
 # Machine time after which a canary that is unwell, or cannot be loaded, counts as crashed; and one that never starts.
 _UNHEALTHY_S = 30.0
 _START_S = 300.0
+# Machine time between two looks at the collectors: for so long a new node's records wait at most.
+_COLLECTORS_S = 5.0
 # Machine time between two checks that the registry's aliases say what the state database says.
 _ALIAS_S = 60.0
 
@@ -62,7 +65,8 @@ class Controller:
         self._since: dict[str, float] = {}
         self._agreed = (-1, -math.inf)  # the sequence that Serve was last seen to agree with, and when
         self._busy = threading.Lock()
-        threading.Thread(target=self._keep_ticking, name="controller", daemon=True).start()
+        for name, work in (("controller", self._keep_ticking), ("collectors", self._keep_collectors)):
+            threading.Thread(target=work, name=name, daemon=True).start()
 
     def ping(self) -> int:
         """Process id."""
@@ -88,6 +92,15 @@ class Controller:
                 self.tick()
             except Exception as exc:  # noqa: BLE001 - outermost loop: state is saved, the next tick tries again
                 _log.warning("controller of %s: %s", self._name, exc)
+
+    def _keep_collectors(self) -> None:
+        """Nodes come and go, and collectors may hang: see to them beside the rollout, which must not wait for that."""
+        pause = threading.Event()
+        while not pause.wait(_COLLECTORS_S):
+            try:
+                ensure_collectors(self._text, self._project, monitor_name(self._name))
+            except Exception as exc:  # noqa: BLE001 - outermost loop: the next look tries again
+                _log.warning("collectors of %s: %s", self._name, exc)
 
     def _look(self, lease: Lease) -> dict[str, Any]:
         with self._store.read() as tx:
@@ -152,7 +165,8 @@ class Controller:
         wanted = schema.empty_table().select(columns).schema
         since = log.day_of(row.created)
         predictions = lake.scan(log_uri(self._project), since, log.day_of(at), wanted)
-        labels = lake.scan(labels_uri(self._project), since, log.day_of(at), log.LABEL_SCHEMA)
+        labels = lake.scan(labels_uri(self._project), since, log.day_of(at), log.label_schema(self._project))
+        labels = addressed(labels, predictions)  # while the rows of all versions are there
         mine = predictions.filter(pl.Series(pl.from_arrow(predictions["rollout"])).eq_missing(row.id).to_arrow())
         rows = pl.DataFrame(pl.from_arrow(joined(mine, labels, known_by=at, take="first")))
         rows = rows.filter(pl.col("event_time").dt.epoch("us") < round(at * 1e6))

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import ray
 from ray import serve
 
 from mlops_ray.config import parse_portable
 from mlops_ray.data.profile import Columns
-from mlops_ray.serving import applications, capture
+from mlops_ray.serving import applications, capture, claims
 from mlops_ray.serving.artifacts import load_version
 from mlops_ray.serving.http import application
 from mlops_ray.serving.places import spool_folder
@@ -20,25 +21,23 @@ from mlops_ray.serving.service import Held, Service, Wanted
 from mlops_ray.state import Store
 
 _QUIET = {"enable_access_log": False}
-# One collector per project reads the spool of its own node, so every ingress replica runs beside it, on the head node.
-_HEAD = {"node:__internal_head__": 0.001}
 
 
 def _asgi() -> Any:
     return application(lambda: serve.get_replica_context().servable_object.service)  # type: ignore[attr-defined]
 
 
-@serve.deployment(
-    name=applications.INGRESS, ray_actor_options={"num_cpus": 0.1, "resources": _HEAD}, logging_config=_QUIET
-)
+@serve.deployment(name=applications.INGRESS, ray_actor_options={"num_cpus": 0.1}, logging_config=_QUIET)
 @serve.ingress(_asgi)
 class Ingress:
     """One replica of a project's ingress; all it does is in `Service`."""
 
     def __init__(self, text: str) -> None:
         project = parse_portable(text, env=os.environ)
-        spool = capture.SpoolWriter(spool_folder(project), fsync=project.capture.durability == "disk")
         store = Store.open(project.storage.state)
+        secret = store.run(lambda tx: claims.secret(tx, project.project)) if project.capture.hash else None
+        folder = spool_folder(project, ray.get_runtime_context().get_node_id())
+        spool = capture.Capture(project, folder, secret)
         with store.read() as tx:
             row = tx.serving(project.project)
         store.close()

@@ -16,7 +16,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,8 +25,10 @@ from numpy.typing import NDArray
 from mlops_ray.config import Project
 from mlops_ray.data.profile import Columns
 from mlops_ray.errors import BackendUnavailable, BadRequest
-from mlops_ray.serving.capture import SpoolWriter
+from mlops_ray.serving import exchange
+from mlops_ray.serving.capture import Capture
 from mlops_ray.serving.protocol import Batch, Form, Labels
+from mlops_ray.serving.records import Labelled, Scored, Trial, Watermark
 from mlops_ray.serving.routing import to_canary
 
 _log = logging.getLogger(__name__)
@@ -110,10 +112,10 @@ class Service:
     """One replica's state and work. All methods but `want` and `status` run on the replica's event loop."""
 
     def __init__(
-        self, project: Project, spool: SpoolWriter, load: Load, call_canary: CallCanary, *, first: Wanted | None = None
+        self, project: Project, capture: Capture, load: Load, call_canary: CallCanary, *, first: Wanted | None = None
     ) -> None:
         """With `first`, its stable version is loaded before this returns. Raises what `load` raises."""
-        self.project, self._spool, self._load, self._call_canary = project, spool, load, call_canary
+        self.project, self._capture, self._load, self._call_canary = project, capture, load, call_canary
         self.form = Form.of(project)
         self._scorers: dict[int, Scorer] = {}
         self._failed: dict[int, str] = {}
@@ -198,36 +200,34 @@ class Service:
         if not _are_probabilities(scores, batch.n_rows):
             raise BackendUnavailable(f"version {version}", "it answered with something that is no probability")
         answers, versions, variants = scores, [version] * batch.n_rows, ["stable"] * batch.n_rows
-        record: dict[str, Any] = {
-            "kind": "predict",
-            "id": request_id,
-            "at": time.time(),
-            "keys": batch.keys,
-            "times": batch.times,
-            "columns": dict(batch.columns),
-            "stable": version,
-            "scores": scores,
-            "score_us": score_us,
-        }
+        record = Scored(
+            request_id,
+            time.time(),
+            batch.keys,
+            batch.times,
+            dict(batch.columns),
+            version,
+            scores,
+            score_us,
+            repeatable=True,
+        )
         if wanted.canary is not None and wanted.share > 0:
             chosen = np.flatnonzero(to_canary(batch.keys, wanted.salt, wanted.share))
             if len(chosen):
                 rows = {name: values[chosen] for name, values in batch.columns.items()}
                 theirs = await self._canary_scores(wanted.canary, rows)
-                record |= {
-                    "canary": wanted.canary,
-                    "rollout": wanted.salt,
-                    "share": wanted.share,
-                    "rows": chosen,
-                    "canary_scores": theirs,
-                }
+                trial = Trial(
+                    wanted.canary, wanted.salt, wanted.share, chosen, theirs, "" if theirs is not None else "error"
+                )
+                record = replace(record, canary=trial)
                 answers = scores.copy()
                 for at, row in enumerate(chosen):
                     variants[row] = "canary"
                     if theirs is not None:
                         answers[row] = theirs[at]
                         versions[row] = wanted.canary
-        self._append(record)
+        self._capture.append(record)
+        await self._capture.durable()
         threshold = self.project.serving.threshold
         return {
             "request_id": request_id,
@@ -245,21 +245,15 @@ class Service:
 
     def feedback(self, labels: Labels) -> int:
         """Record late labels; returns how many. Raises: BackendUnavailable when they cannot be written."""
-        self._append(
-            {"kind": "label", "at": time.time(), "ids": labels.ids, "labels": labels.values, "times": labels.times}
+        late = exchange.Labels(
+            tuple(labels.ids), ("",) * len(labels.ids), np.asarray(labels.values, np.float64), np.asarray(labels.times)
         )
+        self._capture.append(Labelled(time.time(), late))
         return len(labels.ids)
 
     def watermark(self, time_s: float) -> None:
         """Record that nothing older than `time_s` will come. Raises: BackendUnavailable when it cannot be written."""
-        self._append({"kind": "watermark", "at": time.time(), "time": time_s})
-
-    def _append(self, record: dict[str, Any]) -> None:
-        try:
-            self._spool.append(record)
-        except OSError as exc:
-            detail = f"cannot be written ({exc.strerror}); free its disk"
-            raise BackendUnavailable("the prediction log", detail) from exc
+        self._capture.append(Watermark(time.time(), time_s))
 
     async def _canary_scores(self, version: int, columns: Columns) -> NDArray[np.float64] | None:
         """The canary's scores for these rows, one each; None when it failed, was late or answered nonsense."""
