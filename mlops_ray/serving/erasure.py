@@ -24,7 +24,7 @@ from mlops_ray.data.sources.shards import filesystem_of
 from mlops_ray.data.traces import Needles, Trace, traces
 from mlops_ray.serving import forget
 from mlops_ray.serving.forget import Forgotten, Order
-from mlops_ray.serving.places import spool_folder
+from mlops_ray.serving.places import spool_root
 
 Progress = Callable[[str, int, int], None]
 Flush = Callable[[], None]
@@ -114,7 +114,7 @@ def search(project: Project, needles: Needles) -> tuple[Found, ...]:
         columns = (*table.columns, project.key) if table.name == "quarantine" else table.columns
         for trace in traces(table.uri, needles, columns):
             found.append(Found(table.name, trace, trace.column is None or trace.column in columns))
-    found += [Found("spool", trace, True) for trace in traces(str(spool_folder(project)), needles, ())]
+    found += [Found("spool", trace, True) for trace in traces(str(spool_root(project)), needles, ())]
     return tuple(found)
 
 

@@ -81,6 +81,24 @@ def save(project: Project, order: Order) -> None:
     lake.write_sidecar(log_uri(project), _FOLDER, f"{order.id}.json", json.dumps(asdict(order)).encode())
 
 
+class Register:
+    """What was ordered to be forgotten, as a collector knows it: a look at a folder each time, no more while nothing is
+    new there."""
+
+    def __init__(self, project: Project, secret: Callable[[], bytes]) -> None:
+        """Args: secret: the project's, asked for once there is an order."""
+        self._project, self._secret = project, secret
+        self._seen: dict[str, int] = {}
+        self._known = Forgotten(b"", [])
+
+    def now(self) -> Forgotten:
+        """What was ordered until now."""
+        there = lake.sidecars(log_uri(self._project), _FOLDER)
+        if there != self._seen:
+            self._known, self._seen = Forgotten(self._secret(), orders(self._project)), there
+        return self._known
+
+
 def opened(project: Project, secret: bytes, keys: Sequence[str], *, who: str, why: str, now: float) -> Order:
     """The order about these keys that is still under way, or a new one."""
     hashed = tuple(sorted(pseudonym(secret, key) for key in keys))
@@ -97,8 +115,8 @@ def opened(project: Project, secret: bytes, keys: Sequence[str], *, who: str, wh
 class Forgotten:
     """Sieves arrivals by all orders there were. Python hashes some million ids a second, and only while there are any.
 
-    A row of a forgotten key is dropped when it was recorded before the order; a customer who comes back is a new one.
-    A label of a forgotten prediction is dropped whenever it comes.
+    A row of a forgotten key is dropped when it was recorded before the order; somebody who comes back is a new one. A
+    label of a forgotten prediction is dropped whenever it comes.
     """
 
     def __init__(self, secret: bytes, orders: Iterable[Order]) -> None:
@@ -110,15 +128,21 @@ class Forgotten:
             for key in order.keys:
                 self._keys[key] = max(order.at, self._keys.get(key, order.at))
 
-    def kept(self, rows: pa.Table) -> pa.Table:
-        """`rows` of a table of the log without those that were forgotten. Columns: `key`, `at`, `prediction_id`."""
+    def kept(self, rows: pa.Table, *, grace_s: float = 0.0) -> pa.Table:
+        """`rows` of a table of the log without those that were forgotten.
+
+        Args: rows: with `at`, and `key` or `prediction_id` where they have one. grace_s: for how long after the order
+            rows of a forgotten key still are about what was before it: labels come late.
+        """
         if not rows.num_rows or not self._keys:
             return rows
-        gone = self.theirs(rows["prediction_id"])
+        gone = np.zeros(rows.num_rows, dtype=bool)
+        if "prediction_id" in rows.column_names:
+            gone |= self.theirs(rows["prediction_id"])
         if "key" in rows.column_names:
             at = rows["at"].cast(pa.int64()).to_numpy() / 1e6
             limits = self._each(rows["key"], lambda key: self._keys.get(pseudonym(self._secret, key), -np.inf))
-            gone |= at <= limits
+            gone |= at <= limits + grace_s
         return rows.filter(pa.array(~gone)) if gone.any() else rows
 
     def theirs(self, ids: pa.ChunkedArray) -> NDArray[np.bool_]:

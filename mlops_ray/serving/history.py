@@ -27,14 +27,14 @@ from deltalake.exceptions import TableNotFoundError
 
 from mlops_ray.config import Project
 from mlops_ray.errors import DataError
-from mlops_ray.serving.log import LABEL_SCHEMA
+from mlops_ray.serving.log import label_schema, prediction_schema
 from mlops_ray.serving.places import labels_uri, log_uri
 
 Progress = Callable[[str, int, int], None]
+Addressed = Callable[[pa.Table, pa.Table], pa.Table]
 _TIME = pa.timestamp("us", tz="UTC")
 _AT_ONCE = 500_000
 """Rows that are looked up among the labels together: each look goes through all labels that came since."""
-_NO_LABELS = LABEL_SCHEMA.empty_table()
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,11 @@ class History:
     Raises: DataError, by any of its methods, when a file of the snapshot is gone: rows were forgotten, or expired.
     """
 
-    def __init__(self, project: Project) -> None:
-        self._uri = log_uri(project)
+    def __init__(self, project: Project, addressed: Addressed) -> None:
+        """Args: addressed: gives labels by entity key the id of their prediction (`monitoring.labels`)."""
+        self._uri, self._addressed = log_uri(project), addressed
         self._log, self._labels = _opened(self._uri), _opened(labels_uri(project))
+        self._logged, self._label_schema = prediction_schema(project), label_schema(project)
 
     @property
     def days(self) -> list[str]:
@@ -72,13 +74,11 @@ class History:
     @property
     def schema(self) -> pa.Schema:
         """Columns of the log but for its partition, then those that `rows` adds."""
-        logged = self._log.dataset.schema if self._log is not None else pa.schema([("stable_score", pa.float64())])
-        label = self._labels.dataset.schema.field("label").type if self._labels is not None else pa.float64()
-        score = logged.field("stable_score").type
-        added = [("version", pa.int64()), ("variant", pa.string()), ("score", score)]
+        logged = self._log.dataset.schema if self._log is not None else self._logged
+        added = [("version", pa.int64()), ("variant", pa.string()), ("score", pa.float64())]
+        label = self._label_schema.field("label").type
         labelled = [("label", label), ("label_time", _TIME), ("n_labels", pa.int64())]
-        kept = [f for f in logged if f.name not in ("day", *(name for name, _ in (*added, *labelled)))]
-        return pa.schema([*kept, *added, *labelled])
+        return pa.schema([*(f for f in logged if f.name != "day"), *added, *labelled])
 
     def rows(self, question: Question) -> Iterator[pa.Table]:
         """The predictions of one day or of several with few rows, newest day first, rows in the log's order."""
@@ -106,13 +106,27 @@ class History:
         rows = pa.concat_tables(found).slice(0, question.limit) if found else None
         return self.schema.empty_table() if rows is None else self._labelled(rows)
 
-    def labels(self, ids: Sequence[str], since: str) -> pa.Table:
-        """Every label that came for these predictions, oldest first, as it became known from the day `since` on."""
-        if self._labels is None:
-            return _NO_LABELS
-        names = [name for name in _NO_LABELS.column_names if name in self._labels.dataset.schema.names]
-        wanted = ds.field("prediction_id").isin(pa.array(ids, pa.string())) & (ds.field("day") >= since)
-        found = self._read(self._labels.dataset, names, wanted)
+    def labels(self, rows: pa.Table) -> pa.Table:
+        """Every label that came for these predictions, in the order in which they became known.
+
+        A label by entity key is the key's newest prediction's before it: the log is asked for that key's later rows.
+        """
+        oldest = pc.min(rows["event_time"]).as_py()
+        if self._labels is None or oldest is None:
+            return self._label_schema.empty_table()
+        ids, since = rows["prediction_id"].combine_chunks(), ds.field("day") >= oldest.strftime("%Y-%m-%d")
+        names = self._label_schema.names
+        found = self._read(self._labels.dataset, names, ds.field("prediction_id").isin(ids) & since)
+        keys = pc.unique(rows["key"]).drop_null()
+        theirs = ds.field("prediction_id").is_null() & ds.field("key").isin(keys)
+        by_key = self._read(self._labels.dataset, names, theirs & since)
+        if by_key.num_rows:
+            assert self._log is not None, "rows came from it"
+            last = ds.field("day") <= pc.max(by_key["time"]).as_py().strftime("%Y-%m-%d")
+            asked = ds.field("key").isin(pc.unique(by_key["key"]))
+            about = self._read(self._log.dataset, ("prediction_id", "key", "event_time"), asked & since & last)
+            told = self._addressed(by_key, about).select(names).cast(self._label_schema)
+            found = pa.concat_tables([found, told.filter(pc.is_in(told["prediction_id"], value_set=ids))])
         return found.take(pc.sort_indices(found, [("time", "ascending"), ("at", "ascending")]))
 
     def _predictions(self, question: Question, day: str) -> pa.Table:
@@ -136,9 +150,7 @@ class History:
 
     def _labelled(self, rows: pa.Table) -> pa.Table:
         """`rows` with the label that counts, when it became known, and how many there were."""
-        oldest = pc.min(rows["event_time"]).as_py()
-        since = oldest.strftime("%Y-%m-%d") if oldest is not None else ""
-        labels = self.labels(rows["prediction_id"].to_pylist(), since)
+        labels = self.labels(rows)
         found = labels.group_by("prediction_id", use_threads=False).aggregate(
             [("label", "last"), ("time", "last"), ("label", "count")]
         )
@@ -186,7 +198,7 @@ def _answered(rows: pa.Table) -> pa.Table:
 
 
 def export(
-    project: Project, question: Question, output: Path, columns: Sequence[str], *, on_progress: Progress
+    history: History, question: Question, output: Path, columns: Sequence[str], *, on_progress: Progress
 ) -> dict[str, Any]:
     """The asked predictions with their labels in `output`: a `.parquet` or `.csv` file, else a folder with a Parquet
     file for each day.
@@ -194,7 +206,6 @@ def export(
     It appears whole: a file of that name is replaced at the end, a folder must not be there. Lists are JSON in CSV.
     Raises: DataError for unknown columns, or a folder that is there.
     """
-    history = History(project)
     schema = _chosen(history.schema, columns)
     if output.suffix not in (".parquet", ".csv") and output.exists():
         raise DataError(str(output), "is there already; name another folder, or a .parquet or .csv file")

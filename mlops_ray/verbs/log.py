@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +22,16 @@ def query(paths: Paths, env: Env, question: Question, *, labels: bool = False) -
     """The newest predictions that are asked for; with `labels`, every label that came for each, oldest first.
 
     Raises: DataError."""
+    from mlops_ray.monitoring.labels import addressed
     from mlops_ray.serving.history import History
 
     project = load(paths, env).project
-    history = History(project)
-    rows = history.newest(_as_stored(project, question)).to_pylist()
-    if labels and rows:
-        since = min(row["event_time"] for row in rows).strftime("%Y-%m-%d")
+    history = History(project, addressed)
+    found = history.newest(_as_stored(project, lambda: known_store(project), question))
+    rows = found.to_pylist()
+    if labels:
         came: dict[str, list[dict[str, Any]]] = {}
-        for label in history.labels([row["prediction_id"] for row in rows], since).to_pylist():
+        for label in history.labels(found).to_pylist():
             came.setdefault(label["prediction_id"], []).append({"label": label["label"], "time": label["time"]})
         rows = [row | {"labels": came.get(row["prediction_id"], [])} for row in rows]
     return {"project": project.project, "predictions": rows}
@@ -39,10 +41,17 @@ def export(
     paths: Paths, env: Env, question: Question, output: Path, columns: Sequence[str], on_progress: Progress = _silent
 ) -> dict[str, Any]:
     """The log's predictions with their labels as a file, or as a folder with one for each day. Raises: DataError."""
+    from mlops_ray.monitoring.labels import addressed
     from mlops_ray.serving import history
 
     project = load(paths, env).project
-    done = history.export(project, _as_stored(project, question), output, columns, on_progress=on_progress)
+    done = history.export(
+        history.History(project, addressed),
+        _as_stored(project, lambda: known_store(project), question),
+        output,
+        columns,
+        on_progress=on_progress,
+    )
     return {"project": project.project, "output": str(output), **done}
 
 
@@ -87,14 +96,29 @@ def forget(
 
 
 def _needles(project: Project, secret: bytes, keys: Sequence[str]) -> Any:
-    """The keys, and what capture makes of them where it hashes them."""
+    """The keys, and what capture keeps of them where it hashes them: both may stand in dataset versions."""
     from mlops_ray.data.traces import Needles
+    from mlops_ray.serving.capture import key_keeper
 
-    return Needles(tuple(dict.fromkeys(keys)))
+    keep = key_keeper(project, secret)
+    stored = [kept for key in keys if (kept := keep(key))] if keep is not None else []
+    return Needles(tuple(dict.fromkeys([*keys, *stored])))
 
 
-def _as_stored(project: Project, question: Question) -> Question:
-    return question
+def _as_stored(project: Project, store: Callable[[], Store], question: Question) -> Question:
+    """The question with its keys as capture keeps them. Raises: DataError where it keeps none."""
+    from mlops_ray.errors import DataError
+    from mlops_ray.serving import claims
+    from mlops_ray.serving.capture import key_keeper
+
+    if not question.keys:
+        return question
+    if project.key in project.capture.drop:
+        raise DataError("--key", "the log keeps no keys (capture.drop); ask by --id")
+    hashes = project.key in project.capture.hash
+    secret = store().run(lambda tx: claims.secret(tx, project.project)) if hashes else None
+    keep = key_keeper(project, secret)
+    return question if keep is None else replace(question, keys=tuple(map(keep, question.keys)))
 
 
 def _seal(store: Store, project: Project, outcome: Outcome) -> None:
@@ -119,13 +143,15 @@ def _flusher(project: Project, said: list[str]) -> Callable[[], None]:
     def flush() -> None:
         from mlops_ray.cluster.on_ray import connected
         from mlops_ray.errors import BackendUnavailable
-        from mlops_ray.serving.on_flush import flush_all
+        from mlops_ray.serving import on_collectors
 
         try:
             with connected(project):
-                said[:] = [f"{name}: flushed up to {number}" for name, number in flush_all(project).items()]
-        except BackendUnavailable:
-            said[:] = ["no cluster is up: what its nodes' spools hold is sieved when their collectors are back"]
+                on_collectors.flush(project.project)
+                n_nodes = len(on_collectors.collectors(project.project))
+            said[:] = [f"spools: what {n_nodes} nodes had is in the log, but for what is forgotten"]
+        except BackendUnavailable as exc:
+            said[:] = [f"spools: not asked ({exc}); what they hold is sieved by the next collectors"]
 
     return flush
 

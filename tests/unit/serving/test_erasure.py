@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,50 +15,15 @@ from mlops_ray.data import lake
 from mlops_ray.data.content import row_hash
 from mlops_ray.data.rules.expectations import quarantined
 from mlops_ray.data.traces import Needles
-from mlops_ray.serving import erasure, forget, history
-from mlops_ray.serving.history import Question
-from mlops_ray.serving.log import LABEL_SCHEMA, day_of, prediction_schema
+from mlops_ray.monitoring.labels import addressed
+from mlops_ray.serving import erasure, forget
+from mlops_ray.serving.history import History, Question
 from mlops_ray.serving.places import labels_uri, log_uri
 from tests import fakes
+from tests.logs import DAY_S, START, append, labels, predictions
 
 KEY, SECRET = "customer-17", b"s" * 32
 NEEDLES = Needles((KEY,))
-DAY_S = 86_400.0
-START = 20_454 * DAY_S  # 2026-01-01
-
-
-def micros(times: list[float]) -> pa.Array:
-    return pa.array([int(t * 1e6) for t in times]).cast(pa.timestamp("us", tz="UTC"))
-
-
-def predictions(project: Project, request: str, keys: list[str], *, at: float, canary: bool = False) -> pa.Table:
-    n = len(keys)
-    rows: dict[str, Any] = {
-        "prediction_id": [f"{request}:{i}" for i in range(n)],
-        "day": [day_of(at)] * n,
-        "at": micros([at + 1] * n),
-        "event_time": micros([at + i for i in range(n)]),
-        "key": keys,
-        "stable": [1] * n,
-        "stable_score": [0.1 * (i + 1) for i in range(n)],
-        "canary": [2 if canary else None] * n,
-        "canary_score": [0.9 if canary else None] * n,
-    }
-    schema = prediction_schema(project)
-    full = {name: rows.get(name, pa.nulls(n, schema.field(name).type)) for name in schema.names}
-    return pa.Table.from_pydict(full, schema=schema)
-
-
-def labels(ids: list[str], values: list[float], *, at: float) -> pa.Table:
-    n = len(ids)
-    rows: dict[str, Any] = {"prediction_id": ids, "day": [day_of(at)] * n, "label": values}
-    rows |= {"at": micros([at] * n), "time": micros([at] * n)}
-    full = {f.name: rows.get(f.name, pa.nulls(n, f.type)) for f in LABEL_SCHEMA}
-    return pa.Table.from_pydict(full, schema=LABEL_SCHEMA)
-
-
-def append(uri: str, table: pa.Table, number: int) -> None:
-    lake.append_once(uri, table, "spool", number, partition_by=("day",))
 
 
 def commit(uri: str, table: pa.Table, *, append: bool = False) -> lake.DatasetVersion:
@@ -83,8 +47,8 @@ def project(tmp_path: Path) -> Project:
     project = fakes.project(storage={"root": str(tmp_path)})
     append(log_uri(project), predictions(project, "r1", [KEY, "customer-170"], at=START), 0)
     append(log_uri(project), predictions(project, "r2", ["other", KEY], at=START + DAY_S, canary=True), 1)
-    append(labels_uri(project), labels(["r1:0", "r1:1"], [0.0, 1.0], at=START + DAY_S), 0)
-    append(labels_uri(project), labels(["r1:0", "r2:1", "r2:0"], [1.0, 1.0, 0.0], at=START + 2 * DAY_S), 1)
+    append(labels_uri(project), labels(project, ["r1:0", "r1:1"], [0.0, 1.0], at=START + DAY_S), 0)
+    append(labels_uri(project), labels(project, ["r1:0", "r2:1", "r2:0"], [1.0, 1.0, 0.0], at=START + 2 * DAY_S), 1)
     rows = pa.table({"who": [KEY, "other", "third"], "x": [1.0, 2.0, 3.0]})
     data, bad = project.storage.path("data", "small"), project.storage.path("quarantine", "small")
     commit(data, rows)
@@ -126,7 +90,7 @@ def test_an_order_reaches_every_table_and_proves_it(project: Project, tmp_path: 
         "quarantine": (1, (1,)),
     }
     assert KEY.encode() not in everything(str(tmp_path)).replace(b"customer-170", b"")
-    left = history.History(project).newest(Question())
+    left = History(project, addressed).newest(Question())
     assert sorted(left["key"].to_pylist()) == ["customer-170", "other"]
     assert sorted(left["label"].to_pylist()) == [0.0, 1.0]
     bad = lake.dataset(project.storage.path("quarantine", "small"), 1)
@@ -176,7 +140,7 @@ def test_an_order_that_was_killed_goes_on_where_it_was(
     outcome = run(project, resumed)
     assert outcome.proven
     assert outcome.order.ids == tuple(sorted(forget.pseudonym(SECRET, i) for i in ("r1:0", "r2:1")))
-    assert history.History(project).newest(Question())["key"].to_pylist() == ["other", "customer-170"]
+    assert History(project, addressed).newest(Question())["key"].to_pylist() == ["other", "customer-170"]
 
 
 def test_rows_that_come_while_it_runs_are_gone_at_the_end(project: Project) -> None:
@@ -241,12 +205,34 @@ def test_late_rows_are_sieved_and_those_of_a_new_start_are_not() -> None:
 
 
 def test_late_labels_of_predictions_that_are_gone_are_sieved_whenever_they_come() -> None:
-    kept = forgotten("a:0").kept(labels(["a:0", "a:1"], [1.0, 0.0], at=START + 9 * DAY_S))
+    project = fakes.project()
+    kept = forgotten("a:0").kept(labels(project, ["a:0", "a:1"], [1.0, 0.0], at=START + 9 * DAY_S))
     assert kept["prediction_id"].to_pylist() == ["a:1"]
 
 
+def test_labels_by_key_are_sieved_as_long_as_they_may_be_about_what_was() -> None:
+    rows = [labels(fakes.project(), [None], [1.0], at=START + hours * 3600.0, keys=[KEY]) for hours in (1, 47, 49)]
+    kept = forgotten().kept(pa.concat_tables(rows), grace_s=2 * DAY_S)
+    assert kept.num_rows == 1
+    assert kept["time"][0].as_py().hour == 1
+
+
+def test_a_register_looks_again_only_when_there_is_something_new(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    register = forget.Register(project, lambda: asked.append(1) or SECRET)
+    rows = predictions(project, "r", [KEY, "other"], at=START)
+    assert register.now().kept(rows) is rows
+    assert not asked
+    forget.save(project, order(project))
+    assert register.now().kept(rows)["key"].to_pylist() == ["other"]
+    assert register.now() is register.now()
+    assert asked == [1]
+
+
 def test_without_orders_nothing_is_looked_at() -> None:
-    rows = labels(["a:0"], [1.0], at=START)
+    rows = labels(fakes.project(), ["a:0"], [1.0], at=START)
     assert forget.Forgotten(SECRET, []).kept(rows) is rows
 
 
