@@ -173,6 +173,8 @@ def _gone(result: dict[str, Any]) -> str:
     lines += [
         f"LEFT in {left['table']}: {left['what']} of {left['file']}, {left['n']} times" for left in result["left"]
     ]
+    if any(left["table"] == "spool" for left in result["left"]):
+        lines.append("collectors will sieve the spool: start them with `mlops-ray up`, then give the order again")
     if not result["left"]:
         lines.append(f"no row and no byte of {result['keys']} keys is left in these tables; order {result['order']}")
     others = [f"{found['what']} of {found['table']}" for found in result["mentions"]]
