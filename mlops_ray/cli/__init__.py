@@ -19,6 +19,7 @@ from mlops_ray.cli import access, data, log, models
 from mlops_ray.cli.output import AsJson, Config, day, progress, say, table_console, writable
 from mlops_ray.cli.profile import drift, profile
 from mlops_ray.cli.schema import schema_app
+from mlops_ray.cli.scoring import score
 from mlops_ray.errors import DataRefused, GateRejected, MlopsRayError
 
 app = typer.Typer(
@@ -41,7 +42,7 @@ app.add_typer(ledger_app, name="ledger")
 app.add_typer(data.app, name="data")
 app.add_typer(log.app, name="log")
 app.add_typer(access.app, name="token")
-for command in (profile, drift, models.lineage, models.card, models.reproduce, models.export, models.approve):
+for command in (profile, drift, score, models.lineage, models.card, models.reproduce, models.export, models.approve):
     app.command()(command)
 app.add_typer(schema_app, name="schema")
 
