@@ -184,6 +184,8 @@ class Monitor:
         if kind == _DRIFT:
             window = sum((Profile.from_dict(b) for _, _, b in blocks), empty(reference.bins))
             found = judgement.judge_drift(plan, reference, window, rng)
+        elif self._project.task != "binary":
+            found = judgement.unjudged_quality(self._project.task)
         else:
             labels, scores = self._cohort(start, end, at, stable.version)
             found = judgement.judge_quality(plan, reference, labels, scores, rng)

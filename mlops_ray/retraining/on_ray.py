@@ -228,6 +228,8 @@ def training_set(project: Project, decided_at: float, decision: str) -> lake.Dat
     labels = lake.scan(labels_uri(project), log.day_of(since), log.day_of(decided_at), log.label_schema(project))
     live = pl.DataFrame(pl.from_arrow(joined(predictions, labels, known_by=decided_at)))
     live = live.filter(pl.col("label").is_not_null())
+    if project.task == "multiclass" and project.column(project.target).dtype == "int":
+        live = live.with_columns(pl.col("label").cast(pl.Int64))  # classes stand in the log as texts
     # Selected and not renamed: the project's own columns may be called as others of the log are.
     logged = {name: f"x_{name}" for name in project.features.inputs}
     logged |= {project.key: "key", project.event_time: "event_time", project.target: "label"}

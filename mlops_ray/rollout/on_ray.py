@@ -32,7 +32,7 @@ from mlops_ray.serving import applications, log
 from mlops_ray.serving.on_apply import application_states, replica_status, try_apply
 from mlops_ray.serving.on_collectors import ensure_collectors
 from mlops_ray.serving.places import labels_uri, log_uri
-from mlops_ray.serving.service import Held, Wanted
+from mlops_ray.serving.versions import Held, Wanted
 from mlops_ray.state import Lease, RolloutRow, ServingRow, Store, Tx, VersionRow
 from mlops_ray.training.on_registry import Registry
 
@@ -175,11 +175,13 @@ class Controller:
             seconds = rows[column].dt.epoch("us").fill_null(0).to_numpy() / 1e6
             return np.ceil(seconds / plan.look_s).astype(np.int64)
 
+        # Losses of other tasks are not compared yet: their canaries can fail, and be promoted by order only.
+        known = rows["label"] if self._project.task == "binary" else pl.Series([None] * len(rows), dtype=pl.Float64)
         return Outcomes(
             keys=rows["key"].to_numpy(),
             seen=looks("event_time"),
             labelled=looks("label_time"),
-            label=rows["label"].cast(pl.Float64).fill_null(float("nan")).to_numpy(),
+            label=known.cast(pl.Float64).fill_null(float("nan")).to_numpy(),
             stable=rows["stable_score"].to_numpy(),
             canary=rows["canary_score"].cast(pl.Float64).fill_null(float("nan")).to_numpy(),
         )
@@ -203,7 +205,7 @@ class Controller:
             served, row = tx.serving(self._name), tx.open_rollout(self._name)
             if served is None:
                 return None
-            wanted = wanted_configuration(Wanted.parse(served.spec, served.seq), row, tx)
+            wanted = wanted_configuration(Wanted.of(served), row, tx)
             return tx.save_serving(self._name, wanted.spec(), max(lease.fence, served.fence))
 
         found: ServingRow | None = self._guarded(lease, save)
@@ -215,7 +217,7 @@ class Controller:
             row, served = tx.rollout(rollout), tx.serving(self._name)
         if row is None or served is None:
             return None
-        before, wanted = CanaryState.from_dict(row.state), Wanted.parse(served.spec, served.seq)
+        before, wanted = CanaryState.from_dict(row.state), Wanted.of(served)
         if before.phase in canary.ENDED:
             return None
         after, trouble = before, None
@@ -315,7 +317,7 @@ def flip(tx: Tx, rollout: str) -> None:
     served = tx.serving(row.project) if row else None
     if row is None or served is None or CanaryState.from_dict(row.state).phase is not Phase.PROMOTING:
         return
-    wanted, target = Wanted.parse(served.spec, served.seq), _held(tx, row.project, row.version)
+    wanted, target = Wanted.of(served), _held(tx, row.project, row.version)
     spec = replace(wanted, stable=target, warm=tuple(h for h in wanted.held if h != target)).spec()
     tx.save_serving(row.project, spec, served.fence)
 
@@ -330,19 +332,26 @@ def _back_to_stable(tx: Tx, row: RolloutRow) -> None:
     served = tx.serving(row.project)
     if served is None or served.spec["stable"]["version"] != row.version:
         return
-    wanted = Wanted.parse(served.spec, served.seq)
+    wanted = Wanted.of(served)
     spec = replace(wanted, stable=_held(tx, row.project, row.stable), warm=(), canary=None, share=0.0, salt="").spec()
     tx.save_serving(row.project, spec, served.fence)
 
 
-def first_version(store: Store, project: Project, *, now: float) -> int | None:
-    """The stable version; when there is none yet, the newest that may serve becomes it. None without such versions."""
+def first_version(store: Store, project: Project, *, now: float, version: int | None = None) -> int | None:
+    """The stable version; when there is none yet, `version` becomes it, or the newest that may serve.
+
+    Returns: None where no version may serve. Raises: ModelNotFound, ApprovalPending for a `version` that may not.
+    """
 
     def run(tx: Tx) -> int | None:
         served = tx.serving(project.project)
-        versions = [version for version in tx.versions(project.project) if version.may_serve]
+        versions = [row for row in tx.versions(project.project) if row.may_serve]
         if served is not None:
             return int(served.spec["stable"]["version"])
+        if version is not None:
+            versions = [tx.version(project.project, version)]
+            if not versions[0].may_serve:
+                raise ApprovalPending(project.project, version)
         if not versions:
             return None
         first = versions[-1]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlops_ray.config import Project
-from mlops_ray.serving.service import Wanted
+from mlops_ray.serving.versions import Wanted
 
 # Between a project's name and a version's number; names of projects hold no hyphen.
 _APART = "--v"
@@ -96,6 +96,7 @@ def _ingress(served: Served) -> dict[str, Any]:
                 "max_ongoing_requests": serving.max_ongoing_requests,
                 "user_config": {
                     "sequence": served.wanted.sequence,
+                    "fence": served.wanted.fence,
                     "spec": served.wanted.spec(),
                 },
             }

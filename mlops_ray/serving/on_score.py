@@ -14,7 +14,7 @@ from mlops_ray.config import Project, Source
 from mlops_ray.data.profile import Bins, Profile
 from mlops_ray.data.sources.on_ray import numbered, open_source
 from mlops_ray.data.sources.shards import fingerprint
-from mlops_ray.serving import batch, scoring
+from mlops_ray.serving import batch, bulk
 from mlops_ray.serving.artifacts import local
 from mlops_ray.serving.batch import Block, Output, Plan
 from mlops_ray.state import VersionRow
@@ -50,7 +50,7 @@ def score(
         with; ArtifactRefused.
     """
     model = _loaded(row.artifact, row.sha256, tuple(project.features.trusted_types))
-    wanted = scoring.columns_of(project, model)
+    wanted = bulk.columns_of(project, model)
     opened = open_source(source, wanted)
     marks = tuple(fingerprint(shard) for part in opened.parts for shard in part.shards)
     said = json.dumps(source.public(), sort_keys=True, default=str)
@@ -66,7 +66,7 @@ def score(
         blocks[block.number] = block
         n_rows += block.n_read
         on_progress("rows", n_rows, opened.n_rows)
-    bins, schema = model.reference.bins, scoring.output_schema(model)
+    bins, schema = model.reference.bins, bulk.output_schema(model)
     manifest, profile = batch.finished(output, plan, list(blocks.values()), schema, bins, resumed=len(finished))
     return Scored(manifest, profile, bins)
 
@@ -75,7 +75,7 @@ def _block(
     project: Project, artifact: str, sha256: str, plan: Plan, output: Output, number: int, batches: Iterator[pa.Table]
 ) -> Block:
     model = _loaded(artifact, sha256, tuple(project.features.trusted_types))
-    return scoring.score(project, model, plan, output, number, batches)
+    return bulk.score(project, model, plan, output, number, batches)
 
 
 @functools.lru_cache(maxsize=1)
