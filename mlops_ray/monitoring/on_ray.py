@@ -23,9 +23,10 @@ from mlops_ray.config import Project, parse_portable
 from mlops_ray.data import lake
 from mlops_ray.data.profile import Profile, empty
 from mlops_ray.monitoring import clock, judgement
+from mlops_ray.monitoring.folding import fold
 from mlops_ray.monitoring.labels import joined
-from mlops_ray.monitoring.on_prometheus import Exposition, rows_cursor
-from mlops_ray.serving import collecting, log
+from mlops_ray.monitoring.on_prometheus import Exposition
+from mlops_ray.serving import log
 from mlops_ray.serving.artifacts import local
 from mlops_ray.serving.places import labels_uri, log_uri
 from mlops_ray.state import Cursor, RetrainRow, Store, Tx, VersionRow, WindowRow
@@ -93,48 +94,9 @@ class Monitor:
         return self._text
 
     def push(self, pushed: Mapping[str, Any]) -> bool:
-        """Fold what a collector committed, exactly once, whatever is repeated; whether this push was the next one.
-
-        Args: `spool`, `base` (the last segment folded before), `number` of its last segment, `profiles` as
-            (version, block, body); `watermark` and `newest` event time that came with them (seconds since the epoch;
-            None without). `node`: whose spools had been passed when everything up to `passed` was known; `nodes`: those
-            alive then.
-        """
-        spool, number = collecting.cursor_name(pushed["spool"]), pushed["number"]
-
-        def fold(tx: Tx) -> bool:
-            if tx.cursor(self._name, spool).number != pushed["base"]:
-                return False
-            self._note_time(tx, pushed)
-            for version, block, body in pushed["profiles"]:
-                known = tx.profile(self._name, version, block)
-                merged = Profile.from_dict(body) + Profile.from_dict(known) if known else Profile.from_dict(body)
-                tx.save_profile(self._name, version, block, merged.to_dict())
-                rows = tx.cursor(self._name, rows_cursor(version)).number
-                tx.save_cursor(self._name, rows_cursor(version), max(rows, 0) + body["n"], 0.0)
-            tx.save_cursor(self._name, spool, number, 0.0)
-            return True
-
-        return self._store.run(fold)
-
-    def _note_time(self, tx: Tx, pushed: Mapping[str, Any]) -> None:
-        """A mark of time is pending until every living node's spools have been passed since: see `collecting`."""
-        name, now = self._name, time.time()
-        # No row from the future may move decision time ahead of the clock.
-        marks = [min(m, now) for m in (pushed["watermark"], pushed["newest"]) if m is not None]
-        if marks:
-            pending = tx.cursor(name, collecting.PENDING).at
-            tx.save_cursor(name, collecting.PENDING, 0, max(pending, *marks))
-            tx.save_cursor(name, "seen", 0, now)
-        if pushed["passed"] is None:
-            return
-        tx.save_cursor(name, collecting.passed_name(pushed["node"]), 0, pushed["passed"])
-        alive = {pushed["node"], *pushed["nodes"]}
-        # A node whose collector has not come up yet has no cursor: its rows come late rather than hold up the others.
-        found = [tx.cursor(name, collecting.passed_name(node)) for node in alive]
-        counted, watermark = min(c.at for c in found if c.number >= 0), tx.cursor(name, "watermark")
-        if counted > watermark.at:
-            tx.save_cursor(name, "watermark", 0, counted)
+        """Fold what a collector committed, exactly once, whatever is repeated; whether this push was the next one of
+        its spool. Args: see `folding.fold`."""
+        return self._store.run(lambda tx: fold(tx, self._name, pushed, time.time()))
 
     def tick(self) -> dict[str, Any]:
         """Judge what has become due, decide, and see to the open retrain. Returns where things stand."""

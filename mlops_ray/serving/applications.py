@@ -60,7 +60,7 @@ def render(
     config: dict[str, Any] = {"proxy_location": "EveryNode", "applications": applications}
     if ordered:  # Serve reads them once, when it starts
         cluster = ordered[0].project.cluster
-        config["http_options"] = {"host": cluster.host, "port": cluster.http_port}
+        config["http_options"] = {"host": cluster.host if cluster.address else "127.0.0.1", "port": cluster.http_port}
     return config
 
 

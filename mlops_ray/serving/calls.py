@@ -72,6 +72,8 @@ async def scored(call: Call, asked: Asked, reply: Callable[[Asked, Answer], Repl
         asked = replace(asked, options=replace(asked.options, version=int(pinned)))
     elif asked.options.version is not None:
         call.demand(Role.OPERATE)
+    if (named := call.service.project.serving.key_header) and asked.batch.keys is None:
+        asked = _keyed(call, asked, named.lower())
     fingerprint = xxhash.xxh3_64_intdigest(call.body, asked.options.version or 0) if call.repeatable else 0
     answer = await call.service.predict(call.id, asked, repeatable=call.repeatable, fingerprint=fingerprint)
     given = reply(asked, answer)
@@ -79,6 +81,16 @@ async def scored(call: Call, asked: Asked, reply: Callable[[Asked, Answer], Repl
     if len(versions) == 1 or bool((versions == versions[0]).all()):
         return with_headers(given, ("X-Model-Version", str(versions[0])))
     return given
+
+
+def _keyed(call: Call, asked: Asked, header: str) -> Asked:
+    """The request with the key of all its rows from `serving.key_header`, if sent. Raises: BadRequest (400)."""
+    key = call.headers.get(header)
+    if key is None:
+        return asked
+    if not 1 <= len(key) <= 1_000 or not key.isprintable():
+        raise BadRequest(400, f"bad {header}", "use 1 to 1,000 printable characters")
+    return replace(asked, batch=replace(asked.batch, keys=(key,) * asked.batch.n_rows))
 
 
 def with_headers(reply: Reply, *headers: tuple[str, str]) -> Reply:

@@ -35,6 +35,10 @@ _log = logging.getLogger(__name__)
 # Machine time between two looks at how full the node's spool is: at 100 MB/s it outgrows its limit by a tenth.
 _LOOK_S = 1.0
 
+_FULL = "the spool cannot be written; predictions are answered unrecorded, labels refused"
+_OVER = "the spool is above capture.spool_mb; is the store away?"
+_SYNC = "the disk does not take an fsync; records survive their process, not power loss"
+
 
 class Capture:
     """The spool of one node, as one process writes to it: several replicas write files of their own.
@@ -55,7 +59,7 @@ class Capture:
         self._limit = self._plan.spool_mb * 2**20
         self._over, self._looked = False, -1.0
         self._uncounted: dict[str, tuple[int, float]] = {}
-        self._trouble = ""
+        self._troubles: set[str] = set()
         self._retired: list[SegmentFile] = []
         self._appended = self._synced = self._failed = 0
         self._syncing: asyncio.Future[bool] | None = None
@@ -65,7 +69,7 @@ class Capture:
         try:
             self._file = SegmentFile(folder)
         except OSError as exc:
-            self._say(f"the spool cannot be made ({exc.strerror}); predictions are answered unrecorded")
+            self._say(_FULL, exc.strerror)
 
     def append(self, record: Record) -> bool:
         """Write one record; when this returns True it survives the death of the process.
@@ -89,7 +93,7 @@ class Capture:
         try:
             self._write(self._addressed(record) if isinstance(record, Labelled) else record)
         except OSError as exc:
-            self._say(f"the spool cannot be written ({exc.strerror})")
+            self._say(_FULL, exc.strerror)
             detail = f"the spool cannot be written ({exc.strerror}); free its disk"
             raise BackendUnavailable("the prediction log", detail) from exc
         return True
@@ -155,7 +159,7 @@ class Capture:
         try:
             self._write(record)
         except OSError as exc:
-            self._say(f"the spool cannot be written ({exc.strerror}); predictions are answered unrecorded")
+            self._say(_FULL, exc.strerror)
             self._count("disk", n_rows, at)
             return False
         return True
@@ -163,19 +167,25 @@ class Capture:
     def _overflows(self) -> bool:
         now = time.monotonic()
         if now - self._looked >= _LOOK_S:
-            over = waiting_bytes(self._folder) > self._limit
-            if over:
-                self._say(f"the spool is above spool_mb; 1 request in {self._plan.overflow_keep} is recorded")
-            elif self._over:
-                self._say("")
-            self._looked, self._over = now, over
+            self._looked, self._over = now, False
+            with contextlib.suppress(OSError):  # a folder that cannot be read: the write will say so
+                self._over = waiting_bytes(self._folder) > self._limit
+            if self._over:
+                self._say(_OVER, f"1 request in {self._plan.overflow_keep} is recorded")
+            else:
+                self._well_again(_OVER)
         return self._over
 
-    def _say(self, trouble: str) -> None:
-        """Log what is wrong with the spool when that changes; "" when nothing is any more."""
-        if trouble != self._trouble:
-            self._trouble = trouble
-            (_log.warning if trouble else _log.info)("%s: %s", self._folder, trouble or "records are kept again")
+    def _say(self, trouble: str, detail: str | None) -> None:
+        """Log that something is wrong with the spool, once until it is well again."""
+        if trouble not in self._troubles:
+            self._troubles.add(trouble)
+            _log.warning("%s: %s (%s)", self._folder, trouble, detail)
+
+    def _well_again(self, trouble: str) -> None:
+        if trouble in self._troubles:
+            self._troubles.remove(trouble)
+            _log.warning("%s: no longer so: %s", self._folder, trouble)
 
     # files
 
@@ -184,8 +194,8 @@ class Capture:
         self._appended += 1
         if self._uncounted:
             self._flush_counts()
-        if self._trouble and not self._over:
-            self._say("")
+        if self._troubles:
+            self._well_again(_FULL)
 
     def _in_file(self, write: Callable[[SegmentFile], None]) -> None:
         """Do it to the open file, or to a new one. Raises: OSError."""
@@ -222,7 +232,7 @@ class Capture:
             try:
                 self._in_file(lambda file, why=why, n=n_rows, at=at: file.count(why, n, at))  # type: ignore[misc]
             except OSError as exc:
-                self._say(f"rows that are not recorded cannot be counted on disk either ({exc.strerror})")
+                self._say(_FULL, exc.strerror)
                 return
             del self._uncounted[why]
 
@@ -246,10 +256,12 @@ class Capture:
             if trouble:
                 # The kernel reports a lost page once and calls it clean: this file is trusted no further.
                 self._failed = self._appended
-                self._say(f"the disk did not take an fsync ({trouble}); records survive the process only")
+                self._say(_SYNC, trouble)
                 if self._file is not None:
                     self._retired.append(self._file)
                     self._file = None
+            else:
+                self._well_again(_SYNC)
             return not trouble
 
         return loop.create_task(finish())

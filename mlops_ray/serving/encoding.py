@@ -27,7 +27,7 @@ Framed = Scored | Shadowed | Labelled | Watermark
 
 MAGIC = b"\xf5\xd9MR"
 """Where a frame begins. 0xF5 is no byte of UTF-8, so no text holds it."""
-_FRAME = struct.Struct("<4sIIB3x")
+_FRAME = struct.Struct("<4sIIB")
 _SIZE = struct.Struct("<I")
 _SCORED, _SHADOWED, _LABELLED, _WATERMARK = range(1, 5)
 _JSON = orjson.OPT_SERIALIZE_NUMPY

@@ -245,24 +245,19 @@ async def _body(call: Call, receive: Receive, limit: int) -> bytes:
         detail = f"send the body uncompressed or as gzip, not {encoding[:40]!r}"
         raise BadRequest(415, "unsupported content encoding", detail)
     stated = call.headers.get("content-length", "")
-    if stated.isdecimal() and int(stated) > limit:
+    if stated.isdecimal() and (len(stated) > 15 or int(stated) > limit):
         raise _too_large(limit)
-    body = await _next(receive)
-    if len(body[0]) > limit:
+    whole, more = await _next(receive)
+    if more:
+        pieces = bytearray(whole)
+        while more and len(pieces) <= limit:
+            piece, more = await _next(receive)
+            pieces += piece
+        whole = bytes(pieces)
+    if len(whole) > limit:
+        # The server goes on reading what still comes, and drops it: a client that only listens once it has sent all of
+        # its body gets the answer too.
         raise _too_large(limit)
-    if body[1]:
-        chunks, size = [body[0]], len(body[0])
-        more = True
-        while more:
-            chunk, more = await _next(receive)
-            size += len(chunk)
-            if size > limit:
-                # The server goes on reading what still comes, and drops it: the client can send on until it listens.
-                raise _too_large(limit)
-            chunks.append(chunk)
-        whole = b"".join(chunks)
-    else:
-        whole = body[0]
     if encoding == "identity":
         return whole
     if len(whole) <= _INFLATE_INLINE:

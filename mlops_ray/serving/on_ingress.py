@@ -19,12 +19,13 @@ from starlette.middleware import Middleware
 from mlops_ray.config import Project, parse_portable
 from mlops_ray.data.profile import Columns
 from mlops_ray.errors import BackendUnavailable, ModelNotFound
-from mlops_ray.serving import applications, claims, frames, http, tokens
+from mlops_ray.serving import applications, calls, claims, frames, http, tokens
 from mlops_ray.serving.access import Access, Open
 from mlops_ray.serving.artifacts import load_version
 from mlops_ray.serving.canary import Told
 from mlops_ray.serving.capture import Capture
 from mlops_ray.serving.on_line import Door, Line
+from mlops_ray.serving.on_loopback import listen_on_loopback
 from mlops_ray.serving.places import spool_folder
 from mlops_ray.serving.scoring import INLINE_ROWS
 from mlops_ray.serving.service import Service
@@ -52,6 +53,7 @@ class Ingress:
     """One replica of a project's ingress; all it does is in `Service`, and what HTTP it speaks in `http`."""
 
     def __init__(self, text: str) -> None:
+        listen_on_loopback()
         project = parse_portable(text, env=os.environ)
         store = Store.open(project.storage.state)
         with store.read() as tx:
@@ -73,7 +75,7 @@ class Ingress:
         return self.service.status()
 
 
-def _access(project: Project, store: Store) -> http.Access:
+def _access(project: Project, store: Store) -> calls.Access:
     """Who may ask what; with tokens, kept up to date by a thread."""
     if project.serving.auth == "off":
         store.close()
@@ -134,6 +136,7 @@ class Version:
     """A version on trial, in a process of its own: whatever it does, stable's replicas do not feel it."""
 
     def __init__(self, text: str, version: int) -> None:
+        listen_on_loopback()
         project = parse_portable(text, env=os.environ)
         store = Store.open(project.storage.state)
         with store.read() as tx:

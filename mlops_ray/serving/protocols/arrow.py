@@ -87,8 +87,10 @@ def _lengths(values: pa.Array) -> NDArray[np.int64]:
     """Bytes of each text; of anything else, what each value takes on average."""
     kind = values.type
     if pa.types.is_string_view(kind):  # a view of 16 bytes begins with the text's length
-        views = np.frombuffer(values.buffers()[1], np.int32).reshape(-1, 4)
-        return np.maximum(views[values.offset : values.offset + len(values), 0], 0).astype(np.int64)
+        if not len(values):
+            return np.zeros(0, np.int64)
+        views = np.frombuffer(values.buffers()[1], np.int32, 4 * len(values), 16 * values.offset)
+        return np.maximum(views[::4], 0).astype(np.int64)  # that of a null may be anything
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         found: NDArray[Any] = pc.binary_length(values).fill_null(0).to_numpy(zero_copy_only=False)
         return found.astype(np.int64)

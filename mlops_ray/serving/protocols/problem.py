@@ -38,5 +38,5 @@ def pointed(error: BadRequest, *path: str | int) -> BadRequest:
     {'pointer': '#/rows/0/a~1b'}
     """
     steps = (quote(str(step).replace("~", "~0").replace("/", "~1"), safe="~") for step in path)
-    pointer = "#/" + "/".join(steps)
+    pointer = "#" + "".join("/" + step for step in steps)
     return BadRequest(error.status, error.title, error.detail, {"pointer": pointer, **error.members})

@@ -96,18 +96,20 @@ def _mounted(applications: dict[str, Application]) -> Any:
 
 
 @pytest.fixture(scope="session")
-def served() -> Iterator[dict[Task, Served]]:
-    """A project of each task, served by one process."""
-    tasks: tuple[Task, ...] = ("binary", "multiclass", "regression")
-    names = {"binary": "small", "multiclass": "classes", "regression": "numbers"}
+def every() -> Iterator[dict[str, Served]]:
+    """A project of each task, and one of numbers alone, by name, served by one process."""
+    plain = {"numeric": {"columns": ["x", "n"]}}
+    projects = [
+        fakes.project(),
+        fakes.project(project="classes", task="multiclass"),
+        fakes.project(project="numbers", task="regression"),
+        fakes.project(project="plain", task="regression", features=plain),
+    ]
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        found = {
-            task: Served(fakes.project(task=task, project=names[task]), f"{url}/{names[task]}", Memory())
-            for task in tasks
-        }
-        mounted = _mounted({one.project.project: _application(one.project, one.log) for one in found.values()})
+        found = {p.project: Served(p, f"{url}/{p.project}", Memory()) for p in projects}
+        mounted = _mounted({name: _application(one.project, one.log) for name, one in found.items()})
         server = uvicorn.Server(uvicorn.Config(mounted, log_level="warning", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
@@ -118,5 +120,12 @@ def served() -> Iterator[dict[Task, Served]]:
 
 
 @pytest.fixture
-def binary(served: dict[Task, Served]) -> Served:
-    return served["binary"]
+def binary(every: dict[str, Served]) -> Served:
+    """The binary project."""
+    return every["small"]
+
+
+@pytest.fixture
+def plain(every: dict[str, Served]) -> Served:
+    """The regression whose features are numbers."""
+    return every["plain"]

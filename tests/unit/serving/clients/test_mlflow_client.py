@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlops_ray.config import Task
 from tests import fakes
 from tests.unit.serving.clients.conftest import STABLE, WARM, Served
 
@@ -60,9 +59,9 @@ def test_rows_and_columns_are_scored(client: ScoringServerClient) -> None:
         assert client.invoke(sent).get_predictions("ndarray").tolist() == [0, 1]
 
 
-def test_an_array_without_names_is_the_features_in_their_order(served: dict[Task, Served]) -> None:
+def test_an_array_without_names_is_the_features_in_their_order(every: dict[str, Served]) -> None:
     array = np.array([[0.5, 2, True, "red", "blue"]], dtype=object)
-    assert client_of(served["regression"]).invoke(array).get_predictions("ndarray").tolist() == [0.2]
+    assert client_of(every["numbers"]).invoke(array).get_predictions("ndarray").tolist() == [0.2]
 
 
 @pytest.mark.parametrize(
@@ -82,8 +81,8 @@ def test_params_choose_the_answer(
     assert answer["versions"] == [WARM if params == {"version": WARM} else STABLE] * 2
 
 
-def test_classes_are_predicted_by_name(served: dict[Task, Served]) -> None:
-    client = client_of(served["multiclass"])
+def test_classes_are_predicted_by_name(every: dict[str, Served]) -> None:
+    client = client_of(every["classes"])
     assert client.invoke(FRAME)["predictions"] == ["mittel", "low"]
     answer = client.invoke(FRAME, params={"probabilities": True})
     frame = pd.DataFrame(answer["predictions"], columns=answer["classes"])

@@ -13,7 +13,6 @@ import tritonclient.http.aio as triton_aio
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from mlops_ray.config import Task
 from tests.unit.serving.clients.conftest import CLASSES, STABLE, WARM, Served
 
 COLUMNS: dict[str, tuple[str, NDArray[Any]]] = {
@@ -142,19 +141,27 @@ def test_what_is_not_there_is_a_v2_error_too(client: triton.InferenceServerClien
         client.infer("small", inputs(), sequence_id=7)
 
 
-@pytest.mark.parametrize(("task", "name"), [("multiclass", "classes"), ("regression", "numbers")])
-def test_other_tasks_answer_too(served: dict[Task, Served], task: Task, name: str) -> None:
-    with triton.InferenceServerClient(served[task].place) as client:
-        result = client.infer(name, inputs())
-        if task == "regression":
-            assert result.as_numpy("prediction").tolist() == pytest.approx([0.2, 0.75])
-            return
+def test_a_regression_answers_with_numbers(every: dict[str, Served]) -> None:
+    with triton.InferenceServerClient(every["numbers"].place) as client:
+        assert client.infer("numbers", inputs()).as_numpy("prediction").tolist() == pytest.approx([0.2, 0.75])
+
+
+def test_classes_come_with_their_probabilities(every: dict[str, Served]) -> None:
+    with triton.InferenceServerClient(every["classes"].place) as client:
+        result = client.infer("classes", inputs())
         assert result.as_numpy("probabilities") == pytest.approx(np.array([[0.2, 0.4, 0.4], [0.75, 0.125, 0.125]]))
         assert [text.decode() for text in result.as_numpy("label")] == ["mittel", "low"]
         likeliest = triton.InferRequestedOutput("probabilities", class_count=1)
-        top = client.infer(name, inputs(), outputs=[likeliest]).as_numpy("probabilities")
+        top = client.infer("classes", inputs(), outputs=[likeliest]).as_numpy("probabilities")
         assert [text.decode() for text in top.ravel()] == ["0.400000:1:mittel", "0.750000:0:low"]
-        assert client.get_model_metadata(name)["outputs"][0]["shape"] == [-1, len(CLASSES)]
+        assert client.get_model_metadata("classes")["outputs"][0]["shape"] == [-1, len(CLASSES)]
+
+
+def test_all_features_may_stand_in_one_tensor(plain: Served) -> None:
+    whole = triton.InferInput("input", [2, 2], "INT32")
+    whole.set_data_from_numpy(np.array([[2, 2], [5, 7]], dtype=np.int32))
+    with triton.InferenceServerClient(plain.place) as client:
+        assert client.infer("plain", [whole]).as_numpy("prediction").tolist() == pytest.approx([0.2, 0.7])
 
 
 def test_the_asynchronous_client_speaks_it_as_well(binary: Served) -> None:
