@@ -262,7 +262,7 @@ def test_a_key_with_a_quote_is_quoted(tmp_path: Path) -> None:
     uri, key = str(tmp_path / "log"), 'O\'Neil "x" \\ é'
     lake.append_once(uri, rows(key, "a").append_column("day", [["2026-01-01"] * 2]), "spool", 0, partition_by=("day",))
     needles = Needles((key,))
-    assert needles.tells(Path(uri, "_delta_log", f"{0:020d}.json").read_bytes())
+    assert any(needles.tells(entry.read_bytes()) for entry in Path(uri, "_delta_log").glob("*.json"))
     assert redaction.purge(uri, sought(key=key), needles.tells, by=["who"]).rows == 1
     assert traces(uri, needles, ["who"]) == []
 
