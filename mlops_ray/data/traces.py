@@ -97,7 +97,8 @@ class Needles:
 
     def _cleaned(self, value: Any) -> Any:
         if isinstance(value, str):
-            return self._text.sub(REDACTED, value)
+            inner = _parsed(value)
+            return self._text.sub(REDACTED, value) if inner is None else json.dumps(self._cleaned(inner))
         if isinstance(value, dict):
             return {self._text.sub(REDACTED, str(k)): self._cleaned(v) for k, v in value.items()}
         return [self._cleaned(item) for item in value] if isinstance(value, list) else value
@@ -109,7 +110,10 @@ class Needles:
     def traces(self, name: str, content: bytes, keys: Sequence[str]) -> Iterator[Trace]:
         """What is left of them in one file. keys: columns that are compared whatever their type."""
         if content[:4] == b"PAR1":
-            yield from self._parquet(name, content, keys)
+            try:
+                yield from self._parquet(name, content, keys)
+            except (pa.ArrowException, OSError):  # torn, or none of ours: nothing can be said for it
+                yield Trace(name, "a Parquet file that cannot be read", 1)
             return
         documents = _documents(content) if name.endswith(".json") or not name else None
         if documents is None:

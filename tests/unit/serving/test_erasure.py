@@ -168,6 +168,15 @@ def test_what_is_written_down_holds_neither_key_nor_prediction_id(project: Proje
     assert KEY not in json.dumps(erasure.evidence(outcome))
 
 
+def test_housekeeping_of_the_log_keeps_orders_and_brings_nothing_back(project: Project) -> None:
+    outcome = run(project, order(project))
+    forget.save(project, outcome.order)
+    lake.tidy(log_uri(project), before_day=None, litter_s=0.0)
+    assert forget.orders(project) == [outcome.order]
+    assert erasure.search(project, NEEDLES) == ()
+    assert lake.committed(log_uri(project), "spool") == 1
+
+
 def test_a_key_that_is_another_rows_word_is_told_and_left(project: Project) -> None:
     needles = Needles(("other",))
     rows = pa.table({"who": ["fourth"], "x": [1.0], "c": ["other"]})
