@@ -115,7 +115,7 @@ def main(arguments: Sequence[str]) -> None:
     running = {path: pid for path in (_substitutes(own), own) if (pid := answering(path)) is not None}
     # Serve's new actor knows no routes until it has heard of them, and would answer 404 for half a second.
     last = os.path.join(os.path.dirname(file), "last.cfg")
-    if "use_backend" in text:
+    if re.search(r"^[ \t]*use_backend ", text, flags=re.M):
         _write(last, text)
     elif running and "-sf" not in arguments and os.path.exists(last):
         text = _read(last)

@@ -17,6 +17,17 @@ from mlops_ray.serving.service import Wanted
 _APART = "--v"
 INGRESS = "Ingress"
 VERSION = "Version"
+# One collector per project reads the spool of its own node, so every ingress replica runs beside it, on the head node.
+_HEAD = {"node:__internal_head__": 0.001}
+# Requests that wait for a place in a replica, or for a replica while none lives. Half a second's work at full load, five
+# seconds' traffic at 200 requests a second; Serve answers those beyond 503 with Retry-After.
+_QUEUED = 1024
+# A replica is replaced after three misses in a row: one that hangs after some 15 s (Serve's default: over a minute). One
+# that computes on its event loop for 4 s is not taken for one that hangs.
+_HEALTH_PERIOD_S = 3.0
+_HEALTH_TIMEOUT_S = 4.0
+# How often a draining replica looks whether it is idle.
+_DRAIN_LOOK_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,7 @@ class Served:
     project: Project
     text: str
     wanted: Wanted
+    fence: int = 0
 
 
 def version_application(project: str, version: int) -> str:
@@ -60,7 +72,12 @@ def render(
     config: dict[str, Any] = {"proxy_location": "EveryNode", "applications": applications}
     if ordered:  # Serve reads them once, when it starts
         cluster = ordered[0].project.cluster
-        config["http_options"] = {"host": cluster.host if cluster.address else "127.0.0.1", "port": cluster.http_port}
+        config["http_options"] = {
+            # On a cluster of our own only HAProxy's front end listens on `cluster.host` (`cluster/on_haproxy.py`).
+            "host": cluster.host if cluster.address else "127.0.0.1",
+            "port": cluster.http_port,
+            "request_timeout_s": max(one.project.serving.request_timeout_s for one in ordered),
+        }
     return config
 
 
@@ -71,19 +88,24 @@ def differs(config: Mapping[str, Any], details: Mapping[str, Any]) -> bool:
     deployed = {name: told for name, told in found.items() if told}
     if deployed.keys() != {a["name"] for a in config["applications"]}:
         return True
-    return any(_told(a) != _told(deployed[a["name"]]) for a in config["applications"])
+    return not all(_holds(deployed[a["name"]], a) for a in config["applications"])
 
 
-def _told(application: Mapping[str, Any]) -> tuple[Any, ...]:
-    deployments = [
-        (d["name"], d.get("num_replicas"), d.get("max_ongoing_requests"), d.get("user_config"))
-        for d in application.get("deployments", ())
-    ]
-    return application.get("import_path"), application.get("args"), deployments
+def _holds(told: Any, wanted: Any) -> bool:
+    """Whether everything that is wanted was told; Serve adds defaults of its own."""
+    if isinstance(wanted, Mapping):
+        return isinstance(told, Mapping) and all(key in told and _holds(told[key], wanted[key]) for key in wanted)
+    if isinstance(wanted, list | tuple):
+        same = isinstance(told, list | tuple) and len(told) == len(wanted)
+        return same and all(_holds(t, w) for t, w in zip(told, wanted, strict=True))
+    return bool(told == wanted)
 
 
 def _ingress(served: Served) -> dict[str, Any]:
     serving = served.project.serving
+    how_many: dict[str, Any] = {"num_replicas": serving.replicas}
+    if serving.autoscaling is not None:
+        how_many = {"autoscaling_config": serving.autoscaling.model_dump(mode="json")}
     return {
         "name": served.project.project,
         "route_prefix": f"/{served.project.project}",
@@ -92,14 +114,30 @@ def _ingress(served: Served) -> dict[str, Any]:
         "deployments": [
             {
                 "name": INGRESS,
-                "num_replicas": serving.replicas,
+                **how_many,
+                **_replica(served.project),
+                "ray_actor_options": {"num_cpus": serving.num_cpus, "resources": _HEAD},
                 "max_ongoing_requests": serving.max_ongoing_requests,
+                "max_queued_requests": _QUEUED,
                 "user_config": {
                     "sequence": served.wanted.sequence,
+                    "fence": served.fence,
                     "spec": served.wanted.spec(),
                 },
             }
         ],
+    }
+
+
+def _replica(project: Project) -> dict[str, Any]:
+    """How every replica of a project is watched and ended. None of this restarts those that run."""
+    serving = project.serving
+    return {
+        "health_check_period_s": _HEALTH_PERIOD_S,
+        "health_check_timeout_s": _HEALTH_TIMEOUT_S,
+        # Requests in hand may take their whole time after the listener has closed.
+        "graceful_shutdown_timeout_s": serving.drain_s + serving.request_timeout_s,
+        "graceful_shutdown_wait_loop_s": _DRAIN_LOOK_S,
     }
 
 
@@ -109,5 +147,14 @@ def _canary(served: Served, version: int) -> dict[str, Any]:
         "route_prefix": None,
         "import_path": "mlops_ray.serving.on_ingress:version_application",
         "args": {"text": served.text, "version": version},
-        "deployments": [{"name": VERSION, "num_replicas": 1}],
+        "deployments": [
+            {
+                "name": VERSION,
+                "num_replicas": 1,
+                **_replica(served.project),
+                "ray_actor_options": {"num_cpus": served.project.serving.num_cpus},
+                # Calls of all ingress replicas; each has a deadline, so none waits long.
+                "max_ongoing_requests": served.project.serving.max_ongoing_requests,
+            }
+        ],
     }

@@ -21,17 +21,13 @@ from mlops_ray.serving.service import Held, Service, Wanted
 from mlops_ray.state import Store
 
 _QUIET = {"enable_access_log": False}
-# One collector per project reads the spool of its own node, so every ingress replica runs beside it, on the head node.
-_HEAD = {"node:__internal_head__": 0.001}
 
 
 def _asgi() -> Any:
     return application(lambda: serve.get_replica_context().servable_object.service)  # type: ignore[attr-defined]
 
 
-@serve.deployment(
-    name=applications.INGRESS, ray_actor_options={"num_cpus": 0.1, "resources": _HEAD}, logging_config=_QUIET
-)
+@serve.deployment(name=applications.INGRESS, logging_config=_QUIET)
 @serve.ingress(_asgi)
 class Ingress:
     """One replica of a project's ingress; all it does is in `Service`."""
@@ -65,7 +61,7 @@ class Ingress:
         return await handle.score.remote(dict(columns))  # type: ignore[no-any-return]
 
 
-@serve.deployment(name=applications.VERSION, ray_actor_options={"num_cpus": 0.1}, logging_config=_QUIET)
+@serve.deployment(name=applications.VERSION, logging_config=_QUIET)
 class Version:
     """A version on trial, in a process of its own: whatever it does, stable's replicas do not feel it."""
 
