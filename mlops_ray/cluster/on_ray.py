@@ -92,6 +92,8 @@ def serve_environment(project: Project, cluster_id: str, temp_dir: str) -> dict[
         "RAY_AUTH_MODE": "disabled",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # Requests reach the ingress's application without Serve's own wrapper, two thirds of a request's cost.
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "mlops_ray.serving.on_ingress.middlewares",
         "RAY_SERVE_HAPROXY_BINARY_PATH": f"{proxy}/haproxy",
         on_haproxy.BINARY: haproxy_binary(),
         on_haproxy.FRONT: _ALL_INTERFACES.get(host, host),

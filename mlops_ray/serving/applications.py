@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlops_ray.config import Project
-from mlops_ray.serving.service import Wanted
+from mlops_ray.config.operation import Serving
+from mlops_ray.serving.versions import Wanted
 
 # Between a project's name and a version's number; names of projects hold no hyphen.
 _APART = "--v"
 INGRESS = "Ingress"
 VERSION = "Version"
-# One collector per project reads the spool of its own node, so every ingress replica runs beside it, on the head node.
-_HEAD = {"node:__internal_head__": 0.001}
-# Requests that wait for a place in a replica, or for a replica while none lives. Half a second's work at full load, five
-# seconds' traffic at 200 requests a second; Serve answers those beyond 503 with Retry-After.
+# Requests that wait while no replica lives: five seconds' traffic at 200 requests a second. Serve answers those beyond
+# 503 with Retry-After.
 _QUEUED = 1024
 # A replica is replaced after three misses in a row: one that hangs after some 15 s (Serve's default: over a minute). One
 # that computes on its event loop for 4 s is not taken for one that hangs.
@@ -37,7 +36,6 @@ class Served:
     project: Project
     text: str
     wanted: Wanted
-    fence: int = 0
 
 
 def version_application(project: str, version: int) -> str:
@@ -116,17 +114,27 @@ def _ingress(served: Served) -> dict[str, Any]:
                 "name": INGRESS,
                 **how_many,
                 **_replica(served.project),
-                "ray_actor_options": {"num_cpus": serving.num_cpus, "resources": _HEAD},
-                "max_ongoing_requests": serving.max_ongoing_requests,
+                "ray_actor_options": {"num_cpus": serving.num_cpus},
+                "max_ongoing_requests": _by_handle(serving),
                 "max_queued_requests": _QUEUED,
                 "user_config": {
                     "sequence": served.wanted.sequence,
-                    "fence": served.fence,
+                    "fence": served.wanted.fence,
                     "spec": served.wanted.spec(),
                 },
             }
         ],
     }
+
+
+def _by_handle(serving: Serving) -> int:
+    """Requests that Serve hands one replica at a time.
+
+    The replica itself counts all of them against `serving.max_ongoing_requests` and refuses those beyond. Requests that
+    HAProxy sends come past Serve's count (`on_ingress.Straight`); those that waited for a replica while none lived come
+    by handle, all at once, and are let in by halves, so that the rest has room and none of them is refused.
+    """
+    return serving.max_ongoing_requests if serving.autoscaling else max(1, serving.max_ongoing_requests // 2)
 
 
 def _replica(project: Project) -> dict[str, Any]:
