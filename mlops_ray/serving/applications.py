@@ -21,8 +21,8 @@ VERSION = "Version"
 # Requests that wait while no replica lives: five seconds' traffic at 200 requests a second. Serve answers those beyond
 # 503 with Retry-After.
 _QUEUED = 1024
-# A replica is replaced after three misses in a row: one that hangs after some 15 s (Serve's default: over a minute). One
-# that computes on its event loop for 4 s is not taken for one that hangs.
+# A replica is replaced after three misses in a row: one that hangs after some 15 s (Serve's default: over a minute).
+# One that computes on its event loop for 4 s is not taken for one that hangs.
 _HEALTH_PERIOD_S = 3.0
 _HEALTH_TIMEOUT_S = 4.0
 # How often a draining replica looks whether it is idle.
