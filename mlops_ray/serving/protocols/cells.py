@@ -113,19 +113,19 @@ def key_checker(spec: Column, held: Sequence[Rule]) -> Check:
     def check(value: Any, row: int) -> str:
         if type(value) is str and value and spec.dtype == "string":
             return value
-        if spec.dtype == "int" and (text := whole(value)):
-            return text
+        if spec.dtype == "int" and type(whole := integer(value)) is int:
+            return str(whole)
         raise refusal(row, spec, value, expected)
 
     expected = "a key: a non-empty " + ("string" if spec.dtype == "string" else "integer")
     return _ruled(check, spec, held) if held else check
 
 
-def whole(value: Any) -> str:
-    """A whole number in digits, all of them; "" for anything else, and for a float that may have lost some."""
-    if type(value) is int:
-        return str(value)
-    return str(int(value)) if type(value) is float and value.is_integer() and abs(value) < 2**53 else ""
+def integer(value: Any) -> Any:
+    """The value; as an int when it is a float without a fraction, for JSON has one kind of number (JSON Schema, 6.1.1).
+
+    A float so large that it may have lost digits stays one."""
+    return int(value) if type(value) is float and value.is_integer() and abs(value) < 2**53 else value
 
 
 def time_checker(spec: Column, now: float) -> Check:

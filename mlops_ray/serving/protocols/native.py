@@ -17,7 +17,7 @@ from mlops_ray.errors import BadRequest
 from mlops_ray.serving.exchange import NO_OPTIONS, Answer, Asked, Options, Reply
 from mlops_ray.serving.protocols import arrow
 from mlops_ray.serving.protocols.bodies import JSON, media_type, parse_json, preferred, refuse_repeated
-from mlops_ray.serving.protocols.cells import shown
+from mlops_ray.serving.protocols.cells import integer, shown
 from mlops_ray.serving.protocols.form import Form, batch_of_lists, batch_of_rows
 from mlops_ray.serving.protocols.problem import pointed
 
@@ -107,17 +107,20 @@ def parse_options(given: Any, form: Form) -> Options:
     if extra := given.keys() - {"threshold", "version", "explain", "probabilities"}:
         name = min(extra)
         raise _bad_option((name,), given[name], "one of threshold, version, explain, probabilities")
-    threshold, version, explain = given.get("threshold"), given.get("version"), given.get("explain", 0)
+    threshold = given.get("threshold")
+    version, explain = integer(given.get("version")), integer(given.get("explain", 0))
     if "threshold" in given:
         if form.task != "binary":
             raise _bad_option(("threshold",), threshold, f"nothing: a {form.task} task has no threshold")
         if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
             raise _bad_option(("threshold",), threshold, "a number from 0 to 1")
     if "version" in given and (type(version) is not int or not 1 <= version < 2**31):
-        raise _bad_option(("version",), version, "the number of a version")
+        raise _bad_option(("version",), given["version"], "the number of a version")
     if type(explain) is not int or not 0 <= explain <= form.explain:
         offered = "0: this project explains nothing; set serving.explain"
-        raise _bad_option(("explain",), explain, f"an integer from 0 to {form.explain}" if form.explain else offered)
+        raise _bad_option(
+            ("explain",), given["explain"], f"an integer from 0 to {form.explain}" if form.explain else offered
+        )
     if type(given.get("probabilities", True)) is not bool:
         raise _bad_option(("probabilities",), given["probabilities"], "true or false")
     return Options(None if threshold is None else float(threshold), version, explain)

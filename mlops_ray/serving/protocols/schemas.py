@@ -45,7 +45,10 @@ def of_value(spec: Column, form: Form) -> Schema:
         return A_TIME
     found = _of_dtype(spec, form)
     if spec is form.key:
-        found |= {"minLength": 1} if spec.dtype == "string" else {"minimum": _LOWEST, "maximum": _HIGHEST}
+        if spec.dtype == "string":
+            found["minLength"] = 1
+        else:
+            found |= {"minimum": max(found["minimum"], _LOWEST), "maximum": min(found["maximum"], _HIGHEST)}
     if spec.nullable and spec is not form.key:
         found = {**found, "type": [found["type"], "null"]} if "type" in found else _or_null(found)
         if "enum" in found:

@@ -142,6 +142,15 @@ def test_rules_stand_in_the_schema_where_requests_are_held_to_them() -> None:
     assert properties["c"]["description"] == "One of red, green."
 
 
+def test_a_keys_rules_stand_in_the_schema() -> None:
+    """Found by Schemathesis: the bounds of all integers stood there instead."""
+    columns = [{"name": "who", "dtype": "int", "min": 0}, *(c.model_dump() for c in BINARY.columns[1:])]
+    found = document(fakes.project(columns=columns, serving={"request_rules": "all"}))
+    validator = named(found, "Row")
+    assert validator.is_valid(fakes.row(who=7))
+    assert not validator.is_valid(fakes.row(who=-1))
+
+
 # --- the page ---
 
 

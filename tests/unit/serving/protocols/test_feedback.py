@@ -60,7 +60,8 @@ def test_classes() -> None:
     assert "one of 'dog', 'cat', got 'fox'" in refused(labels, MULTICLASS, classes=("dog", "cat")).detail
     numbers = [{"prediction_id": "p", "label": 2}]
     assert sent(numbers, MULTICLASS, classes=(1, 2)).values.tolist() == [2]
-    for wrong in (True, "2", 2.0, None):
+    assert type(sent([{"key": "k", "label": 2.0}], MULTICLASS, classes=(1, 2)).values[0]) is int
+    for wrong in (True, "2", 2.5, None):
         assert refused([{"prediction_id": "p", "label": wrong}], MULTICLASS, classes=(1, 2)).status == 422
     for wrong in (1.5, None, [], {}):
         assert "a class" in refused([{"prediction_id": "p", "label": wrong}], MULTICLASS).detail
