@@ -63,6 +63,8 @@ def render(
     if ordered:  # Serve reads them once, when it starts
         cluster = ordered[0].project.cluster
         config["http_options"] = {"host": cluster.host if cluster.address else "127.0.0.1", "port": cluster.http_port}
+        if cluster.grpc_port is not None:
+            config["grpc_options"] = {"port": cluster.grpc_port, "grpc_servicer_functions": [_SERVICER]}
     return config
 
 
