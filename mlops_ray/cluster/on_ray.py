@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._common.network_utils import is_localhost
 from ray._private import ray_constants
 
 from mlops_ray.cluster import on_haproxy, processes
@@ -271,7 +270,7 @@ def connected(project: Project | None, *, start_local: bool = False) -> Iterator
             with _one_node():
                 context = ray.init(num_cpus=num_cpus, include_dashboard=False, **common)  # type: ignore[arg-type]
         else:
-            with _one_node() if is_localhost(where.partition(":")[0]) else contextlib.nullcontext():
+            with _one_node() if where.startswith("127.0.0.1:") else contextlib.nullcontext():
                 context = ray.init(address=where, **common)  # type: ignore[arg-type]
     except (ConnectionError, RuntimeError) as exc:
         raise BackendUnavailable(f"Ray cluster {where}", f"{exc}; check `cluster.address` and the head node") from exc

@@ -49,7 +49,7 @@ def _asgi() -> http.Application:
     return http.Application(lambda: _ours().service, lambda: _ours().access)
 
 
-@serve.deployment(name=applications.INGRESS, ray_actor_options={"num_cpus": 0.1}, logging_config=_QUIET)
+@serve.deployment(name=applications.INGRESS, logging_config=_QUIET)
 @serve.ingress(_asgi)
 class Ingress(Rpc):
     """One replica of a project's ingress; all it does is in `Service`, and what HTTP it speaks in `http`."""
@@ -133,7 +133,7 @@ def middlewares() -> list[Middleware]:
     return [Middleware(Straight, ours=ingress.asgi, prefix=f"/{context.app_name}")]
 
 
-@serve.deployment(name=applications.VERSION, ray_actor_options={"num_cpus": 0.1}, logging_config=_QUIET)
+@serve.deployment(name=applications.VERSION, logging_config=_QUIET)
 class Version:
     """A version on trial, in a process of its own: whatever it does, stable's replicas do not feel it."""
 
