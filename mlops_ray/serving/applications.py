@@ -72,12 +72,19 @@ def render(
     config: dict[str, Any] = {"proxy_location": "EveryNode", "applications": applications}
     if ordered:  # Serve reads them once, when it starts
         cluster = ordered[0].project.cluster
+        timeout_s = max(one.project.serving.request_timeout_s for one in ordered)
         config["http_options"] = {
             # On a cluster of our own only HAProxy's front end listens on `cluster.host` (`cluster/on_haproxy.py`).
             "host": cluster.host if cluster.address else "127.0.0.1",
             "port": cluster.http_port,
-            "request_timeout_s": max(one.project.serving.request_timeout_s for one in ordered),
+            "request_timeout_s": timeout_s,
         }
+        if cluster.grpc_port is not None:
+            config["grpc_options"] = {
+                "port": cluster.grpc_port,
+                "grpc_servicer_functions": [_SERVICER],
+                "request_timeout_s": timeout_s,
+            }
     return config
 
 

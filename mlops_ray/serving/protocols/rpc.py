@@ -9,8 +9,9 @@ Source: Open Inference Protocol, gRPC (github.com/kserve/open-inference-protocol
 
 from __future__ import annotations
 
+import copyreg
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import orjson
@@ -73,7 +74,18 @@ def messages() -> dict[str, Any]:
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     found = ((path, pool.FindMessageTypeByName(f"{PACKAGE}.{path}")) for path in _MESSAGES)
-    return {path: message_factory.GetMessageClass(descriptor) for path, descriptor in found}
+    classes = {path: message_factory.GetMessageClass(descriptor) for path, descriptor in found}
+    for path, made_class in classes.items():  # Serve's fallback proxy sends requests to replicas by pickle
+        copyreg.pickle(made_class, functools.partial(_reduced, path))
+    return classes
+
+
+def _reduced(path: str, message: Any) -> tuple[Callable[[str, bytes], Any], tuple[str, bytes]]:
+    return _restored, (path, message.SerializeToString())
+
+
+def _restored(path: str, content: bytes) -> Any:
+    return messages()[path].FromString(content)
 
 
 def _field(message: Any, path: str, text: str, number: int) -> None:

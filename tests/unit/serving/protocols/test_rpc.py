@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
@@ -71,6 +73,12 @@ def test_messages_are_those_of_tritons_client(path: str) -> None:
         assert (field.number, field.type, field.is_repeated) == (match.number, match.type, match.is_repeated)
         if field.message_type is not None:
             assert field.message_type.full_name == match.message_type.full_name
+
+
+def test_a_request_may_travel_between_processes() -> None:
+    message = request()
+    for module in (pickle, cloudpickle):
+        assert module.loads(module.dumps(message)) == message
 
 
 def test_what_tritons_client_sends_is_the_same_columns() -> None:
