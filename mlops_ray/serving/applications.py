@@ -16,6 +16,8 @@ from mlops_ray.serving.versions import Wanted
 # Between a project's name and a version's number; names of projects hold no hyphen.
 _APART = "--v"
 INGRESS = "Ingress"
+# What registers the service with Serve's gRPC servers, in whichever process they run.
+_SERVICER = "mlops_ray.serving.on_grpc.add_servicer"
 VERSION = "Version"
 
 

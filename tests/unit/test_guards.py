@@ -67,7 +67,13 @@ IMPURE = {
 }
 
 # What pip calls a package whose import name differs.
-DISTRIBUTIONS = {"sklearn": "scikit-learn", "xgboost": "xgboost-cpu", "yaml": "pyyaml"}
+DISTRIBUTIONS = {
+    "google": "protobuf",
+    "grpc": "grpcio",
+    "sklearn": "scikit-learn",
+    "xgboost": "xgboost-cpu",
+    "yaml": "pyyaml",
+}
 
 
 def files() -> list[Path]:

@@ -24,7 +24,7 @@ from mlops_ray.data.schema import conform
 from mlops_ray.demo.flights import flights
 from mlops_ray.errors import ArtifactRefused
 from mlops_ray.serving import encoding, log
-from mlops_ray.serving.protocol import Form, parse_predict
+from mlops_ray.serving.protocols.form import Form, batch_of_rows
 from mlops_ray.serving.records import Scored
 from mlops_ray.training.artifact import model
 from mlops_ray.training.artifact.model import Reference
@@ -110,11 +110,11 @@ def test_one_row_scores_alike_from_statistics_to_the_log(tmp_path: Path, table: 
     names = list(form.names)
     few = rows.select(names).slice(0, 40)
     sent = orjson.loads(orjson.dumps({"rows": few.to_pylist()}))
-    parsed = parse_predict(sent, form, now=NOW)
+    parsed = batch_of_rows(sent["rows"], form, now=NOW)
     assert list(parsed.columns) == list(features.inputs)
     np.testing.assert_allclose(loaded.score(parsed.columns), batch[:40], atol=1e-7)
     for i in (0, 7, 39):
-        alone = parse_predict({"rows": [sent["rows"][i]]}, form, now=NOW)
+        alone = batch_of_rows([sent["rows"][i]], form, now=NOW)
         assert loaded.score(alone.columns)[0] == pytest.approx(batch[i], abs=1e-7)
 
     # As the spool keeps it, in the log, read back: the inputs are what was scored.
