@@ -110,11 +110,9 @@ class Drain:
             "shadow": {n: a.shadow for n, a in arrived.items()},
             "uncaptured": {n: a.uncaptured for n, a in arrived.items()},
         }
-        forgotten, late_s = self._register.now(), self._project.monitoring.label_horizon_s
+        tables = self._register.sieved(tables)
         for name, parts in tables.items():
-            grace_s = late_s if name == "labels" else 0.0
-            tables[name] = {n: forgotten.kept(part, grace_s=grace_s) for n, part in parts.items()}
-            self._append(self._tables[name], tables[name])
+            self._append(self._tables[name], parts)
         rows = pa.concat_tables(tables["predictions"].values())
         folded = log.profiles(self._project, self._bins(), rows) if rows.num_rows else {}
         pushed = {

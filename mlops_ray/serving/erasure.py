@@ -149,7 +149,9 @@ def _through(
     project: Project, table: Table, order: Order, needles: Needles, secret: bytes, *, now: float, cut: bool
 ) -> Order:
     """The order after it has gone through one table."""
-    sought = _sought(project, table, needles, order.mark, Forgotten(secret, [order]).theirs)
+    # Collectors note predictions that they sieved, whose labels may have come before them.
+    known = Forgotten(secret, [order, *forget.orders(project)])
+    sought = _sought(project, table, needles, order.mark, known.theirs)
     if table.history:
         return order.after(table.name, redaction.redact(table.uri, sought, now=now))
     return order.after(table.name, redaction.purge(table.uri, sought, needles.tells, by=_BY, cut=cut))

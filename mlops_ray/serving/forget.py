@@ -91,6 +91,25 @@ class Register:
         self._seen: dict[str, int] = {}
         self._known = Forgotten(b"", [])
 
+    def sieved(self, tables: Mapping[str, Mapping[int, pa.Table]]) -> dict[str, dict[int, pa.Table]]:
+        """Arrivals by table and segment without those that were forgotten.
+
+        Predictions that never reach the log are noted first, as an order does with those that it takes out: their
+        labels may still be on their way. The same arrivals again give the same note.
+        """
+        forgotten = self.now()
+        gone = [i for part in tables["predictions"].values() for i in forgotten.ids_of_keys(part)]
+        if gone:
+            ids = tuple(sorted(pseudonym(self._secret(), i) for i in gone))
+            note = hashlib.sha256("".join(ids).encode()).hexdigest()[:16]
+            save(self._project, Order(note, 0.0, "collector", "sieved", (), ids, {}, 0.0))
+            forgotten = self.now()
+        late_s = self._project.monitoring.label_horizon_s
+        return {
+            name: {n: forgotten.kept(part, grace_s=late_s if name == "labels" else 0.0) for n, part in parts.items()}
+            for name, parts in tables.items()
+        }
+
     def now(self) -> Forgotten:
         """What was ordered until now."""
         there = lake.sidecars(log_uri(self._project), _FOLDER)
@@ -140,10 +159,20 @@ class Forgotten:
         if "prediction_id" in rows.column_names:
             gone |= self.theirs(rows["prediction_id"])
         if "key" in rows.column_names:
-            at = rows["at"].cast(pa.int64()).to_numpy() / 1e6
-            limits = self._each(rows["key"], lambda key: self._keys.get(pseudonym(self._secret, key), -np.inf))
-            gone |= at <= limits + grace_s
+            gone |= self._of_keys(rows, grace_s)
         return rows.filter(pa.array(~gone)) if gone.any() else rows
+
+    def ids_of_keys(self, predictions: pa.Table) -> list[str]:
+        """Prediction ids of rows that are dropped for their keys."""
+        if not predictions.num_rows or not self._keys:
+            return []
+        found: list[str] = predictions.filter(pa.array(self._of_keys(predictions, 0.0)))["prediction_id"].to_pylist()
+        return found
+
+    def _of_keys(self, rows: pa.Table, grace_s: float) -> NDArray[np.bool_]:
+        at = rows["at"].cast(pa.int64()).to_numpy() / 1e6
+        limits = self._each(rows["key"], lambda key: self._keys.get(pseudonym(self._secret, key), -np.inf))
+        return np.asarray(at <= limits + grace_s, dtype=bool)
 
     def theirs(self, ids: pa.ChunkedArray) -> NDArray[np.bool_]:
         """Which prediction ids belong to predictions that were forgotten. Shape (n,)."""

@@ -22,6 +22,7 @@ from mlops_ray.serving import claims
 from mlops_ray.serving.capture import Capture, key_keeper
 from mlops_ray.serving.collecting import Drain
 from mlops_ray.serving.exchange import Labels
+from mlops_ray.serving.forget import Register
 from mlops_ray.serving.places import labels_uri, log_uri, spool_folder
 from mlops_ray.serving.records import Labelled, Scored
 from mlops_ray.state import Store
@@ -161,6 +162,9 @@ def test_what_a_spool_still_held_is_sieved_when_its_collector_comes(folder: Path
     assert drain.run()[1]
     assert sorted(lake.scan(log_uri(project), "0", "9", ["key"])["key"].to_pylist()) == ["other", "third"]
     assert lake.scan(labels_uri(project), "0", "9", ["prediction_id"])["prediction_id"].to_pylist() == ["r1:1"]
+    late = labels(project, ["late:0", "late:1"], [1.0, 0.0], at=START + 5 * DAY_S)
+    kept = Register(project, lambda: store.run(lambda tx: claims.secret(tx, "small"))).now().kept(late)
+    assert kept["prediction_id"].to_pylist() == ["late:1"], "its row never was in the log, and its label does not come"
     assert [n for p in pushed for _, _, profile in p["profiles"] for n in [profile["n"]]] == [1]
     again = called("forget", "--key", KEY, "--yes", "--json")
     assert again["proven"]
