@@ -62,7 +62,13 @@ def amended(configuration: str, front: str, unavailable: str) -> str:
         return bool(sections) and sections[-1].split()[1:] in (["http_frontend"], ["grpc_frontend"])
 
     text = re.sub(r"^([ \t]*)bind \S*?:(\d+)", bind, configuration, flags=re.M)
-    return re.sub(r"^([ \t]*errorfile 50[234]) .*$", rf"\1 {unavailable}", text, flags=re.M)
+    text = re.sub(r"^([ \t]*errorfile 50[234]) .*$", rf"\1 {unavailable}", text, flags=re.M)
+    # So does Serve's own proxy, to which requests go while no replica lives: 408 when they waited too long for one.
+    rule = (
+        f"    http-response return status 503 errorfile {unavailable} "
+        "if { srv_name -m beg SERVE_PROXY_ACTOR } { status 408 500 }"
+    )
+    return re.sub(rf"^(backend http-\S+\n)(?!{re.escape(rule)})", rf"\1{rule}\n", text, flags=re.M)
 
 
 def admin_socket(configuration: str) -> str:

@@ -49,7 +49,7 @@ def test_only_the_front_ends_listen_where_the_project_says() -> None:
 
 def test_what_haproxy_answers_itself_asks_to_try_again() -> None:
     text = amended(RENDERED, "127.0.0.1", "/run/503.http")
-    assert [line.split()[1:] for line in text.splitlines() if "errorfile" in line] == [
+    assert [line.split()[1:] for line in text.splitlines() if line.split()[0] == "errorfile"] == [
         ["502", "/run/503.http"], ["503", "/run/503.http"], ["504", "/run/503.http"],
     ]  # fmt: skip
     head, _, body = UNAVAILABLE.partition(b"\r\n\r\n")
@@ -58,14 +58,17 @@ def test_what_haproxy_answers_itself_asks_to_try_again() -> None:
     assert body.startswith(b'{"type": "about:blank"')
 
 
+def test_serves_own_proxy_asks_to_try_again_too() -> None:
+    lines = amended(RENDERED, "127.0.0.1", "/run/503.http").splitlines()
+    rule = lines[lines.index("backend http-small") + 1].split()
+    assert rule[:6] == ["http-response", "return", "status", "503", "errorfile", "/run/503.http"]
+    assert "SERVE_PROXY_ACTOR" in rule
+
+
 def test_everything_else_stays_as_serve_wrote_it() -> None:
     after = amended(RENDERED, "127.0.0.1", "/run/500.http")
-    changed = [
-        (old.strip(), new.strip())
-        for old, new in zip(RENDERED.splitlines(), after.splitlines(), strict=True)
-        if old != new
-    ]
-    assert changed == [("bind :9101", "bind 127.0.0.1:9101"), ("bind *:8404", "bind 127.0.0.1:8404")]
+    added = [line for line in after.splitlines() if line not in RENDERED.splitlines()]
+    assert [line.split()[0] for line in added] == ["bind", "http-response", "bind"]
     assert amended(after, "127.0.0.1", "/run/500.http") == after
 
 
