@@ -7,6 +7,7 @@ a histogram gradient boosting of 100 trees.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ NAME = "bench"
 NUMBERS = tuple(f"x{i}" for i in range(10))
 CATEGORIES = {"plan": ("basic", "plus", "pro", "team"), "region": tuple(f"r{i:02d}" for i in range(12))}
 INPUTS = (*NUMBERS, *CATEGORIES)
+Table = Mapping[str, list[Any]]
 KEY, TIME, TARGET = "customer", "at", "left"
 # 2025-01-01 in seconds since the epoch; rows follow each other by ten minutes: 139 days, blocks enough for every gate.
 _FIRST_S, _STEP_S = 1_735_689_600, 600
@@ -83,7 +85,12 @@ def project(source: Path, root: Path, *, http_port: int, metrics_port: int) -> d
     }
 
 
-def requests(n: int, seed: int) -> list[bytes]:
-    """`n` bodies for our `/predict`, one row each."""
-    table = rows(n, seed)
-    return [json.dumps({"rows": [{name: table[name][i] for name in (KEY, *INPUTS)}]}).encode() for i in range(n)]
+def records(table: Table, columns: tuple[str, ...] = INPUTS) -> Iterator[dict[str, Any]]:
+    """The rows of a table, one after the other, with these columns."""
+    for values in zip(*(table[name] for name in columns), strict=True):
+        yield dict(zip(columns, values, strict=True))
+
+
+def requests(table: Table) -> list[bytes]:
+    """Bodies for our `/predict`, one row each, with its key."""
+    return [json.dumps({"rows": [row]}).encode() for row in records(table, (KEY, *INPUTS))]
