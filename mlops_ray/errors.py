@@ -144,11 +144,15 @@ class BackendUnavailable(MlopsRayError):
 
 
 class BadRequest(MlopsRayError):
-    """A request's body is malformed; `status` is its HTTP status (RFC 9110), `detail` names field and row."""
+    """A request's body is malformed; `status` is its HTTP status (RFC 9110), `detail` names field and row.
 
-    def __init__(self, status: int, title: str, detail: str) -> None:
-        super().__init__(status, title, detail)
-        self.status, self.title, self.detail = status, title, detail
+    members: the same for programs, beside the sentence: `row`, `column`, `expected`, `received`, `pointer`, whichever
+    are known. They become a member of the problem details (RFC 9457, 3.2).
+    """
+
+    def __init__(self, status: int, title: str, detail: str, members: dict[str, Any] | None = None) -> None:
+        super().__init__(status, title, detail, members)
+        self.status, self.title, self.detail, self.members = status, title, detail, members or {}
 
     def __str__(self) -> str:
         return f"{self.title}: {self.detail}"

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from mlops_ray.config import Project
+from mlops_ray.config import Project, Task
 from mlops_ray.data.profile import Columns
-from mlops_ray.serving import capture
-from mlops_ray.serving.service import Held
+from mlops_ray.errors import BackendUnavailable
+from mlops_ray.serving.canary import Told
+from mlops_ray.serving.records import Labelled, Record, Watermark
+from mlops_ray.serving.versions import Held
 
 
 def project(**blocks: Any) -> Project:
@@ -47,10 +48,17 @@ def row(who: str = "k1", **values: Any) -> dict[str, Any]:
 
 
 class FakeScorer:
-    """A loaded version that gives every row the same probability."""
+    """A loaded binary version that gives every row the same probability."""
 
-    def __init__(self, probability: float) -> None:
+    engine: str = "onnx"
+    task: Task = "binary"
+    classes: tuple[Any, ...] = (0, 1)
+    threshold: float | None = None
+    reference: Any = None
+
+    def __init__(self, probability: float, **unlike: Any) -> None:
         self.probability = probability
+        vars(self).update(unlike)
 
     def score(self, columns: Columns) -> np.ndarray[Any, np.dtype[np.float64]]:
         return np.full(len(next(iter(columns.values()))), self.probability)
@@ -73,31 +81,61 @@ def held(version: int) -> Held:
     return Held(version, f"/models/{version}", f"sha-{version}")
 
 
-def canary(answer: Callable[[int], Any] | BaseException | None, calls: list[int] | None = None) -> Any:
-    """A `CallCanary` that answers `answer(n)` for n rows, raises `answer`, or (None) never comes back."""
+class FakeLine:
+    """The way to a version that answers `answer(n)` for n rows, raises `answer`, or (None) never comes back."""
 
-    async def call(version: int, columns: Columns) -> Any:
+    def __init__(self, answer: Callable[[int], Any] | BaseException | None, **told: Any) -> None:
+        self.answer, self.told = answer, told
+        self.calls: list[int] = []
+        self.closed = False
+        self.apart_s = 0.0
+
+    async def call(self, columns: Columns) -> Any:
         n = len(next(iter(columns.values())))
-        if calls is not None:
-            calls.append(n)
-        if answer is None:
+        self.calls.append(n)
+        if self.answer is None:
             await asyncio.Event().wait()
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer(n)  # type: ignore[misc]
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        scores = self.answer(n)  # type: ignore[misc]  # neither None nor an exception
+        return Told(scores, **({"classes": (0, 1)} | self.told))
 
-    return call
-
-
-def no_canary() -> Callable[[int, Columns], Awaitable[Any]]:
-    """A `CallCanary` for tests in which nobody should call it."""
-    return canary(AssertionError("no canary was wanted"))  # type: ignore[no-any-return]
+    def close(self) -> None:
+        self.closed = True
 
 
-def spooled(folder: Path) -> list[dict[str, Any]]:
-    """All whole records that stand in a spool, claimed or not, in the order of their files."""
-    capture.claim(folder, 1 + max((s.number for s in capture.claimed(folder)), default=-1))
-    return [record for segment in capture.claimed(folder) for record in segment.records()]
+def canary(answer: Callable[[int], Any] | BaseException | None, **told: Any) -> Callable[[int], FakeLine]:
+    """Lines to a version on trial, whatever its number: always the same one."""
+    line = FakeLine(answer, **told)
+    return lambda version: line
+
+
+def no_canary(version: int) -> FakeLine:
+    """For tests in which nobody should call one."""
+    raise AssertionError("no canary was wanted")
+
+
+class FakeLog:
+    """A prediction log in memory. `full`: keeps nothing more; `refuses`: what it raises for labels then."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.full = False
+        self.durable_calls = 0
+        self.is_durable = True
+
+    def append(self, record: Record) -> bool:
+        if self.full:
+            if isinstance(record, Labelled | Watermark):
+                raise BackendUnavailable("the prediction log", "No space left on device; free its disk")
+            return False
+        self.records.append(record)
+        return True
+
+    async def durable(self) -> bool:
+        self.durable_calls += 1
+        await asyncio.sleep(0)
+        return self.is_durable
 
 
 def eventually(condition: Callable[[], bool], *, within_s: float = 30.0) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._common.network_utils import is_localhost
+from ray._private import ray_constants
 
-from mlops_ray.cluster import processes
+from mlops_ray.cluster import on_haproxy, processes
 from mlops_ray.config import Project
 from mlops_ray.errors import BackendUnavailable
 
@@ -38,40 +42,101 @@ class Cluster:
     temp_dir: str
 
 
-def serve_environment(cluster_id: str, temp_dir: str) -> dict[str, str]:
-    """Environment for every process of a cluster of our own: Serve behind HAProxy, telemetry off, nothing shared.
+# Where `cluster.host` means every interface; HAProxy writes it so.
+_ALL_INTERFACES = {"0.0.0.0": "*", "::": "[::]"}
+# Ray takes a node address of 127.0.0.1 for a mistake and looks for one that others reach, unless it is told that there
+# will be one node only. The switch is meant for macOS and Windows, where that is the default; with it the control
+# store, node manager, workers and agents listen on loopback (ray#59852).
+_ONE_NODE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+
+def defaults(project: Project) -> dict[str, str]:
+    """Settings of Ray Serve that the person who runs `up` may set otherwise, in the environment."""
+    serving = project.serving
+    return {
+        # Serve's actor for HAProxy is checked every 10 s by default, and replaced after three failures. A dead HAProxy
+        # fails at once; one that is merely slow has RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S (10 s) to answer.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        # A replica that hangs is out of rotation after two of these.
+        "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "2s",
+        # A killed replica's requests in flight go to another: a prediction may be asked for twice, and with an
+        # Idempotency-Key it is one. `response-timeout` is not among them, for it would load who is slow already.
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+        # The replica answers first, with 408; this is for one that hangs.
+        "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(math.ceil(serving.request_timeout_s) + 5),
+        # One datagram for each request, parsed in Python: half a core at full load. The monitor counts for us.
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": f"{serving.drain_s:g}",
+        # A replica that fails its health checks does not drain either: it would hold up what replaces it.
+        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+        "RAY_DATA_USE_DATASOURCE_V2": "0",
+        "RAY_DEDUP_LOGS": "0",
+    }
+
+
+def serve_environment(project: Project, cluster_id: str, temp_dir: str) -> dict[str, str]:
+    """Environment for every process of a cluster of our own: Serve behind HAProxy, on loopback, nothing shared.
 
     HAProxy and the throughput mode bring ten times the requests of Serve's Python proxy and are read once, when the
     cluster starts. HAProxy's files and side ports are this cluster's own, so that two clusters can live side by side.
     """
     proxy = f"{temp_dir}/ha"
+    host = project.cluster.host
     # Replicas share ports (SO_REUSEPORT) with those of any other cluster on the machine that takes from the same range:
     # one cluster's requests would be answered 404 by the other's replicas.
     replicas = processes.free_range(_REPLICA_PORTS)
-    return {
+    return _ONE_NODE | {
         processes.MARK: cluster_id,
         "RAY_USAGE_STATS_ENABLED": "0",
         # A token file that happens to lie in the home directory would switch token mode on for half of the processes.
         "RAY_AUTH_MODE": "disabled",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": f"{proxy}/haproxy",
+        on_haproxy.BINARY: haproxy_binary(),
+        on_haproxy.FRONT: _ALL_INTERFACES.get(host, host),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(replicas),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replicas + _REPLICA_PORTS // 2 - 1),
         "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(replicas + _REPLICA_PORTS // 2),
         "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(replicas + _REPLICA_PORTS - 1),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{proxy}/haproxy.cfg",
         "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{proxy}/admin.sock",
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{proxy}/metrics.sock",
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": proxy,
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{proxy}/server-state",
+        # By default datagrams to port 514, from a port on all interfaces. Nobody need listen here:
+        # `socat -u UNIX-RECV:PATH -` shows the lines.
+        "RAY_SERVE_HAPROXY_LOG_TARGET": f"{proxy}/log.sock",
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(processes.free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(processes.free_port()),
         # Fixed ports by default, and bound so that two clusters would share them: requests would go astray.
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(processes.free_port()),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(processes.free_port()),
-        "RAY_DATA_USE_DATASOURCE_V2": "0",
-        "RAY_DEDUP_LOGS": "0",
     }
+
+
+def haproxy_binary() -> str:
+    """Path of HAProxy: the one that `RAY_SERVE_HAPROXY_BINARY_PATH` names, else the one that came with Ray Serve.
+
+    Raises: BackendUnavailable when there is none."""
+    from ray.serve._private.haproxy import get_haproxy_binary
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+
+    try:
+        return str(get_haproxy_binary())
+    except FileNotFoundError as exc:
+        raise BackendUnavailable("HAProxy", str(exc)) from exc
+
+
+def _lay_out(temp_dir: str) -> None:
+    """The folder of HAProxy's files, with the script that Serve starts in its place."""
+    folder = Path(temp_dir, "ha")
+    folder.mkdir()
+    script = folder / "haproxy"
+    command = shlex.join((sys.executable, "-I", "-S", on_haproxy.__file__))
+    script.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
+    script.chmod(0o755)
 
 
 def start(project: Project) -> Cluster:
@@ -82,13 +147,15 @@ def start(project: Project) -> Cluster:
     running = find(project)
     if running is not None:
         return running
+    stop(project)  # what an `up` that was killed half-way has left
     wanted = project.cluster
+    processes.end_orphans(wanted.http_port)
     processes.demand_free(wanted.http_port, wanted.host, "cluster.http_port")
     processes.demand_free(project.monitoring.metrics_port, "127.0.0.1", "monitoring.metrics_port")
     cluster_id = uuid.uuid4().hex[:12]
     # HAProxy takes 97 characters for its socket's path, of which 68 are Ray's: a long TMPDIR would not do.
     temp_dir = tempfile.mkdtemp(prefix="mr-", dir="/tmp")
-    Path(temp_dir, "ha").mkdir()
+    _lay_out(temp_dir)
     port, dashboard_port, agent_port, client_port = (processes.free_port() for _ in range(4))
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--disable-usage-stats"),
@@ -101,16 +168,11 @@ def start(project: Project) -> Cluster:
         ),
         *(f"--num-cpus={wanted.num_cpus}", f"--object-store-memory={wanted.object_store_mb * 1024 * 1024}"),
     ]
-    env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")}
-    env |= serve_environment(cluster_id, temp_dir)
+    env = defaults(project)
+    env |= {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")}
+    env |= serve_environment(project, cluster_id, temp_dir)
     # A job's `python` is the one that started the cluster, whether or not its environment was activated.
     env["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), env.get("PATH", os.defpath)))
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-    if done.returncode:
-        processes.end(cluster_id)
-        shutil.rmtree(temp_dir, ignore_errors=True)
-        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()[-3:]
-        raise BackendUnavailable("the Ray cluster", "`ray start` failed: " + " ".join(lines))
     cluster = Cluster(
         id=cluster_id,
         address=f"127.0.0.1:{port}",
@@ -118,37 +180,61 @@ def start(project: Project) -> Cluster:
         http=f"http://{wanted.host}:{wanted.http_port}",
         temp_dir=temp_dir,
     )
+    # Written down before anything runs: whoever is killed in between leaves nothing that the next one cannot end.
+    _write_down(project, cluster, complete=False)
+    try:
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+        if done.returncode:
+            lines = (done.stderr.strip() or done.stdout.strip()).splitlines()[-3:]
+            raise BackendUnavailable("the Ray cluster", "`ray start` failed: " + " ".join(lines))
+    except BaseException:
+        stop(project)
+        raise
+    _write_down(project, cluster, complete=True)
+    return cluster
+
+
+def _write_down(project: Project, cluster: Cluster, *, complete: bool) -> None:
     record = _record(project)
     record.parent.mkdir(parents=True, exist_ok=True)
     part = record.with_suffix(".part")
-    part.write_text(json.dumps(asdict(cluster)), encoding="utf-8")
+    part.write_text(json.dumps(asdict(cluster) | {"complete": complete}), encoding="utf-8")
     part.replace(record)
-    return cluster
+
+
+def _recorded(project: Project) -> tuple[Cluster, bool] | None:
+    """The cluster that was written down, and whether its start came to its end."""
+    record = _record(project)
+    if project.storage.is_remote or not record.exists():
+        return None
+    body = json.loads(record.read_text(encoding="utf-8"))
+    complete = body.pop("complete", True)
+    return Cluster(**body), complete
 
 
 def find(project: Project) -> Cluster | None:
     """The cluster that `start` wrote down for this project, if it still lives."""
-    if project.storage.is_remote or not _record(project).exists():
+    recorded = _recorded(project)
+    if recorded is None or not recorded[1]:
         return None
-    cluster = Cluster(**json.loads(_record(project).read_text(encoding="utf-8")))
-    return cluster if any(p.name() == "raylet" for p in processes.marked(cluster.id)) else None
+    return recorded[0] if processes.lives(recorded[0].id) else None
 
 
 def stop(project: Project) -> int:
-    """End the cluster of our own; returns how many processes ended. Others are never touched.
+    """End the cluster of our own, also one that was only half started; returns how many processes ended.
 
-    Its logs are kept below `storage.root`, in `logs/<cluster id>`.
+    Others are never touched. Its logs are kept below `storage.root`, in `logs/<cluster id>`.
     """
-    record = _record(project)
-    if not record.exists():
+    recorded = _recorded(project)
+    if recorded is None:
         return 0
-    cluster = Cluster(**json.loads(record.read_text(encoding="utf-8")))
+    cluster, _ = recorded
     ended = processes.end(cluster.id)
     logs = Path(cluster.temp_dir, "session_latest", "logs")
     if logs.is_dir():
         shutil.copytree(logs, project.storage.path("logs", cluster.id), dirs_exist_ok=True)
     shutil.rmtree(cluster.temp_dir, ignore_errors=True)
-    record.unlink()
+    _record(project).unlink(missing_ok=True)
     return ended
 
 
@@ -178,9 +264,11 @@ def connected(project: Project | None, *, start_local: bool = False) -> Iterator
     try:
         if where is None:
             num_cpus = project.cluster.num_cpus if project is not None else None  # None: one for each core
-            context = ray.init(num_cpus=num_cpus, include_dashboard=False, **common)  # type: ignore[arg-type]
+            with _one_node():
+                context = ray.init(num_cpus=num_cpus, include_dashboard=False, **common)  # type: ignore[arg-type]
         else:
-            context = ray.init(address=where, **common)  # type: ignore[arg-type]
+            with _one_node() if is_localhost(where.partition(":")[0]) else contextlib.nullcontext():
+                context = ray.init(address=where, **common)  # type: ignore[arg-type]
     except (ConnectionError, RuntimeError) as exc:
         raise BackendUnavailable(f"Ray cluster {where}", f"{exc}; check `cluster.address` and the head node") from exc
     try:
@@ -188,6 +276,20 @@ def connected(project: Project | None, *, start_local: bool = False) -> Iterator
         yield url if not url or url.startswith("http") else f"http://{url}"
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _one_node() -> Iterator[None]:
+    """`ray.init` starts its cluster on loopback, and finds one that is there; else it takes this machine's address."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False  # read from the environment when Ray was imported
+    os.environ.update(_ONE_NODE)  # for the processes that Ray starts
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        for name in _ONE_NODE:
+            del os.environ[name]
 
 
 def joins(project: Project) -> bool:

@@ -50,6 +50,26 @@ def end(cluster_id: str, *, grace_s: float = 5.0) -> int:
     return ended
 
 
+def lives(cluster_id: str) -> bool:
+    """Whether the cluster has its node manager, with which it stands and falls."""
+    return any(p.name() == "raylet" for p in marked(cluster_id))
+
+
+def end_orphans(port: int) -> int:
+    """End what a dead cluster of ours has left on `port`, with all the rest of it; returns how many processes.
+
+    An HAProxy whose keeper was killed too outlives its cluster: it answers 503 and lets nobody else have the port. Its
+    environment says whose it was, and without a node manager that cluster is no more.
+    """
+    ended = 0
+    for process in holders(port):
+        with contextlib.suppress(psutil.Error, OSError):
+            mark = process.environ().get(MARK)
+            if mark and not lives(mark):
+                ended += end(mark)
+    return ended
+
+
 def free_port() -> int:
     """A TCP port on loopback that nobody listens on now."""
     with socket.socket() as sock:
@@ -90,10 +110,21 @@ def demand_free(port: int, host: str, field: str) -> None:
             ) from exc
 
 
-def _holder(port: int) -> str:
+def holders(port: int) -> list[psutil.Process]:
+    """Processes of this user that listen on a TCP port."""
+    found = []
     for connection in psutil.net_connections("tcp"):
         listens = connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr[1] == port
         if listens and connection.pid:
             with contextlib.suppress(psutil.Error):
-                return f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
+                found.append(psutil.Process(connection.pid))
+    return found
+
+
+def _holder(port: int) -> str:
+    for process in holders(port):
+        with contextlib.suppress(psutil.Error):
+            named = f"{process.name()} (process {process.pid})"
+            mark = process.environ().get(MARK)
+            return f"{named} of the running cluster {mark}, another project's" if mark else named
     return "a process that this user may not see"

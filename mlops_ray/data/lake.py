@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ import pyarrow.dataset as ds
 import pyarrow.fs as fs
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction, write_deltalake
-from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
 
 from mlops_ray.config import DAY_S
@@ -580,6 +581,10 @@ def _not_removed(dataset: DatasetVersion) -> None:
 # Logs -----------------------------------------------------------------------------------------------------------------
 
 
+_TRIES = 50
+"""Commits of others that one append may lose against: one of them gets through each time, so this is patience only."""
+
+
 def committed(uri: str, app: str) -> int:
     """The last number that `app` has committed to the table, -1 when none."""
     table = _open(uri)
@@ -591,24 +596,68 @@ def append_once(uri: str, table: pa.Table, app: str, number: int, partition_by: 
     """Appends `table` unless `app` has committed `number` or a later one already; returns whether it was written.
 
     `app` names one writer, whose numbers rise: rows and number stand in one commit, so a repeated call adds nothing.
-    The check is only safe when no two processes write for one `app` at once. New columns are added to the table.
+    Safe beside any other writer, a stalled one of the same `app` that wakes up included: the number is looked up in a
+    version of the table, and the rows become the version right after it or nothing. New columns are added to the table.
+    Raises: DataError when others were quicker `_TRIES` times; DeltaError and OSError when the store is away.
     """
-    with _alone(uri):
-        if committed(uri, app) >= number:
+    target = _open(uri)
+    if target is None:  # created empty: of two that create a table with rows at once, both's rows would stay
+        schema = Schema.from_arrow(table.schema)
+        target = DeltaTable.create(uri, schema, mode="ignore", partition_by=list(partition_by) or None)
+    for _ in range(_TRIES):
+        seen, last = target.version(), target.transaction_version(app)
+        if last is not None and last >= number:
             return False
-        _append(uri, table, partition_by, CommitProperties(app_transactions=[Transaction(app, number)]))
-        return True
+        # No retries: Delta's own would put the rows behind commits that the look-up has not seen.
+        marks = CommitProperties(app_transactions=[Transaction(app, number)], max_commit_retries=0)
+        try:
+            write_deltalake(target, table, mode="append", schema_mode="merge", commit_properties=marks)
+        except CommitFailedError:
+            target = DeltaTable(uri)
+            if target.version() == seen:
+                raise
+        else:
+            return True
+    raise DataError(uri, f"others committed first {_TRIES} times; run again")
 
 
-def _append(uri: str, table: pa.Table, partition_by: Sequence[str], properties: CommitProperties) -> None:
-    write_deltalake(
-        uri,
-        table,
-        mode="append",
-        partition_by=list(partition_by) or None,
-        schema_mode="merge",
-        commit_properties=properties,
-    )
+def exists(uri: str) -> bool:
+    """Whether there is a table."""
+    return _open(uri) is not None
+
+
+# A day's files that are worth merging, and what merging aims at: a Parquet file of 64 MB is read in about a second.
+_MANY_FILES = 8
+_FILE_BYTES = 64 * 2**20
+
+
+def tidy(uri: str, *, before_day: str | None, litter_s: float) -> dict[str, int]:
+    """Housekeeping of a log: deletes days before `before_day`, merges small files of a day, writes a checkpoint, cuts
+    the table's log off where it is older than its `delta.logRetentionDuration` (30 days), and removes files that no
+    version has named for `litter_s` seconds. Numbers that writers noted stay.
+
+    Loses against other commits rather than holding them up: what could not be done is done the next time.
+    Returns: `days` deleted, `merged` files, `removed` files.
+    """
+    done = {"days": 0, "merged": 0, "removed": 0}
+    with contextlib.suppress(CommitFailedError):
+        files_of: dict[str, int] = {}
+        for day in pa.table(DeltaTable(uri).get_add_actions(flatten=True))["partition.day"].to_pylist():
+            files_of[day] = files_of.get(day, 0) + 1
+        old = sorted(day for day in files_of if before_day is not None and day < before_day)
+        if old:
+            DeltaTable(uri).delete(f"day < '{before_day}'")
+            done["days"] = len(old)
+        for day in sorted(set(files_of) - set(old)):
+            if files_of[day] >= _MANY_FILES:
+                merged = DeltaTable(uri).optimize.compact([("day", "=", day)], target_size=_FILE_BYTES)
+                done["merged"] += int(merged["numFilesRemoved"])
+    table = DeltaTable(uri)
+    table.create_checkpoint()
+    table.cleanup_metadata()
+    hours = math.ceil(litter_s / 3600)
+    done["removed"] = len(table.vacuum(hours, dry_run=False, enforce_retention_duration=False, full=True))
+    return done
 
 
 def scan(uri: str, since_day: str, until_day: str, columns: pa.Schema | Sequence[str]) -> pa.Table:
@@ -622,6 +671,9 @@ def scan(uri: str, since_day: str, until_day: str, columns: pa.Schema | Sequence
     if table is None:
         schema = columns if isinstance(columns, pa.Schema) else pa.schema([(name, pa.null()) for name in names])
         return schema.empty_table()
-    day = ds.field("day")
-    rows = table.to_pyarrow_dataset().to_table(columns=names, filter=(day >= since_day) & (day <= until_day))
-    return rows.cast(columns) if isinstance(columns, pa.Schema) else rows
+    day, dataset = ds.field("day"), table.to_pyarrow_dataset()
+    there = [name for name in names if name in dataset.schema.names]
+    rows = dataset.to_table(columns=there, filter=(day >= since_day) & (day <= until_day))
+    for name in (n for n in names if n not in there):  # older than the column
+        rows = rows.append_column(name, pa.nulls(rows.num_rows))
+    return rows.select(names).cast(columns) if isinstance(columns, pa.Schema) else rows.select(names)

@@ -29,7 +29,7 @@ from mlops_ray.retraining.on_ray import MANUAL, decided
 from mlops_ray.rollout.on_ray import controller_name
 from mlops_ray.serving import log
 from mlops_ray.serving.artifacts import local
-from mlops_ray.serving.on_collector import collector_name
+from mlops_ray.serving.on_collectors import flush
 from mlops_ray.serving.places import labels_uri, log_uri
 from mlops_ray.state import RetrainRow, Store
 
@@ -113,16 +113,15 @@ class Loop:
         self._project, self._store, self._on_progress = project, store, on_progress
         self._plant_at = plant_at
         name = project.project
-        self._collector, self._monitor, self._controller = (
-            ray.get_actor(actor, cluster.NAMESPACE)
-            for actor in (collector_name(name), monitor_name(name), controller_name(name))
+        self._monitor, self._controller = (
+            ray.get_actor(actor, cluster.NAMESPACE) for actor in (monitor_name(name), controller_name(name))
         )
 
     async def acknowledge(self, watermark: float) -> None:
         """Returns when everything up to `watermark` is committed, judged, decided and applied.
 
         Raises: BackendUnavailable when that does not happen in time."""
-        await self._collector.flush.remote()
+        await asyncio.to_thread(flush, self._project.project)
         await self._monitor.tick.remote()
         if self._plant_at is not None and watermark >= self._plant_at and self._plant(watermark):
             self._plant_at = None
@@ -161,7 +160,7 @@ def summarise(project: Project, store: Store, tally: replay.Tally, since: float,
         entries, first = ledger.entries(tx, name), tx.versions(name)[0]
         verified = ledger.verify(tx, name)
     predictions = lake.scan(log_uri(project), log.day_of(since), log.day_of(until), log.prediction_schema(project))
-    labels = lake.scan(labels_uri(project), log.day_of(since), "9999-12-31", log.LABEL_SCHEMA)
+    labels = lake.scan(labels_uri(project), log.day_of(since), "9999-12-31", log.label_schema(project))
     rows = joined(predictions, labels, known_by=1e11)
     versions, scores = log.answered(rows)
     baseline = local(first.artifact, first.sha256, trusted=project.features.trusted_types).score(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mlops_ray.config import Monitoring
+from mlops_ray.config import Monitoring, Task
 from mlops_ray.data.profile import Profile
 from mlops_ray.monitoring import drift, performance
 from mlops_ray.training.artifact.model import Reference
@@ -69,6 +69,11 @@ def judge_quality(
         return _silent("performance", f"uncalibrated: the holdout has {len(reference.holdout)} blocks", detail)
     why = f"log-loss {found.log_loss:.4f} against a limit of {limit:.4f} ({found.n_labelled} labelled rows)"
     return Judgement("performance", found.log_loss > limit, why, detail | {"limit": limit})
+
+
+def unjudged_quality(task: Task) -> Judgement:
+    """What is said of the quality of a task whose labels are kept, but not judged by this release."""
+    return _silent("performance", f"the quality of a {task} model is not judged yet", {"limit": None})
 
 
 def _silent(trigger: Literal["drift", "performance"], why: str, detail: dict[str, Any]) -> Judgement:

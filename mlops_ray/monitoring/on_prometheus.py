@@ -11,12 +11,8 @@ from collections.abc import Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from mlops_ray.monitoring.folding import rows_cursor
 from mlops_ray.state import Store, WindowRow
-
-
-def rows_cursor(version: int) -> str:
-    """Name of the cursor that counts the rows which a version answered."""
-    return f"rows:v{version}"
 
 
 class Exposition(Collector):

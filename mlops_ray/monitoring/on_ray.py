@@ -23,8 +23,9 @@ from mlops_ray.config import Project, parse_portable
 from mlops_ray.data import lake
 from mlops_ray.data.profile import Profile, empty
 from mlops_ray.monitoring import clock, judgement
+from mlops_ray.monitoring.folding import fold
 from mlops_ray.monitoring.labels import joined
-from mlops_ray.monitoring.on_prometheus import Exposition, rows_cursor
+from mlops_ray.monitoring.on_prometheus import Exposition
 from mlops_ray.serving import log
 from mlops_ray.serving.artifacts import local
 from mlops_ray.serving.places import labels_uri, log_uri
@@ -93,36 +94,9 @@ class Monitor:
         return self._text
 
     def push(self, pushed: Mapping[str, Any]) -> bool:
-        """Fold what a collector committed, exactly once, whatever is repeated; whether this push was the next one.
-
-        Args: `spool`, `base` (the last segment folded before), `number` of its last segment,
-            `profiles` as (version, block, body), `watermark` that counts now
-            and one to be `held` for the next time, `newest` event time (seconds since the epoch; None without).
-        """
-        spool, number = f"spool:{pushed['spool']}", pushed["number"]
-        held = f"held:{pushed['spool']}"
-
-        def fold(tx: Tx) -> bool:
-            if tx.cursor(self._name, spool).number != pushed["base"]:
-                return False
-            # No row from the future may move decision time ahead of the clock.
-            marks = [min(m, time.time()) for m in (pushed["watermark"], pushed["newest"]) if m is not None]
-            if marks:
-                watermark = tx.cursor(self._name, "watermark")
-                tx.save_cursor(self._name, "watermark", 0, max(watermark.at, *marks))
-                tx.save_cursor(self._name, "seen", 0, time.time())
-            if pushed["watermark"] is not None or pushed["held"] is not None:
-                tx.save_cursor(self._name, held, 0, pushed["held"] or 0.0)
-            for version, block, body in pushed["profiles"]:
-                known = tx.profile(self._name, version, block)
-                merged = Profile.from_dict(body) + Profile.from_dict(known) if known else Profile.from_dict(body)
-                tx.save_profile(self._name, version, block, merged.to_dict())
-                rows = tx.cursor(self._name, rows_cursor(version)).number
-                tx.save_cursor(self._name, rows_cursor(version), max(rows, 0) + body["n"], 0.0)
-            tx.save_cursor(self._name, spool, number, 0.0)
-            return True
-
-        return self._store.run(fold)
+        """Fold what a collector committed, exactly once, whatever is repeated; whether this push was the next one of
+        its spool. Args: see `folding.fold`."""
+        return self._store.run(lambda tx: fold(tx, self._name, pushed, time.time()))
 
     def tick(self) -> dict[str, Any]:
         """Judge what has become due, decide, and see to the open retrain. Returns where things stand."""
@@ -172,6 +146,8 @@ class Monitor:
         if kind == _DRIFT:
             window = sum((Profile.from_dict(b) for _, _, b in blocks), empty(reference.bins))
             found = judgement.judge_drift(plan, reference, window, rng)
+        elif self._project.task != "binary":
+            found = judgement.unjudged_quality(self._project.task)
         else:
             labels, scores = self._cohort(start, end, at, stable.version)
             found = judgement.judge_quality(plan, reference, labels, scores, rng)
@@ -196,10 +172,11 @@ class Monitor:
     def _cohort(self, start: float, end: float, known_by: float, version: int) -> tuple[Any, Any]:
         """Labels (NaN where not known) and stable's scores of the rows of [start, end) that it scored."""
         project = self._project
-        columns = ["prediction_id", "at", "event_time", "stable", "stable_score"]
+        columns = ["prediction_id", "at", "event_time", "key", "stable", "stable_score"]
         wanted = log.prediction_schema(project).empty_table().select(columns).schema
-        predictions = lake.scan(log_uri(project), log.day_of(start), log.day_of(end), wanted)
-        labels = lake.scan(labels_uri(project), log.day_of(start), log.day_of(known_by), log.LABEL_SCHEMA)
+        # Beyond the window: a label by entity key is its newest prediction's, which may be younger.
+        predictions = lake.scan(log_uri(project), log.day_of(start), log.day_of(known_by), wanted)
+        labels = lake.scan(labels_uri(project), log.day_of(start), log.day_of(known_by), log.label_schema(project))
         rows = joined(predictions, labels, known_by=known_by)
         times = rows["event_time"].cast("int64").to_numpy() / 1e6
         inside = (times >= start) & (times < end) & (rows["stable"].to_numpy() == version)

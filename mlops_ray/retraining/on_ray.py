@@ -223,10 +223,13 @@ def training_set(project: Project, decided_at: float, decision: str) -> lake.Dat
     since, until = decided_at - plan.window_s, decided_at - horizon
     names = [c.name for c in project.columns_in("serving")] + [project.target]
     schema = log.prediction_schema(project)
-    predictions = lake.scan(log_uri(project), log.day_of(since), log.day_of(until), schema)
-    labels = lake.scan(labels_uri(project), log.day_of(since), log.day_of(decided_at), log.LABEL_SCHEMA)
+    # Beyond the window: a label by entity key is its newest prediction's, which may be younger.
+    predictions = lake.scan(log_uri(project), log.day_of(since), log.day_of(decided_at), schema)
+    labels = lake.scan(labels_uri(project), log.day_of(since), log.day_of(decided_at), log.label_schema(project))
     live = pl.DataFrame(pl.from_arrow(joined(predictions, labels, known_by=decided_at)))
     live = live.filter(pl.col("label").is_not_null())
+    if project.task == "multiclass" and project.column(project.target).dtype == "int":
+        live = live.with_columns(pl.col("label").cast(pl.Int64))  # classes stand in the log as texts
     # Selected and not renamed: the project's own columns may be called as others of the log are.
     logged = {name: f"x_{name}" for name in project.features.inputs}
     logged |= {project.key: "key", project.event_time: "event_time", project.target: "label"}

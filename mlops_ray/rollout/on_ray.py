@@ -23,15 +23,16 @@ from mlops_ray import ledger
 from mlops_ray.config import Project, RolloutPlan, parse_portable
 from mlops_ray.data import lake
 from mlops_ray.errors import ApprovalPending, IllegalMove, LeaseLost
-from mlops_ray.monitoring.labels import joined
-from mlops_ray.monitoring.on_ray import decision_now
+from mlops_ray.monitoring.labels import addressed, joined
+from mlops_ray.monitoring.on_ray import decision_now, monitor_name
 from mlops_ray.rollout import canary
 from mlops_ray.rollout.analysis import Analysis, Outcomes, analyse
 from mlops_ray.rollout.canary import CanaryState, Phase, Reason
 from mlops_ray.serving import applications, log
 from mlops_ray.serving.on_apply import application_states, replica_status, try_apply
+from mlops_ray.serving.on_collectors import ensure_collectors
 from mlops_ray.serving.places import labels_uri, log_uri
-from mlops_ray.serving.service import Held, Wanted
+from mlops_ray.serving.versions import Held, Wanted
 from mlops_ray.state import Lease, RolloutRow, ServingRow, Store, Tx, VersionRow
 from mlops_ray.training.on_registry import Registry
 
@@ -43,6 +44,8 @@ _LEASE_S = 20.0
 # Machine time after which a canary that is unwell, or cannot be loaded, counts as crashed; and one that never starts.
 _UNHEALTHY_S = 30.0
 _START_S = 300.0
+# Machine time between two looks at the collectors: for so long a new node's records wait at most.
+_COLLECTORS_S = 5.0
 # Machine time between two checks that the registry's aliases say what the state database says.
 _ALIAS_S = 60.0
 
@@ -62,7 +65,8 @@ class Controller:
         self._since: dict[str, float] = {}
         self._agreed = (-1, -math.inf)  # the sequence that Serve was last seen to agree with, and when
         self._busy = threading.Lock()
-        threading.Thread(target=self._keep_ticking, name="controller", daemon=True).start()
+        for name, work in (("controller", self._keep_ticking), ("collectors", self._keep_collectors)):
+            threading.Thread(target=work, name=name, daemon=True).start()
 
     def ping(self) -> int:
         """Process id."""
@@ -88,6 +92,15 @@ class Controller:
                 self.tick()
             except Exception as exc:  # noqa: BLE001 - outermost loop: state is saved, the next tick tries again
                 _log.warning("controller of %s: %s", self._name, exc)
+
+    def _keep_collectors(self) -> None:
+        """Nodes come and go, and collectors may hang: see to them beside the rollout, which must not wait for that."""
+        pause = threading.Event()
+        while not pause.wait(_COLLECTORS_S):
+            try:
+                ensure_collectors(self._text, self._project, monitor_name(self._name))
+            except Exception as exc:  # noqa: BLE001 - outermost loop: the next look tries again
+                _log.warning("collectors of %s: %s", self._name, exc)
 
     def _look(self, lease: Lease) -> dict[str, Any]:
         with self._store.read() as tx:
@@ -152,7 +165,8 @@ class Controller:
         wanted = schema.empty_table().select(columns).schema
         since = log.day_of(row.created)
         predictions = lake.scan(log_uri(self._project), since, log.day_of(at), wanted)
-        labels = lake.scan(labels_uri(self._project), since, log.day_of(at), log.LABEL_SCHEMA)
+        labels = lake.scan(labels_uri(self._project), since, log.day_of(at), log.label_schema(self._project))
+        labels = addressed(labels, predictions)  # while the rows of all versions are there
         mine = predictions.filter(pl.Series(pl.from_arrow(predictions["rollout"])).eq_missing(row.id).to_arrow())
         rows = pl.DataFrame(pl.from_arrow(joined(mine, labels, known_by=at, take="first")))
         rows = rows.filter(pl.col("event_time").dt.epoch("us") < round(at * 1e6))
@@ -161,11 +175,13 @@ class Controller:
             seconds = rows[column].dt.epoch("us").fill_null(0).to_numpy() / 1e6
             return np.ceil(seconds / plan.look_s).astype(np.int64)
 
+        # Losses of other tasks are not compared yet: their canaries can fail, and be promoted by order only.
+        known = rows["label"] if self._project.task == "binary" else pl.Series([None] * len(rows), dtype=pl.Float64)
         return Outcomes(
             keys=rows["key"].to_numpy(),
             seen=looks("event_time"),
             labelled=looks("label_time"),
-            label=rows["label"].cast(pl.Float64).fill_null(float("nan")).to_numpy(),
+            label=known.cast(pl.Float64).fill_null(float("nan")).to_numpy(),
             stable=rows["stable_score"].to_numpy(),
             canary=rows["canary_score"].cast(pl.Float64).fill_null(float("nan")).to_numpy(),
         )
@@ -189,7 +205,7 @@ class Controller:
             served, row = tx.serving(self._name), tx.open_rollout(self._name)
             if served is None:
                 return None
-            wanted = wanted_configuration(Wanted.parse(served.spec, served.seq), row, tx)
+            wanted = wanted_configuration(Wanted.of(served), row, tx)
             return tx.save_serving(self._name, wanted.spec(), max(lease.fence, served.fence))
 
         found: ServingRow | None = self._guarded(lease, save)
@@ -201,7 +217,7 @@ class Controller:
             row, served = tx.rollout(rollout), tx.serving(self._name)
         if row is None or served is None:
             return None
-        before, wanted = CanaryState.from_dict(row.state), Wanted.parse(served.spec, served.seq)
+        before, wanted = CanaryState.from_dict(row.state), Wanted.of(served)
         if before.phase in canary.ENDED:
             return None
         after, trouble = before, None
@@ -301,7 +317,7 @@ def flip(tx: Tx, rollout: str) -> None:
     served = tx.serving(row.project) if row else None
     if row is None or served is None or CanaryState.from_dict(row.state).phase is not Phase.PROMOTING:
         return
-    wanted, target = Wanted.parse(served.spec, served.seq), _held(tx, row.project, row.version)
+    wanted, target = Wanted.of(served), _held(tx, row.project, row.version)
     spec = replace(wanted, stable=target, warm=tuple(h for h in wanted.held if h != target)).spec()
     tx.save_serving(row.project, spec, served.fence)
 
@@ -316,19 +332,26 @@ def _back_to_stable(tx: Tx, row: RolloutRow) -> None:
     served = tx.serving(row.project)
     if served is None or served.spec["stable"]["version"] != row.version:
         return
-    wanted = Wanted.parse(served.spec, served.seq)
+    wanted = Wanted.of(served)
     spec = replace(wanted, stable=_held(tx, row.project, row.stable), warm=(), canary=None, share=0.0, salt="").spec()
     tx.save_serving(row.project, spec, served.fence)
 
 
-def first_version(store: Store, project: Project, *, now: float) -> int | None:
-    """The stable version; when there is none yet, the newest that may serve becomes it. None without such versions."""
+def first_version(store: Store, project: Project, *, now: float, version: int | None = None) -> int | None:
+    """The stable version; when there is none yet, `version` becomes it, or the newest that may serve.
+
+    Returns: None where no version may serve. Raises: ModelNotFound, ApprovalPending for a `version` that may not.
+    """
 
     def run(tx: Tx) -> int | None:
         served = tx.serving(project.project)
-        versions = [version for version in tx.versions(project.project) if version.may_serve]
+        versions = [row for row in tx.versions(project.project) if row.may_serve]
         if served is not None:
             return int(served.spec["stable"]["version"])
+        if version is not None:
+            versions = [tx.version(project.project, version)]
+            if not versions[0].may_serve:
+                raise ApprovalPending(project.project, version)
         if not versions:
             return None
         first = versions[-1]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlops_ray.config import Project
-from mlops_ray.serving.service import Wanted
+from mlops_ray.serving.versions import Wanted
 
 # Between a project's name and a version's number; names of projects hold no hyphen.
 _APART = "--v"
@@ -60,7 +60,7 @@ def render(
     config: dict[str, Any] = {"proxy_location": "EveryNode", "applications": applications}
     if ordered:  # Serve reads them once, when it starts
         cluster = ordered[0].project.cluster
-        config["http_options"] = {"host": cluster.host, "port": cluster.http_port}
+        config["http_options"] = {"host": cluster.host if cluster.address else "127.0.0.1", "port": cluster.http_port}
     return config
 
 
@@ -96,6 +96,7 @@ def _ingress(served: Served) -> dict[str, Any]:
                 "max_ongoing_requests": serving.max_ongoing_requests,
                 "user_config": {
                     "sequence": served.wanted.sequence,
+                    "fence": served.wanted.fence,
                     "spec": served.wanted.spec(),
                 },
             }

@@ -7,14 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlops_ray.config import Project
-from mlops_ray.serving.service import Held
+from mlops_ray.errors import ArtifactRefused
+from mlops_ray.serving.versions import Held
 from mlops_ray.training.artifact import model
 from mlops_ray.training.artifact.model import Model
 
 
 def load_version(project: Project, held: Held) -> Model:
-    """The version's model, checked by hash and by its golden requests. Raises: ArtifactRefused."""
+    """The version's model, checked by hash, by its golden requests, and for whether the project's requests fit it.
+
+    Raises: ArtifactRefused."""
     loaded = local(held.artifact, held.sha256, trusted=project.features.trusted_types)
+    if loaded.task != project.task:
+        raise ArtifactRefused(held.artifact, f"it is a {loaded.task} model, and the project's task is {project.task}")
+    if missing := [name for name in loaded.features.inputs if name not in project.features.kinds]:
+        raise ArtifactRefused(held.artifact, f"it needs {missing[0]!r}, which is no feature in the project's file")
     loaded.replay()
     return loaded
 

@@ -1,135 +1,322 @@
-"""The spool: one append-only segment file per writer, claimed whole by the node's collector.
+"""What a replica keeps of what it answered: each record stands in the node's spool before its answer leaves.
 
-A record is one line of JSON and stands in the file (one `write` call; `durability: disk` adds fsync) before its
-answer leaves. Writer and collector agree through an advisory lock: the writer appends under it, the collector renames
-under it; a writer that finds its file renamed opens a new one. A killed process lets go of its lock, and the torn line
-that it may leave was never acknowledged.
+`durability: process`: one write, which survives the death of the process. `durability: disk`: an fsync follows, one for
+all requests that wait for it, in a thread. Rows that are not kept (sampling, a spool above its limit, a full disk) are
+answered and counted, and the counts stand in the spool as well. Labels and watermarks are kept or refused.
 """
 
 from __future__ import annotations
 
-import fcntl
+import asyncio
+import contextlib
+import hashlib
+import logging
 import os
-import re
-import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
+from numpy.typing import NDArray
 
-_OPEN = ".open"
-_CLAIMED = re.compile(r"^(\d{12})-[0-9a-f]+\.claimed$")
+from mlops_ray.config import Project
+from mlops_ray.errors import BackendUnavailable, BadRequest
+from mlops_ray.serving.encoding import framed
+from mlops_ray.serving.records import Labelled, Record, Scored, Shadowed, Uncaptured, Watermark
+from mlops_ray.serving.routing import points
+from mlops_ray.serving.spool import SEGMENT_BYTES, SegmentFile, sync_folder, waiting_bytes
+
+_log = logging.getLogger(__name__)
+
+# Machine time between two looks at how full the node's spool is: at 100 MB/s it outgrows its limit by a tenth.
+_LOOK_S = 1.0
+
+_FULL = "the spool cannot be written; predictions are answered unrecorded, labels refused"
+_OVER = "the spool is above capture.spool_mb; is the store away?"
+_SYNC = "the disk does not take an fsync; records survive their process, not power loss"
 
 
-class SpoolWriter:
-    """Appends records for one process. Not thread-safe: one writer per event loop."""
+class Capture:
+    """The spool of one node, as one process writes to it: several replicas write files of their own.
 
-    def __init__(self, folder: Path, *, fsync: bool) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._fsync = folder, fsync
-        self._fd, self._path, self._inode = -1, folder, 0
-        self._open()
+    `append` and `durable` belong to one event loop; `close` comes last.
+    """
 
-    def append(self, record: dict[str, Any]) -> None:
-        """Write one record. When this returns, the record survives the death of the process.
+    def __init__(self, project: Project, folder: Path, secret: bytes | None) -> None:
+        """Args: folder: the node's spool, made when it is not there. secret: of the project, for `capture.hash`.
 
-        Raises: OSError when the disk refuses; the caller must not acknowledge then.
+        Raises: ValueError when columns are to be hashed and there is no secret. A spool that cannot be made is no
+            reason: predictions are answered, and said not to be captured.
         """
-        line = orjson.dumps(record, _strings, orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
-        while not self._still_ours():
-            self._open()
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
+        self._plan, self._folder = project.capture, folder
+        self._salt = f"capture of {project.project}"
+        self._keep_key = key_keeper(project, secret)
+        self._keys_dropped = project.key in self._plan.drop
+        self._limit = self._plan.spool_mb * 2**20
+        self._over, self._looked = False, -1.0
+        self._uncounted: dict[str, tuple[int, float]] = {}
+        self._troubles: set[str] = set()
+        self._retired: list[SegmentFile] = []
+        self._appended = self._synced = self._failed = 0
+        self._syncing: asyncio.Future[bool] | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._new_name = True
+        self._file: SegmentFile | None = None
         try:
-            start = os.lseek(self._fd, 0, os.SEEK_END)
-            written = os.write(self._fd, line)
-            if written != len(line):  # a full disk can take part of a line: leave none of it behind
-                os.ftruncate(self._fd, start)
-                raise OSError(28, "the spool's disk is full", str(self._path))
-            if self._fsync:
-                os.fsync(self._fd)
-        finally:
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
+            self._file = SegmentFile(folder)
+        except OSError as exc:
+            self._say(_FULL, exc.strerror)
+
+    def append(self, record: Record) -> bool:
+        """Write one record; when this returns True it survives the death of the process.
+
+        Returns: False when not all of its rows stand in the log: sampling, overflow or a disk that takes no more. They
+            are counted.
+        Raises: BackendUnavailable for labels and watermarks that cannot be written; BadRequest (422) for labels by
+            entity key where the log keeps no keys.
+        """
+        if isinstance(record, Scored):
+            kept = self._sampled(record)
+            if kept is None:
+                return False
+            whole = kept is record
+            return self._keep(kept.id, len(kept.keys), kept.at, self._redacted(kept)) and whole
+        if isinstance(record, Shadowed):
+            return self._keep(record.id, len(record.trial.rows), record.at, record)
+        if isinstance(record, Uncaptured):
+            self._count(record.why, record.n_rows, record.at)
+            return True
+        try:
+            self._write(self._addressed(record) if isinstance(record, Labelled) else record)
+        except OSError as exc:
+            self._say(_FULL, exc.strerror)
+            detail = f"the spool cannot be written ({exc.strerror}); free its disk"
+            raise BackendUnavailable("the prediction log", detail) from exc
+        return True
+
+    async def durable(self) -> bool:
+        """Returns once all that was appended before this call is as durable as `capture.durability` says.
+
+        Requests that wait at the same time share an fsync.
+        Returns: False when the disk refused: the records survive the process, not power loss. Labels must not be
+            acknowledged then.
+        """
+        if self._plan.durability == "process":
+            return True
+        mine = self._appended
+        while self._synced < mine:
+            if self._syncing is None:
+                self._syncing = self._sync()
+            if not await asyncio.shield(self._syncing):
+                return False
+        return mine > self._failed
 
     def close(self) -> None:
-        """Close the file; what it holds waits for the collector."""
-        os.close(self._fd)
-        self._fd = -1
+        """Let go of the files; what they hold waits for the collector."""
+        self._flush_counts()
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
+        for file in [*self._retired, *([self._file] if self._file else [])]:
+            os.close(file.fd)
+        self._retired, self._file = [], None
 
-    def _open(self) -> None:
-        path = self._folder / f"{uuid.uuid4().hex}{_OPEN}"
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        if self._fd >= 0:  # only now: were opening to fail, a closed number could soon be somebody else's file
-            os.close(self._fd)
-        self._fd, self._path, self._inode = fd, path, os.fstat(fd).st_ino
+    # what is kept
 
-    def _still_ours(self) -> bool:
-        try:
-            return self._path.stat().st_ino == self._inode
-        except FileNotFoundError:
+    def _sampled(self, record: Scored) -> Scored | None:
+        """The record with the rows whose keys are in the sample; None when there are none."""
+        if self._plan.sample >= 1:
+            return record
+        mask = points(record.keys, self._salt) < self._plan.sample
+        left_out = int((~mask).sum())
+        if not left_out:
+            return record
+        self._count("sampled", left_out, record.at)
+        rows = np.flatnonzero(mask)
+        return _cut(record, rows) if len(rows) else None
+
+    def _redacted(self, record: Scored) -> Scored:
+        return replace(record, keys=tuple(map(self._keep_key, record.keys))) if self._keep_key else record
+
+    def _addressed(self, record: Labelled) -> Labelled:
+        labels = record.labels
+        if self._keep_key is None or not any(labels.keys):
+            return record
+        if self._keys_dropped:
+            raise BadRequest(422, "labels by key", "the log keeps no keys (capture.drop); send prediction_id instead")
+        keys = tuple(self._keep_key(key) if key else "" for key in labels.keys)
+        return replace(record, labels=replace(labels, keys=keys))
+
+    def _keep(self, request_id: str, n_rows: int, at: float, record: Scored | Shadowed) -> bool:
+        """Write it, unless the spool is above its limit or the disk takes no more."""
+        # By its id, so that a retry and a shadow's later scores go the way of the request.
+        if self._overflows() and zlib.crc32(request_id.encode()) % self._plan.overflow_keep:
+            self._count("overflow", n_rows, at)
             return False
-
-
-def _strings(value: Any) -> Any:
-    """What orjson does not take by itself: arrays of strings."""
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    raise TypeError(f"a record cannot hold a {type(value).__name__}")
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A claimed file: no writer appends to it any more."""
-
-    number: int
-    path: Path
-
-    def records(self) -> Iterator[dict[str, Any]]:
-        """Its whole records in order; a torn last line, never acknowledged, is left out."""
-        with self.path.open("rb") as file:
-            for line in file:
-                if line.endswith(b"\n"):
-                    yield orjson.loads(line)
-
-
-def claimed(folder: Path) -> list[Segment]:
-    """Segments claimed earlier and not yet removed, by number."""
-    found = ((path, _CLAIMED.match(path.name)) for path in folder.glob("*.claimed"))
-    return sorted((Segment(int(m[1]), path) for path, m in found if m), key=lambda s: s.number)
-
-
-def claim(folder: Path, next_number: int) -> list[Segment]:
-    """Claim every file that writers have open and that holds something, giving out numbers from `next_number` on.
-
-    Only the one collector that owns the folder may call this. A file whose lock is held is waited for: writers hold
-    it for microseconds.
-    """
-    segments: list[Segment] = []
-    for path in sorted(folder.glob(f"*{_OPEN}")):
-        if path.stat().st_size == 0:  # a writer that has had nothing to say yet
-            continue
-        fd = os.open(path, os.O_RDWR)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            number = next_number + len(segments)
-            target = folder / f"{number:012d}-{path.stem}.claimed"
-            path.rename(target)
-        finally:
+            self._write(record)
+        except OSError as exc:
+            self._say(_FULL, exc.strerror)
+            self._count("disk", n_rows, at)
+            return False
+        return True
+
+    def _overflows(self) -> bool:
+        now = time.monotonic()
+        if now - self._looked >= _LOOK_S:
+            self._looked, self._over = now, False
+            with contextlib.suppress(OSError):  # a folder that cannot be read: the write will say so
+                self._over = waiting_bytes(self._folder) > self._limit
+            if self._over:
+                self._say(_OVER, f"1 request in {self._plan.overflow_keep} is recorded")
+            else:
+                self._well_again(_OVER)
+        return self._over
+
+    def _say(self, trouble: str, detail: str | None) -> None:
+        """Log that something is wrong with the spool, once until it is well again."""
+        if trouble not in self._troubles:
+            self._troubles.add(trouble)
+            _log.warning("%s: %s (%s)", self._folder, trouble, detail)
+
+    def _well_again(self, trouble: str) -> None:
+        if trouble in self._troubles:
+            self._troubles.remove(trouble)
+            _log.warning("%s: no longer so: %s", self._folder, trouble)
+
+    # files
+
+    def _write(self, record: Scored | Shadowed | Labelled | Watermark) -> None:
+        self._in_file(lambda file: file.append(framed(record, file.seed)))
+        self._appended += 1
+        if self._uncounted:
+            self._flush_counts()
+        if self._troubles:
+            self._well_again(_FULL)
+
+    def _in_file(self, write: Callable[[SegmentFile], None]) -> None:
+        """Do it to the open file, or to a new one. Raises: OSError."""
+        if self._file is not None and self._file.size < SEGMENT_BYTES:
+            with self._file.held() as ours:
+                if ours:
+                    write(self._file)
+                    return
+        fresh = SegmentFile(self._folder)  # only now is the old one let go: this may fail, and be tried again
+        if self._file is not None:
+            self._retired.append(self._file)
+        self._file, self._new_name = fresh, True
+        if self._plan.durability == "process":
+            self._let_go()
+        with fresh.held() as ours:
+            if ours:
+                write(fresh)
+                return
+        self._in_file(write)  # claimed already: it held a count
+
+    def _let_go(self) -> None:
+        for file in self._retired:
+            os.close(file.fd)
+        self._retired = []
+
+    def _count(self, why: str, n_rows: int, at: float) -> None:
+        """Count rows that are not kept, in the open file's head; in memory while there is no file that takes it."""
+        known = self._uncounted.get(why, (0, at))
+        self._uncounted[why] = known[0] + n_rows, at
+        self._flush_counts()
+
+    def _flush_counts(self) -> None:
+        for why, (n_rows, at) in list(self._uncounted.items()):
+            try:
+                self._in_file(lambda file, why=why, n=n_rows, at=at: file.count(why, n, at))  # type: ignore[misc]
+            except OSError as exc:
+                self._say(_FULL, exc.strerror)
+                return
+            del self._uncounted[why]
+
+    def _sync(self) -> asyncio.Future[bool]:
+        """Have the thread sync every file with something new, and let go of those that were claimed."""
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool-sync")
+        upto, retired, self._retired = self._appended, self._retired, []
+        fds = [file.fd for file in retired]
+        if self._file is not None:
+            fds.append(os.dup(self._file.fd))  # its number outlives a claim that comes meanwhile
+        folder = self._folder if self._new_name else None
+        self._new_name = False
+        loop = asyncio.get_running_loop()
+        done = loop.run_in_executor(self._thread, _sync_all, fds, folder)
+
+        async def finish() -> bool:
+            trouble = await done
+            self._syncing = None
+            self._synced = max(self._synced, upto)
+            if trouble:
+                # The kernel reports a lost page once and calls it clean: this file is trusted no further.
+                self._failed = self._appended
+                self._say(_SYNC, trouble)
+                if self._file is not None:
+                    self._retired.append(self._file)
+                    self._file = None
+            else:
+                self._well_again(_SYNC)
+            return not trouble
+
+        return loop.create_task(finish())
+
+
+def _sync_all(fds: Sequence[int], folder: Path | None) -> str:
+    """fsync and close; what went wrong, or ""."""
+    trouble = ""
+    for fd in fds:
+        try:
+            os.fdatasync(fd)
+        except OSError as exc:
+            trouble = exc.strerror or str(exc)
+        with contextlib.suppress(OSError):  # close repeats the error that fdatasync has told
             os.close(fd)
-        segments.append(Segment(number, target))
-    return segments
-
-
-def lock_folder(folder: Path) -> int | None:
-    """Own the spool: a file descriptor that holds it until closed or the process dies; None when another owns it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    fd = os.open(folder / "owner.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
+        if folder is not None:
+            sync_folder(folder)
+    except OSError as exc:
+        trouble = exc.strerror or str(exc)
+    return trouble
+
+
+def key_keeper(project: Project, secret: bytes | None) -> Callable[[str], str] | None:
+    """What the log keeps of an entity key: None when it keeps the key itself; else its keyed hash, or nothing.
+
+    Whoever looks for a key in the log looks for what this gives.
+    Raises: ValueError when keys are hashed and there is no secret.
+    Source: BLAKE2b, keyed (RFC 7693): 128 bits join as well as the key did, and tell nothing without the secret.
+    """
+    if project.key in project.capture.drop:
+        return lambda key: ""
+    if project.key not in project.capture.hash:
         return None
-    return fd
+    if secret is None:
+        raise ValueError(f"column {project.key!r} is to be hashed; give the project's secret")
+    return lambda key: hashlib.blake2b(key.encode(), key=secret, digest_size=16).hexdigest()
+
+
+def _cut(record: Scored, rows: NDArray[np.int64]) -> Scored:
+    """The record with these of its rows only."""
+    trial = record.canary
+    if trial is not None:
+        inside = np.isin(trial.rows, rows)
+        scores = trial.scores[inside] if trial.scores is not None else None
+        kept = np.searchsorted(rows, trial.rows[inside])
+        trial = replace(trial, rows=kept, scores=scores) if len(kept) else None
+    columns: dict[str, NDArray[Any]] = {name: values[rows] for name, values in record.columns.items()}
+    return replace(
+        record,
+        keys=tuple(record.keys[i] for i in rows),
+        times=record.times[rows],
+        columns=columns,
+        scores=record.scores[rows],
+        score_us=record.score_us * len(rows) / len(record.keys),
+        canary=trial,
+        places=rows,
+    )

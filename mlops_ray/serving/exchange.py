@@ -64,6 +64,7 @@ class Answer:
     scores: binary P(1), shape (n,); multiclass P(class), shape (n, classes); regression the prediction, shape (n,).
     versions: who answered each row, shape (n,). canary: rows that were the canary's by their key, shape (n,); a row of
     the canary that stable had to answer has stable's version.
+    threshold: one for all rows, or one for each, shape (n,), where the canary has another than stable.
     captured: False when the rows stand in no log (overflow or sampling), which the client is told.
     contributions: per row (feature, contribution) pairs, largest first, when asked for.
     """
@@ -71,7 +72,7 @@ class Answer:
     request_id: str
     task: Task
     classes: tuple[str | int, ...]
-    threshold: float
+    threshold: float | NDArray[np.float64]
     scores: NDArray[np.float64]
     versions: NDArray[np.int64]
     canary: NDArray[np.bool_]

@@ -1,123 +1,354 @@
-"""The HTTP surface of a project: Starlette routes around a `Service`. Errors are problem details (RFC 9457)."""
+"""The HTTP surface of a project: an ASGI application without a framework on a request's path.
+
+`routes()` is the whole of it: the document of the interface and the test of access enumerate the same table that
+requests are looked up in. A request is refused as early as can be: unknown path, wrong method, missing token, too many
+requests in hand and too large a body before anything is parsed. Errors are problem details (RFC 9457); every answer
+carries `X-Request-Id` and the security headers.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
+import re
 import time
-import uuid
-from collections.abc import Awaitable, Callable
+import zlib
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any
 
 import orjson
-import xxhash
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
-from mlops_ray.config import Project
 from mlops_ray.errors import BackendUnavailable, BadRequest
-from mlops_ray.serving import protocol
+from mlops_ray.serving import foreign
+from mlops_ray.serving.access import Open, Role
+from mlops_ray.serving.calls import Access, Call, Route, scored, with_headers
+from mlops_ray.serving.exchange import Reply
+from mlops_ray.serving.protocols import bodies, feedback, native, problem
 from mlops_ray.serving.service import Service
 
 _log = logging.getLogger(__name__)
 
-_JSON = "application/json"
-_PROBLEM = "application/problem+json"
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+# OWASP's list for interfaces that no browser renders; the page of documents brings a policy of its own.
+_SECURITY = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+    (b"referrer-policy", b"no-referrer"),
+)
+_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+# What a client may choose as an id for its own traces. An Idempotency-Key is wider, since people have such keys.
+_TRACE = re.compile(r"[A-Za-z0-9._~+/=@-]{1,128}")
+# A body that inflates to more than this is inflated beside the event loop: it takes a millisecond for 200 KB.
+_INFLATE_INLINE = 16_384
 
 
-def application(service: Callable[[], Service]) -> Starlette:
-    """The ASGI application; `service()` is asked at each request, since a replica has it only after starting."""
+class Application:
+    """The ASGI 3.0 application. `service` and `access` are asked at each request: a replica has them once started."""
 
-    async def predict(request: Request) -> Response:
-        now = time.time()
-        current = service()
-        body = await _body(request, current.project)
-        batch = protocol.parse_predict(protocol.parse_json(body), current.form, now=now)
-        return _answer(await current.predict(_request_id(request), batch, xxhash.xxh3_64_intdigest(body)))
+    def __init__(self, service: Callable[[], Service], access: Callable[[], Access] = Open) -> None:
+        self._service, self._access = service, access
+        self._fixed, self._shaped = _table(routes())
+        self._ongoing = Ongoing()
 
-    async def feedback(request: Request) -> Response:
-        current = service()
-        document = protocol.parse_json(await _body(request, current.project))
-        labels = protocol.parse_feedback(document, now=time.time())
-        return _answer({"accepted": current.feedback(labels)}, 202)
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """ASGI's entrance."""
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1000, "reason": "HTTP only"})
 
-    async def watermark(request: Request) -> Response:
-        current = service()
-        at = protocol.parse_watermark(protocol.parse_json(await _body(request, current.project)), now=time.time())
-        current.watermark(at)
-        return _answer({"watermark": at}, 202)
+    async def _http(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        path: str = scope["path"]
+        if (root := scope.get("root_path")) and path.startswith(root):
+            path = path[len(root) :]
+        method: str = scope["method"]
+        call = Call(path, headers, time.time(), self._service(), self._access(), os.urandom(16).hex(), False)
+        try:
+            try:
+                reply = await self._answered(call, method, receive)
+            except _Gone:
+                return
+            except BadRequest as exc:
+                reply = _problem(exc, scope["path"], path)
+            except BackendUnavailable as exc:
+                reply = _problem(BadRequest(503, "not available", str(exc)), scope["path"], path)
+        except Exception:  # noqa: BLE001 - outermost: no traceback leaves the process
+            _log.exception("request %s %s failed", call.id, path)
+            reply = _problem(
+                BadRequest(500, "internal error", "the replica's log has the details"), scope["path"], path
+            )
+        await _send(send, reply, call, head=method == "HEAD")
 
-    async def healthz(request: Request) -> Response:
-        return _answer({"status": "ok"})
+    async def _answered(self, call: Call, method: str, receive: Receive) -> Reply:
+        _identify(call)
+        methods = self._fixed.get(call.path) or self._match(call)
+        route = methods.get(method)
+        if route is None:
+            allowed = ", ".join(sorted(methods))
+            refused = BadRequest(405, "method not allowed", f"{call.path} takes {allowed}, not {method}")
+            return with_headers(_problem(refused, call.path, call.path), ("Allow", allowed))
+        pinned = "x-model-version" in call.headers
+        call.demand(Role.OPERATE if pinned and route.role is Role.PREDICT else route.role)
+        if not route.measured:
+            return await route.handler(call)
+        serving = call.service.project.serving
+        with self._ongoing.one(serving.max_ongoing_requests, serving.request_timeout_s):
+            if method == "POST":
+                call.body = await _body(call, receive, int(serving.max_body_mb * 1024 * 1024))
+            return await route.handler(call)
 
-    async def readyz(request: Request) -> Response:
-        current = service()
-        return _answer(current.status(), 200 if current.ready() else 503)
+    def _match(self, call: Call) -> dict[str, Route]:
+        """The methods of a path with parameters, which the call then has. Raises: BadRequest (404)."""
+        for shape, methods in self._shaped:
+            if found := shape.fullmatch(call.path):
+                call.params = found.groupdict()
+                return methods
+        raise BadRequest(404, "not found", f"{call.path} does not exist; /docs lists what does")
 
-    return Starlette(
-        routes=[
-            Route("/predict", _guarded(predict), methods=["POST"]),
-            Route("/feedback", _guarded(feedback), methods=["POST"]),
-            Route("/watermark", _guarded(watermark), methods=["POST"]),
-            Route("/healthz", healthz),
-            Route("/readyz", readyz),
-        ],
-        exception_handlers={HTTPException: _no_route},
+
+class Ongoing:
+    """Requests in hand: at most so many, and each for so long.
+
+    One timer for all of them, since one for each costs 6 microseconds: a request may take a tenth longer than that.
+    """
+
+    def __init__(self) -> None:
+        self._ends: dict[asyncio.Task[Any], float] = {}
+        self._late: set[asyncio.Task[Any]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    @contextmanager
+    def one(self, most: int, timeout_s: float) -> Iterator[None]:
+        """Around a request. Raises: BackendUnavailable when there are `most` already, or when it takes too long."""
+        if len(self._ends) >= most:
+            raise BackendUnavailable("this replica", f"it has {most} requests in hand; try again shortly")
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None, "a request is handled in a task"
+        self._ends[task] = loop.time() + timeout_s
+        if self._timer is None:
+            self._timer = loop.call_later(timeout_s / 10, self._look, loop, timeout_s / 10)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if task not in self._late:
+                raise
+            task.uncancel()
+            raise BackendUnavailable("this replica", f"the request took longer than {timeout_s:g} s") from None
+        finally:
+            self._late.discard(task)
+            del self._ends[task]
+
+    def _look(self, loop: asyncio.AbstractEventLoop, every_s: float) -> None:
+        now = loop.time()
+        for task, end in self._ends.items():
+            if now >= end and task not in self._late:
+                self._late.add(task)
+                task.cancel()
+        self._timer = loop.call_later(every_s, self._look, loop, every_s) if self._ends else None
+
+
+class _Gone(Exception):
+    """The client closed the connection before its request was complete."""
+
+
+# --- the routes ---
+
+
+def routes() -> tuple[Route, ...]:
+    """Everything that this application answers."""
+    return (
+        Route("POST", "/predict", Role.PREDICT, _predict),
+        Route("POST", "/feedback", Role.FEEDBACK, _feedback),
+        Route("POST", "/watermark", Role.FEEDBACK, _watermark),
+        Route("GET", "/healthz", Role.READ, _healthz, measured=False),
+        Route("GET", "/readyz", Role.READ, _readyz, measured=False),
+        *foreign.routes(),
     )
 
 
-def _guarded(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-    async def guarded(request: Request) -> Response:
-        try:
-            return await handler(request)
-        except BadRequest as exc:
-            return Response(protocol.problem(exc, request.url.path), exc.status, media_type=_PROBLEM)
-        except BackendUnavailable as exc:
-            trouble = BadRequest(503, "not available", str(exc))
-            body = protocol.problem(trouble, request.url.path)
-            return Response(body, 503, media_type=_PROBLEM, headers={"Retry-After": "1"})
-        except Exception:  # noqa: BLE001 - outermost: no traceback leaves the process
-            _log.exception("request %s failed", request.url.path)
-            trouble = BadRequest(500, "internal error", "the replica's log has the details")
-            return Response(protocol.problem(trouble, request.url.path), 500, media_type=_PROBLEM)
-
-    return guarded
+async def _predict(call: Call) -> Reply:
+    return await scored(call, native.parse(call.body, call.headers, call.service.form, now=call.now), native.reply)
 
 
-async def _no_route(request: Request, error: Exception) -> Response:
-    """Unknown path (404) or method (405)."""
-    assert isinstance(error, HTTPException)
-    trouble = BadRequest(error.status_code, error.detail.lower(), f"{request.method} {request.url.path} does not exist")
-    body = protocol.problem(trouble, request.url.path)
-    return Response(body, error.status_code, media_type=_PROBLEM, headers=error.headers)
+async def _feedback(call: Call) -> Reply:
+    _demand_json(call)
+    known = {name for model in call.service.models() for name in model.classes}
+    labels = feedback.parse(call.body, call.service.form, now=call.now, classes=sorted(known, key=str))
+    return _json({"accepted": await call.service.feedback(labels)}, 202)
 
 
-def _answer(content: object, status: int = 200) -> Response:
-    return Response(orjson.dumps(content), status, media_type=_JSON)
+async def _watermark(call: Call) -> Reply:
+    _demand_json(call)
+    at = feedback.parse_watermark(call.body, now=call.now)
+    await call.service.watermark(at)
+    return _json({"watermark": at}, 202)
 
 
-def _request_id(request: Request) -> str:
-    """The client's Idempotency-Key (a retry is one prediction), else a new id."""
-    given = request.headers.get("idempotency-key")
+async def _healthz(call: Call) -> Reply:
+    return _json({"status": "ok"})
+
+
+async def _readyz(call: Call) -> Reply:
+    return _json(call.service.status(), 200 if call.service.ready() else 503)
+
+
+def _demand_json(call: Call) -> None:
+    sent = bodies.media_type(call.headers.get("content-type"), bodies.JSON)
+    if sent != bodies.JSON:
+        raise BadRequest(415, "unsupported media type", f"send {bodies.JSON}, not {sent[:60]!r}")
+
+
+# --- requests ---
+
+
+def _table(
+    every: tuple[Route, ...],
+) -> tuple[dict[str, dict[str, Route]], list[tuple[re.Pattern[str], dict[str, Route]]]]:
+    """Methods by path, for paths as they stand; and for those with parameters, by what they must match."""
+    by_path: dict[str, dict[str, Route]] = {}
+    for route in every:
+        by_path.setdefault(route.path, {})[route.method] = route
+        if route.method == "GET":  # RFC 9110, 9.3.2: the same answer without its body
+            by_path[route.path]["HEAD"] = route
+    fixed = {path: methods for path, methods in by_path.items() if "{" not in path}
+    shaped = [
+        (re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(path))), methods)
+        for path, methods in by_path.items()
+        if "{" in path
+    ]
+    return fixed, shaped
+
+
+def _identify(call: Call) -> None:
+    """Give the call its client's Idempotency-Key as id, so that a retry is one prediction. Raises: BadRequest (400)."""
+    given = call.headers.get("idempotency-key")
     if given is None:
-        return uuid.uuid4().hex
+        return
     if not 1 <= len(given) <= 200 or not given.isprintable() or ":" in given:
         raise BadRequest(400, "bad Idempotency-Key", "use 1 to 200 printable characters without ':'")
-    return given
+    call.id, call.repeatable = given, True
 
 
-async def _body(request: Request, project: Project) -> bytes:
-    media = request.headers.get("content-type", _JSON).partition(";")[0].strip().lower()
-    if media != _JSON:
-        raise BadRequest(415, "unsupported media type", f"send {_JSON}, not {media!r}")
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise BadRequest(415, "unsupported content encoding", "send the body uncompressed")
-    limit = int(project.serving.max_body_mb * 1024 * 1024)
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
-            raise BadRequest(413, "body too large", f"the limit is {limit} bytes; send fewer rows at a time")
-        chunks.append(chunk)
-    return b"".join(chunks)
+async def _body(call: Call, receive: Receive, limit: int) -> bytes:
+    """The request's body, never more than `limit` bytes of it in hand. Raises: BadRequest (400, 413, 415)."""
+    encoding = call.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", "gzip"):
+        detail = f"send the body uncompressed or as gzip, not {encoding[:40]!r}"
+        raise BadRequest(415, "unsupported content encoding", detail)
+    stated = call.headers.get("content-length", "")
+    if stated.isdecimal() and (len(stated) > 15 or int(stated) > limit):
+        raise _too_large(limit)
+    whole, more = await _next(receive)
+    if more:
+        pieces = bytearray(whole)
+        while more and len(pieces) <= limit:
+            piece, more = await _next(receive)
+            pieces += piece
+        whole = bytes(pieces)
+    if len(whole) > limit:
+        # The server goes on reading what still comes, and drops it: a client that only listens once it has sent all of
+        # its body gets the answer too.
+        raise _too_large(limit)
+    if encoding == "identity":
+        return whole
+    if len(whole) <= _INFLATE_INLINE:
+        return _inflated(whole, limit)
+    return await asyncio.get_running_loop().run_in_executor(None, _inflated, whole, limit)
+
+
+async def _next(receive: Receive) -> tuple[bytes, bool]:
+    """A piece of the body, and whether there is more. Raises: _Gone."""
+    message = await receive()
+    if message["type"] != "http.request":
+        raise _Gone
+    return message.get("body", b""), message.get("more_body", False)
+
+
+def _inflated(body: bytes, limit: int) -> bytes:
+    """A gzip body's content (RFC 1952). Never more than `limit` bytes come into being, whatever the body claims."""
+    inflater = zlib.decompressobj(wbits=31)
+    try:
+        content = inflater.decompress(body, limit + 1)
+    except zlib.error as exc:
+        raise BadRequest(400, "not gzip", f"the body cannot be inflated: {exc}") from exc
+    if len(content) > limit:
+        raise _too_large(limit)
+    if not inflater.eof or inflater.unused_data:
+        raise BadRequest(400, "not gzip", "the body is not one whole gzip member")
+    return content
+
+
+def _too_large(limit: int) -> BadRequest:
+    members = {"expected": f"at most {limit} bytes"}
+    return BadRequest(413, "body too large", f"the limit is {limit} bytes; send fewer rows at a time", members)
+
+
+# --- replies ---
+
+
+class _Start(dict[str, Any]):
+    """The first message of an answer, whose headers stand: Ray Serve's middleware would give every answer a second
+    X-Request-Id."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key != "headers":
+            super().__setitem__(key, value)
+
+
+async def _send(send: Send, reply: Reply, call: Call, *, head: bool) -> None:
+    headers = [
+        (b"content-type", reply.media_type.encode("latin-1")),
+        (b"content-length", str(len(reply.body)).encode("latin-1")),
+        (b"x-request-id", _traced(call)),
+        *_SECURITY,
+    ]
+    policy = True
+    for name, value in reply.headers:
+        lower = name.lower().encode("latin-1")
+        policy = policy and lower != _POLICY[0]
+        headers.append((lower, value.encode("latin-1")))
+    if policy:
+        headers.append(_POLICY)
+    await send(_Start(type="http.response.start", status=reply.status, headers=headers))
+    await send({"type": "http.response.body", "body": b"" if head else reply.body})
+
+
+def _traced(call: Call) -> bytes:
+    """What the answer's X-Request-Id says: the call's own id, or the one that the client traces its request by."""
+    if not call.repeatable and (given := call.headers.get("x-request-id")) is not None and _TRACE.fullmatch(given):
+        return given.encode("latin-1")
+    return call.id.encode("latin-1")
+
+
+def _json(content: object, status: int = 200) -> Reply:
+    return Reply(orjson.dumps(content), status=status)
+
+
+def _problem(error: BadRequest, instance: str, path: str) -> Reply:
+    """An error of the request `instance`, which is `path` of this application, where clients of others have a say."""
+    headers: tuple[tuple[str, str], ...] = ()
+    if error.status == 503:
+        headers = (("Retry-After", "1"),)
+    elif error.status == 401:
+        headers = (("WWW-Authenticate", "Bearer"),)  # RFC 6750, 3
+    return Reply(
+        problem.problem(error, instance, foreign.members(error, path)), problem.MEDIA_TYPE, error.status, headers
+    )
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    """ASGI's lifespan protocol: whoever makes the application has its state ready before."""
+    while True:
+        stage = (await receive())["type"].removeprefix("lifespan.")
+        await send({"type": f"lifespan.{stage}.complete"})
+        if stage == "shutdown":
+            return

@@ -43,7 +43,7 @@ def apply(
                 applications.Served(
                     parse_portable(row.config_text, env=os.environ),
                     row.config_text,
-                    Wanted.parse(wanted.spec, wanted.seq),
+                    Wanted.of(wanted),
                 )
                 for row in tx.projects()
                 if (wanted := tx.serving(row.name)) is not None
@@ -84,7 +84,9 @@ def try_apply(store: Store, dashboard: str, *, holder: str) -> str | None:
 def replica_status(project: str, wanted: Wanted) -> list[dict[str, Any]]:
     """Send `wanted` to every live replica of the ingress; what each has now. Empty when there is none."""
     try:
-        return list(_handle(project).broadcast("want", wanted.spec(), wanted.sequence).results(timeout_s=5))
+        return list(
+            _handle(project).broadcast("want", wanted.spec(), wanted.sequence, wanted.fence).results(timeout_s=5)
+        )
     except Exception as exc:  # noqa: BLE001 - Serve raises many kinds while replicas come and go; the caller asks again
         _log.info("ingress of %s does not answer yet: %s", project, exc)
         _handle.cache_clear()

@@ -1,57 +1,62 @@
-"""The node's collector: segments of the spool into the prediction log, and the same rows as profiles to the monitor."""
+"""The collector of one project on one node: the spools of its machine into the log, and the monitor told."""
 
 from __future__ import annotations
 
 import logging
 import os
 import threading
-import uuid
-from collections.abc import Iterable
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from mlops_ray.config import parse_portable
-from mlops_ray.data import lake
 from mlops_ray.data.profile import Bins
 from mlops_ray.errors import BackendUnavailable
-from mlops_ray.serving import capture, log
+from mlops_ray.serving import collecting, spool
 from mlops_ray.serving.artifacts import local
-from mlops_ray.serving.places import labels_uri, log_uri, spool_folder
+from mlops_ray.serving.collecting import Drain
+from mlops_ray.serving.maintenance import Maintenance
+from mlops_ray.serving.places import spool_folder, spool_root
 from mlops_ray.state import Store
 
 _log = logging.getLogger(__name__)
-_HEAD = {"node:__internal_head__": 0.001}
+
+# From here on there is much to commit: some 2,000 requests of one row, whose columns and profiles cost about as much as
+# the commit itself (tens of ms, and a file for each day).
+_MUCH_BYTES = 2**20
+# How long a new collector waits for its folder: another one, which adopted it, lets go after a pass.
+_LOCK_S = 30.0
+_PUSH_S = 60.0
 
 
 class Collector:
-    """Owns one node's spool of one project: claims segments, commits them to the log, tells the monitor.
+    """Owns its node's spool, and takes along spools of the same machine that nobody owns: those of earlier clusters.
 
-    Log and monitor see the same segments under the same numbers, so a recount of the log equals the windows. Every
-    step is repeated after a crash and recognised as done: the tables by their transaction version, the monitor by its
-    cursor. Segments are removed last.
+    Plain class; an actor on its node (see `on_collectors`).
     """
 
-    def __init__(self, text: str, monitor: str) -> None:
+    def __init__(self, text: str, monitor: str, node: str) -> None:
         self._text, self._project = text, parse_portable(text, env=os.environ)
-        self._folder = spool_folder(self._project)
-        self._lock_fd = capture.lock_folder(self._folder)
-        if self._lock_fd is None:
-            raise BackendUnavailable(f"spool {self._folder}", "another collector owns it")
-        self._spool = _spool_id(self._folder)
+        self._node, self._monitor = node, monitor
+        self._root, self._folder = spool_root(self._project), spool_folder(self._project, node)
+        self._lock_fd = self._owned()
         self._store = Store.open(self._project.storage.state)
-        self._monitor = monitor
         self._bins: Bins | None = None
+        self._own = self._drain(self._folder)
         self._busy = threading.Lock()
         self._stop = threading.Event()
-        threading.Thread(target=self._keep_committing, name="collector", daemon=True).start()
+        self._passed_at = 0.0  # so that the first look makes a pass
+        self._maintenance = Maintenance(self._project, self._store, f"{node}-{os.getpid()}")
+        for name, work in (("collector", self._keep_committing), ("maintenance", self._keep_maintaining)):
+            threading.Thread(target=work, name=name, daemon=True).start()
 
     def flush(self) -> dict[str, Any]:
-        """Commit all that was acknowledged before this call; returns the last segment's number."""
-        with self._busy:
-            self._collect()
-            return {"number": self._collect()}  # the second pass lets a watermark of the first one count
+        """Commit all that this node acknowledged before this call; returns the last segment's number."""
+        return {"number": self._collect()}
 
     def ping(self) -> int:
         """Process id; answers once the collector owns its spool."""
@@ -61,82 +66,92 @@ class Collector:
         """The project file that this actor was made with."""
         return self._text
 
+    def maintain(self) -> dict[str, Any]:
+        """Compact, trim and clean the log now, if nobody else is at it; what was done, by table."""
+        return self._maintenance.run(time.time())
+
+    def _owned(self) -> int:
+        until = time.monotonic() + _LOCK_S
+        while (fd := spool.lock_folder(self._folder, self._node)) is None:
+            if time.monotonic() > until:
+                raise BackendUnavailable(f"spool {self._folder}", f"{spool.owner(self._folder)} has it")
+            time.sleep(0.1)  # waiting inside flock could not be given up
+        return fd
+
+    def _drain(self, folder: Path) -> Drain:
+        return Drain(self._project, folder, self._store, self._push, self._known_bins, time.time)
+
     def _keep_committing(self) -> None:
         while not self._stop.wait(self._project.capture.commit_s):
             try:
-                with self._busy:
+                if self._is_due():
                     self._collect()
             except Exception as exc:  # noqa: BLE001 - outermost loop: segments stay claimed and are tried again
                 _log.warning("collector of %s: %s", self._project.project, exc)
 
-    def _collect(self) -> int:
-        """One pass. Returns the number of the last segment that log and monitor have.
-
-        A watermark says that all before it was written, yet another writer's file may have been claimed a moment
-        earlier: it is held (durably, by the monitor) and counts from the next pass on.
-        """
-        name = f"spool:{self._spool}"
-        with self._store.read() as tx:
-            done = tx.cursor(self._project.project, name).number
-            held = tx.cursor(self._project.project, f"held:{self._spool}").at or None
-        predictions, labels = log_uri(self._project), labels_uri(self._project)
-        segments = self._sound(s for s in capture.claimed(self._folder) if not self._forget(s, done))
-        known = [done, *(s.number for s in segments)]
-        known += [lake.committed(uri, self._spool) for uri in (predictions, labels)]
-        segments += self._sound(capture.claim(self._folder, max(known) + 1))
-        if not segments and held is None:
-            return done
-        arrived = self._read(segments)
-        last = segments[-1].number if segments else done
-        self._append(predictions, segments, "predictions", arrived)
-        self._append(labels, segments, "labels", arrived)
-        folded = log.profiles(self._project, self._known_bins(), arrived.predictions)
-        push = {
-            "spool": self._spool,
-            "base": done,
-            "number": last,
-            "profiles": [(version, block, profile.to_dict()) for (version, block), profile in folded.items()],
-            "watermark": held,
-            "held": arrived.watermark,
-            "newest": arrived.newest,
-        }
-        if not ray.get(ray.get_actor(self._monitor).push.remote(push), timeout=60):
-            return done  # an earlier push got through after all: the next pass starts from there
-        for segment in segments:
-            segment.path.unlink()
-        return last
-
-    def _read(self, segments: list[capture.Segment]) -> log.Arrivals:
-        return log.arrivals(self._project, (record for s in segments for record in s.records()))
-
-    def _append(self, uri: str, segments: list[capture.Segment], table: str, arrived: log.Arrivals) -> None:
-        """Append what of these segments the table does not hold yet, and note the last one's number with it."""
-        there = lake.committed(uri, self._spool)
-        missing = [s for s in segments if s.number > there]
-        rows = getattr(arrived if missing == segments else self._read(missing), table)
-        if rows.num_rows:
-            lake.append_once(uri, rows, self._spool, segments[-1].number, partition_by=("day",))
-
-    def _sound(self, segments: Iterable[capture.Segment]) -> list[capture.Segment]:
-        """Those that can be read; one that cannot is set aside, so that it does not hold up the others."""
-        sound = []
-        for segment in segments:
+    def _keep_maintaining(self) -> None:
+        while not self._stop.wait(self._maintenance.every_s):
             try:
-                self._read([segment])
-            except (ValueError, KeyError, TypeError) as exc:
-                aside = segment.path.with_suffix(".bad")
-                segment.path.rename(aside)
-                _log.error("segment %s cannot be read and stands aside: %s", aside, exc)
-            else:
-                sound.append(segment)
-        return sound
+                self._maintenance.run(time.time())
+            except Exception as exc:  # noqa: BLE001 - outermost loop: what was left undone is done at the next turn
+                _log.warning("maintenance of the log of %s: %s", self._project.project, exc)
 
-    def _forget(self, segment: capture.Segment, done: int) -> bool:
-        """Remove a segment that both log and monitor have seen."""
-        if segment.number <= done:
-            segment.path.unlink()
+    def _is_due(self) -> bool:
+        """Whether there is much to commit, something has waited long, or a watermark waits for this node."""
+        if time.monotonic() - self._passed_at >= self._project.capture.commit_idle_s:
             return True
-        return False
+        return spool.waiting_bytes(self._folder) >= _MUCH_BYTES or self._is_behind(self._pending())
+
+    def _collect(self) -> int:
+        """One pass over the machine's spools. Returns the last number of this node's own."""
+        with self._busy:
+            pending = self._pending()  # before anything is claimed
+            with self._orphans() as orphans:
+                for folder in orphans:
+                    self._adopt(folder)
+            number, whole = self._own.run()
+            if whole and self._is_behind(pending):
+                self._own.say_passed({"node": self._node, "passed": pending, "nodes": alive_nodes()})
+            self._passed_at = time.monotonic()
+            return number
+
+    def _pending(self) -> float:
+        with self._store.read() as tx:
+            return tx.cursor(self._project.project, collecting.PENDING).at
+
+    def _is_behind(self, pending: float) -> bool:
+        with self._store.read() as tx:
+            passed = tx.cursor(self._project.project, collecting.passed_name(self._node))
+        return passed.number < 0 or passed.at < pending
+
+    @contextmanager
+    def _orphans(self) -> Iterator[list[Path]]:
+        """Folders beside ours that nobody owns, owned by us for the time of the block."""
+        locks: dict[Path, int] = {}
+        try:
+            for folder in sorted(self._root.iterdir()):
+                if (
+                    folder != self._folder
+                    and folder.is_dir()
+                    and (fd := spool.lock_folder(folder, self._node)) is not None
+                ):
+                    locks[folder] = fd
+            yield list(locks)
+        finally:
+            for fd in locks.values():
+                os.close(fd)
+
+    def _adopt(self, folder: Path) -> None:
+        """Commit what a dead cluster's node left behind, and remove its folder when it is empty."""
+        try:
+            if spool.waiting_bytes(folder) or any(folder.glob(f"*{spool.OPEN}")) or spool.claimed(folder):
+                self._drain(folder).run()
+            spool.remove_if_done(folder)
+        except Exception as exc:  # noqa: BLE001 - an old spool must not hold up the living one; the next pass tries again
+            _log.warning("spool %s, which nobody owns: %s", folder, exc)
+
+    def _push(self, pushed: Mapping[str, Any]) -> bool:
+        return bool(ray.get(ray.get_actor(self._monitor).push.remote(dict(pushed)), timeout=_PUSH_S))
 
     def _known_bins(self) -> Bins:
         """The project's bins, from the reference of the newest version that may serve."""
@@ -149,19 +164,6 @@ class Collector:
         return self._bins
 
 
-def _spool_id(folder: Path) -> str:
-    """The spool's own name, made once: the application id of its commits."""
-    file = folder / "spool.id"
-    if not file.exists():
-        part = folder / "spool.id.part"
-        part.write_text(uuid.uuid4().hex, encoding="ascii")
-        part.replace(file)
-    return file.read_text(encoding="ascii")
-
-
-def collector_name(project: str) -> str:
-    """Name of the project's collector on this node in our namespace."""
-    return f"collector:{project}"
-
-
-CollectorActor = ray.remote(num_cpus=0, resources=_HEAD, max_restarts=-1, max_task_retries=-1)(Collector)
+def alive_nodes() -> list[str]:
+    """Ray node ids of the cluster that this process has joined."""
+    return sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])  # type: ignore[no-untyped-call]  # Ray's

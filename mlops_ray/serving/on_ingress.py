@@ -2,65 +2,133 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import logging
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
+import ray
 from ray import serve
+from ray.serve.exceptions import RayServeException
+from starlette.middleware import Middleware
 
-from mlops_ray.config import parse_portable
+from mlops_ray.config import Project, parse_portable
 from mlops_ray.data.profile import Columns
-from mlops_ray.serving import applications, capture
+from mlops_ray.errors import BackendUnavailable, ModelNotFound
+from mlops_ray.serving import applications, calls, claims, frames, http, tokens
+from mlops_ray.serving.access import Access, Open
 from mlops_ray.serving.artifacts import load_version
-from mlops_ray.serving.http import application
+from mlops_ray.serving.canary import Told
+from mlops_ray.serving.capture import Capture
+from mlops_ray.serving.on_line import Door, Line
+from mlops_ray.serving.on_loopback import listen_on_loopback
 from mlops_ray.serving.places import spool_folder
-from mlops_ray.serving.service import Held, Service, Wanted
+from mlops_ray.serving.scoring import INLINE_ROWS
+from mlops_ray.serving.service import Service
+from mlops_ray.serving.versions import Held, Scorer, Wanted
 from mlops_ray.state import Store
 
+_log = logging.getLogger(__name__)
+
 _QUIET = {"enable_access_log": False}
-# One collector per project reads the spool of its own node, so every ingress replica runs beside it, on the head node.
-_HEAD = {"node:__internal_head__": 0.001}
+# How soon a token that was made or revoked counts everywhere.
+_TOKENS_S = 2.0
 
 
-def _asgi() -> Any:
-    return application(lambda: serve.get_replica_context().servable_object.service)  # type: ignore[attr-defined]
+def _ours() -> Any:
+    return serve.get_replica_context().servable_object
 
 
-@serve.deployment(
-    name=applications.INGRESS, ray_actor_options={"num_cpus": 0.1, "resources": _HEAD}, logging_config=_QUIET
-)
+def _asgi() -> http.Application:
+    return http.Application(lambda: _ours().service, lambda: _ours().access)
+
+
+@serve.deployment(name=applications.INGRESS, ray_actor_options={"num_cpus": 0.1}, logging_config=_QUIET)
 @serve.ingress(_asgi)
 class Ingress:
-    """One replica of a project's ingress; all it does is in `Service`."""
+    """One replica of a project's ingress; all it does is in `Service`, and what HTTP it speaks in `http`."""
 
     def __init__(self, text: str) -> None:
+        listen_on_loopback()
         project = parse_portable(text, env=os.environ)
-        spool = capture.SpoolWriter(spool_folder(project), fsync=project.capture.durability == "disk")
         store = Store.open(project.storage.state)
         with store.read() as tx:
             row = tx.serving(project.project)
-        store.close()
-        first = Wanted.parse(row.spec, row.seq) if row else None
-        self._handles: dict[int, Any] = {}
-        self.service = Service(project, spool, functools.partial(load_version, project), self._canary, first=first)
+        secret = store.run(lambda tx: claims.secret(tx, project.project)) if project.capture.hash else None
+        log = Capture(project, spool_folder(project, ray.get_runtime_context().get_node_id()), secret)
+        load, line = functools.partial(load_version, project), functools.partial(Line, project.project)
+        self.service = Service(project, log, load, line, first=Wanted.of(row) if row else None)
+        self.access = _access(project, store)
+        self.asgi = http.Application(lambda: self.service, lambda: self.access)
 
     def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Serve's hook for `user_config`: stores what is wanted and returns."""
-        self.service.want(Wanted.parse(config["spec"], config["sequence"]))
+        self.service.want(Wanted.parse(config["spec"], config["sequence"], config.get("fence", 0)))
 
-    def want(self, spec: Mapping[str, Any], sequence: int) -> dict[str, Any]:
+    def want(self, spec: Mapping[str, Any], sequence: int, fence: int = 0) -> dict[str, Any]:
         """The same by broadcast, which is quicker; answers with what this replica has."""
-        self.service.want(Wanted.parse(spec, sequence))
+        self.service.want(Wanted.parse(spec, sequence, fence))
         return self.service.status()
 
-    async def _canary(self, version: int, columns: Columns) -> np.ndarray[Any, Any]:
-        handle = self._handles.get(version)
-        if handle is None:
-            name = applications.version_application(self.service.project.project, version)
-            handle = self._handles[version] = serve.get_app_handle(name)
-        return await handle.score.remote(dict(columns))  # type: ignore[no-any-return]
+
+def _access(project: Project, store: Store) -> calls.Access:
+    """Who may ask what; with tokens, kept up to date by a thread."""
+    if project.serving.auth == "off":
+        store.close()
+        return Open()
+    with store.read() as tx:
+        access = Access(tokens.grants(tx, project.project))
+
+    def keep() -> None:
+        pause = threading.Event()
+        while not pause.wait(_TOKENS_S):  # a database tells nobody that it has changed
+            try:
+                with store.read() as tx:
+                    access.replace(tokens.grants(tx, project.project))
+            except BackendUnavailable as exc:
+                _log.warning("tokens of %s stay as they were: %s", project.project, exc)
+
+    threading.Thread(target=keep, name="tokens", daemon=True).start()
+    return access
+
+
+class Straight:
+    """Requests to a project's own paths go to its application without Serve's wrapper, which costs more than they do.
+
+    What else comes is Serve's: its health checks.
+    """
+
+    def __init__(self, app: Any, *, ours: http.Application, prefix: str) -> None:
+        self._serve, self._ours, self._prefix, self._below = app, ours, prefix, prefix + "/"
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: http.Receive, send: http.Send) -> None:
+        """ASGI's entrance."""
+        if scope["type"] == "http" and scope["path"].startswith(self._below):
+            scope["root_path"] = self._prefix
+            await self._ours(scope, receive, send)
+        else:
+            await self._serve(scope, receive, send)
+
+
+def middlewares() -> list[Middleware]:
+    """Serve's hook `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`, called in each process that serves HTTP.
+
+    Without the hook everything works as it does with it, more slowly. Replicas that scale by Serve's own count of
+    requests go without.
+    """
+    try:
+        context = serve.get_replica_context()
+    except RayServeException:  # Serve's own proxy
+        return []
+    ingress: Any = context.servable_object
+    service = getattr(ingress, "service", None)
+    if not isinstance(service, Service) or service.project.serving.autoscaling is not None:
+        return []
+    return [Middleware(Straight, ours=ingress.asgi, prefix=f"/{context.app_name}")]
 
 
 @serve.deployment(name=applications.VERSION, ray_actor_options={"num_cpus": 0.1}, logging_config=_QUIET)
@@ -68,16 +136,39 @@ class Version:
     """A version on trial, in a process of its own: whatever it does, stable's replicas do not feel it."""
 
     def __init__(self, text: str, version: int) -> None:
+        listen_on_loopback()
         project = parse_portable(text, env=os.environ)
         store = Store.open(project.storage.state)
         with store.read() as tx:
             row = tx.version(project.project, version)
         store.close()
+        if row is None:
+            raise ModelNotFound(project.project, str(version))
         self._scorer = load_version(project, Held(version, row.artifact, row.sha256))
+        self._thread = ThreadPoolExecutor(1, "scorer")
+        self._door: Door | None = None
 
-    def score(self, columns: Columns) -> np.ndarray[Any, Any]:
-        """Probabilities, shape (n,)."""
-        return self._scorer.score(columns)
+    async def where(self) -> dict[str, str]:
+        """The node, and the socket on it that takes `frames`."""
+        if self._door is None:
+            self._door = Door(self._score)
+        return {"node": ray.get_runtime_context().get_node_id(), "path": await self._door.path()}
+
+    async def score(self, body: bytes) -> bytes:
+        """Scores for a replica on another node; both as `frames` has them."""
+        found = self._score(frames.asked(body))
+        return frames.told(found if isinstance(found, Told) else await found)
+
+    def _score(self, columns: Columns) -> Told | asyncio.Future[Told]:
+        """At once where that is quick, so that the thread's detour is not paid for a row."""
+        n = len(next(iter(columns.values())))
+        if self._scorer.engine == "onnx" and n <= INLINE_ROWS:
+            return _told(self._scorer, columns)
+        return asyncio.get_running_loop().run_in_executor(self._thread, _told, self._scorer, columns)
+
+
+def _told(scorer: Scorer, columns: Columns) -> Told:
+    return Told(scorer.score(columns), scorer.classes, scorer.threshold)
 
 
 def ingress_application(args: Mapping[str, Any]) -> Any:

@@ -36,6 +36,7 @@ class Scored:
 
     scores: stable's, in the task's shape; score_us: microseconds that its scoring took for all rows together.
     canary: paired evidence of the rows that were the canary's.
+    places: which rows of the request these are, shape (n,), when sampling left others out; None: all of them, in order.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Scored:
     score_us: float
     repeatable: bool = False
     canary: Trial | None = None
+    places: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)

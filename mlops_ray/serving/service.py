@@ -1,322 +1,318 @@
 """What one ingress replica does with a request, without Ray: the split, the scores, the record, the answer.
 
-The stable version is scored here, in-process. A canary is a function handed in (`CallCanary`), awaited under a
-deadline: when it fails or is late, stable's score answers and the row counts as the canary's failure. Each canary row
-is scored by stable too, so that the log holds paired evidence.
+The stable version is scored here, in-process (`scoring`). A canary lives apart (`canary`): when it fails or is late,
+stable's score answers and the row counts as the canary's failure. Each canary row is scored by stable too, so that the
+log holds paired evidence. A shadow sees copies of rows that were answered (`shadow`).
 
-Configuration arrives through `want`, which only stores it: a thread loads what is missing, and a version answers only
-after its golden requests replayed. Until then the replica keeps answering with what it has.
+Configuration arrives through `want`, which only stores it (`versions`).
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import threading
+import functools
 import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mlops_ray.config import Project
+from mlops_ray.config import Project, Task
 from mlops_ray.data.profile import Columns
 from mlops_ray.errors import BackendUnavailable, BadRequest
-from mlops_ray.serving.capture import SpoolWriter
-from mlops_ray.serving.protocol import Batch, Form, Labels
-from mlops_ray.serving.routing import to_canary
+from mlops_ray.serving import explain
+from mlops_ray.serving.canary import Apart, Line, Outcome, Told
+from mlops_ray.serving.exchange import Answer, Asked, Batch, Labels
+from mlops_ray.serving.protocols.form import Form
+from mlops_ray.serving.records import Labelled, Record, Scored, Trial, Watermark
+from mlops_ray.serving.repeats import Repeats
+from mlops_ray.serving.routing import chosen
+from mlops_ray.serving.scores import aligned
+from mlops_ray.serving.scoring import Scoring
+from mlops_ray.serving.shadow import Copy, Shadow, judged
+from mlops_ray.serving.versions import Answering, Held, Load, Scorer, Versions, Wanted
 
-_log = logging.getLogger(__name__)
+__all__ = ["Held", "Lines", "Load", "Log", "Scorer", "Service", "Wanted"]
 
-# Request ids whose answers a replica remembers, so that a client's retry is one prediction.
-_REMEMBERED = 4096
-# How long after a failed load it is tried again: a store that was away for a moment must not end a promotion.
-_RETRY_S = 2.0
-# How long rows for the canary wait for company: its hop costs more than its model.
-_COALESCE_S = 0.003
-
-
-class Scorer(Protocol):
-    """A loaded version."""
-
-    def score(self, columns: Columns) -> NDArray[np.float64]:
-        """Probability of label 1 for each row, shape (n,)."""
+Lines = Callable[[int], Line]
+Role = Literal["stable", "canary", "shadow", "warm"]
 
 
-CallCanary = Callable[[int, Columns], Awaitable[NDArray[np.float64]]]
-Load = Callable[["Held"], Scorer]
+class Log(Protocol):
+    """The prediction log; `capture.Capture` is one."""
+
+    def append(self, record: Record) -> bool:
+        """Keep a record. False: not all rows of this one stand in the log, which is counted there.
+
+        Raises: BackendUnavailable for labels and watermarks that cannot be written; BadRequest (422) for labels that
+            the log cannot hold.
+        """
+        ...
+
+    async def durable(self) -> bool:
+        """Returns when all that was appended so far is as safe as `capture.durability` says; False when it is not."""
+        ...
 
 
 @dataclass(frozen=True)
-class Held:
-    """Where a version's artifact stands, and the hash of its manifest."""
+class Known:
+    """A version that may be asked for by number, and what it does."""
 
     version: int
-    artifact: str
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """The serving configuration of a project, as the state database has it. `sequence` only grows."""
-
-    sequence: int = -1
-    stable: Held | None = None
-    canary: int | None = None
-    share: float = 0.0
-    salt: str = ""
-    warm: tuple[Held, ...] = ()
-
-    @classmethod
-    def parse(cls, spec: Mapping[str, Any], sequence: int) -> Wanted:
-        """From the state database's JSON."""
-        return cls(
-            sequence=sequence,
-            stable=Held(**spec["stable"]) if spec.get("stable") else None,
-            canary=spec.get("canary"),
-            share=spec.get("share", 0.0),
-            salt=spec.get("salt", ""),
-            warm=tuple(Held(**held) for held in spec.get("warm", ())),
-        )
-
-    def spec(self) -> dict[str, Any]:
-        """As JSON for the state database: everything but the sequence."""
-        return {
-            "stable": vars(self.stable) if self.stable else None,
-            "canary": self.canary,
-            "share": self.share,
-            "salt": self.salt,
-            "warm": [vars(held) for held in self.warm],
-        }
-
-    @property
-    def held(self) -> tuple[Held, ...]:
-        """Every version that a replica must have loaded."""
-        return ((self.stable,) if self.stable else ()) + self.warm
-
-
-@dataclass
-class _Waiting:
-    """Rows of several requests on their way to the canary in one call."""
-
-    columns: list[Columns] = field(default_factory=list)
-    futures: list[asyncio.Future[NDArray[np.float64] | None]] = field(default_factory=list)
+    role: Role
+    task: Task
+    classes: tuple[Any, ...]
 
 
 class Service:
     """One replica's state and work. All methods but `want` and `status` run on the replica's event loop."""
 
-    def __init__(
-        self, project: Project, spool: SpoolWriter, load: Load, call_canary: CallCanary, *, first: Wanted | None = None
-    ) -> None:
-        """With `first`, its stable version is loaded before this returns. Raises what `load` raises."""
-        self.project, self._spool, self._load, self._call_canary = project, spool, load, call_canary
+    def __init__(self, project: Project, log: Log, load: Load, lines: Lines, *, first: Wanted | None = None) -> None:
+        """Args: load: a version's artifact to a scorer, checked. lines: the way to a version that lives apart.
+
+        first: its stable version is loaded before this returns. Raises what `load` raises."""
+        self.project, self._log, self._lines = project, log, lines
         self.form = Form.of(project)
-        self._scorers: dict[int, Scorer] = {}
-        self._failed: dict[int, str] = {}
-        self._wanted = first or Wanted()
-        self._answering: tuple[int, Scorer] | None = None
-        self._changed = threading.Event()
-        self._answered: OrderedDict[str, tuple[int, dict[str, Any]]] = OrderedDict()
-        self._under_way: dict[str, asyncio.Future[dict[str, Any]]] = {}
-        self._waiting: dict[int, _Waiting] = {}
-        if first and first.stable:
-            scorer = self._scorers[first.stable.version] = load(first.stable)
-            self._answering = first.stable.version, scorer
-        self._changed.set()
-        threading.Thread(target=self._keep_loaded, name="loader", daemon=True).start()
+        self.versions = Versions(load, first)
+        self._scoring = Scoring(project)
+        self._repeats = Repeats()
+        self._apart: dict[int, Apart] = {}
+        self._shadow = Shadow(self._calls_of, log.append, most_rows=project.serving.shadow_rows, now=time.time)
+        self._to_disk = project.capture.durability == "disk"
 
     def want(self, wanted: Wanted) -> None:
         """Store a newer configuration; an older one is ignored. Returns at once and never raises."""
-        if wanted.sequence > self._wanted.sequence:
-            self._wanted = wanted
-            self._changed.set()
-
-    def status(self) -> dict[str, Any]:
-        """What this replica has and does: `sequence`, `stable` (the version that answers), `loaded`, `failed`."""
-        return {
-            "sequence": self._wanted.sequence,
-            "stable": self._answering[0] if self._answering else None,
-            "loaded": sorted(self._scorers),
-            "failed": {str(v): why for v, why in list(self._failed.items())},
-        }
+        self.versions.want(wanted)
 
     def ready(self) -> bool:
         """Whether predictions can be answered."""
-        return self._answering is not None
+        return self.versions.answering is not None
 
-    async def predict(self, request_id: str, batch: Batch, body: int = 0) -> dict[str, Any]:
-        """Score, record, answer. The same `request_id` again gets the same answer, and is one prediction.
+    def status(self) -> dict[str, Any]:
+        """What this replica has and does: see `Versions.status`; `apart` of each version asked, `shadow`'s queue."""
+        apart = {str(version): calls.status() for version, calls in list(self._apart.items())}
+        return {**self.versions.status(), "apart": apart, "shadow": self._shadow.status()}
 
-        Args: body: a hash of what was asked, so that another question under the same id is noticed.
-        Raises: BadRequest (422) for one; BackendUnavailable when no version is loaded yet, or when the record cannot be
-            written.
-        """
-        while (other := self._under_way.get(request_id)) is not None:
-            try:
-                return await asyncio.shield(other)
-            except asyncio.CancelledError:
-                if not other.cancelled():
-                    raise
-                # That client hung up before its answer was recorded: this one, its retry, does the work.
-        if request_id in self._answered:
-            asked, answer = self._answered[request_id]
-            if asked != body:
-                detail = f"{request_id!r} was used for another body; give each request a key of its own"
-                raise BadRequest(422, "Idempotency-Key used twice", detail)
-            return answer
-        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._under_way[request_id] = future
-        try:
-            answer = await self._predict(request_id, batch)
-        except asyncio.CancelledError:
-            future.cancel()
-            raise
-        except BaseException as exc:
-            future.set_exception(exc)
-            future.exception()  # mark as seen: often nobody else waits
-            raise
-        finally:
-            del self._under_way[request_id]
-        future.set_result(answer)
-        self._answered[request_id] = body, answer
-        if len(self._answered) > _REMEMBERED:
-            self._answered.popitem(last=False)
-        return answer
-
-    async def _predict(self, request_id: str, batch: Batch) -> dict[str, Any]:
-        wanted, answering = self._wanted, self._answering
+    def models(self) -> tuple[Known, ...]:
+        """The versions that a request may ask for: stable, the one on trial, those kept warm."""
+        answering = self.versions.answering
         if answering is None:
-            raise BackendUnavailable(f"project {self.project.project!r}", "no version is loaded yet; try again shortly")
-        version, scorer = answering
-        started = time.perf_counter()
-        scores = scorer.score(batch.columns)
-        score_us = (time.perf_counter() - started) * 1e6
-        if not _are_probabilities(scores, batch.n_rows):
-            raise BackendUnavailable(f"version {version}", "it answered with something that is no probability")
-        answers, versions, variants = scores, [version] * batch.n_rows, ["stable"] * batch.n_rows
-        record: dict[str, Any] = {
-            "kind": "predict",
-            "id": request_id,
-            "at": time.time(),
-            "keys": batch.keys,
-            "times": batch.times,
-            "columns": dict(batch.columns),
-            "stable": version,
-            "scores": scores,
-            "score_us": score_us,
-        }
-        if wanted.canary is not None and wanted.share > 0:
-            chosen = np.flatnonzero(to_canary(batch.keys, wanted.salt, wanted.share))
-            if len(chosen):
-                rows = {name: values[chosen] for name, values in batch.columns.items()}
-                theirs = await self._canary_scores(wanted.canary, rows)
-                record |= {
-                    "canary": wanted.canary,
-                    "rollout": wanted.salt,
-                    "share": wanted.share,
-                    "rows": chosen,
-                    "canary_scores": theirs,
-                }
-                answers = scores.copy()
-                for at, row in enumerate(chosen):
-                    variants[row] = "canary"
-                    if theirs is not None:
-                        answers[row] = theirs[at]
-                        versions[row] = wanted.canary
-        self._append(record)
-        threshold = self.project.serving.threshold
-        return {
-            "request_id": request_id,
-            "predictions": [
-                {
-                    "prediction_id": f"{request_id}:{i}",
-                    "probability": float(p),
-                    "label": int(p >= threshold),
-                    "version": v,
-                    "variant": variant,
-                }
-                for i, (p, v, variant) in enumerate(zip(answers, versions, variants, strict=True))
-            ],
-        }
+            return ()
+        stable, wanted = answering.version, answering.wanted
+        known = [Known(stable, "stable", answering.scorer.task, answering.scorer.classes)]
+        if wanted.canary is not None:
+            role: Role = "shadow" if wanted.shadow else "canary"
+            known.append(Known(wanted.canary, role, answering.scorer.task, answering.scorer.classes))
+        loaded = self.versions.loaded
+        known += [Known(v, "warm", loaded[v].task, loaded[v].classes) for v in sorted(loaded) if v != stable]
+        return tuple(known)
 
-    def feedback(self, labels: Labels) -> int:
+    async def predict(self, request_id: str, asked: Asked, *, repeatable: bool = False, fingerprint: int = 0) -> Answer:
+        """Score, record, answer.
+
+        Args: repeatable: the id is the client's: the same again gets the same answer, and is one prediction.
+            fingerprint: a hash of what was asked, so that another question under the same id is noticed.
+        Raises: BadRequest: 404 for a version that is not here, 422 for what cannot be scored or for an id that was used
+            for something else. BackendUnavailable when no version is loaded yet, or when the version that was asked for
+            does not answer.
+        """
+        if not repeatable:
+            return await self._predict(request_id, asked, repeatable)
+        work = functools.partial(self._predict, request_id, asked, repeatable)
+        return await self._repeats.once(request_id, fingerprint, work)
+
+    async def feedback(self, labels: Labels) -> int:
         """Record late labels; returns how many. Raises: BackendUnavailable when they cannot be written."""
-        self._append(
-            {"kind": "label", "at": time.time(), "ids": labels.ids, "labels": labels.values, "times": labels.times}
-        )
+        await self._acknowledge(Labelled(time.time(), labels))
         return len(labels.ids)
 
-    def watermark(self, time_s: float) -> None:
+    async def watermark(self, time_s: float) -> None:
         """Record that nothing older than `time_s` will come. Raises: BackendUnavailable when it cannot be written."""
-        self._append({"kind": "watermark", "at": time.time(), "time": time_s})
+        await self._acknowledge(Watermark(time.time(), time_s))
 
-    def _append(self, record: dict[str, Any]) -> None:
-        try:
-            self._spool.append(record)
-        except OSError as exc:
-            detail = f"cannot be written ({exc.strerror}); free its disk"
-            raise BackendUnavailable("the prediction log", detail) from exc
+    async def _predict(self, request_id: str, asked: Asked, repeatable: bool) -> Answer:
+        answering, batch, options = self.versions.answering, asked.batch, asked.options
+        if answering is None:
+            raise BackendUnavailable(f"project {self.project.project!r}", "no version is loaded yet; try again shortly")
+        if options.explain:
+            explain.demand_few(batch.n_rows, len(batch.columns))
+        if options.version is not None and options.version != answering.version:
+            return await self._predict_pinned(request_id, asked, answering, options.version, repeatable)
+        keys = batch.keys or tuple([f"{request_id}:{i}" for i in range(batch.n_rows)])
+        trial = None if options.version is not None else _trial(answering.wanted, keys)
+        coming = None
+        if trial is not None and not answering.wanted.shadow:
+            coming = self._calls_of(trial.version).ask(_taken(batch, trial), len(trial.rows))
+        scores, score_us = await self._scoring.scored(answering.version, answering.scorer, batch.columns, batch.n_rows)
+        record = Scored(
+            id=request_id,
+            at=time.time(),
+            keys=keys,
+            times=batch.times,
+            columns=batch.columns,
+            stable=answering.version,
+            scores=scores,
+            score_us=score_us,
+            repeatable=repeatable,
+        )
+        if trial is None or coming is None:
+            answer = self._answer(request_id, asked, answering, scores, await self._kept(record))
+            if trial is not None and answer.captured:
+                self._copy(record, trial, answering.scorer.classes, batch)
+        else:
+            outcome = await coming
+            trial = judged(trial, outcome, answering.scorer.classes)
+            captured = await self._kept(replace(record, canary=trial))
+            answer = self._answer(request_id, asked, answering, scores, captured)
+            answer = self._with_canary(answer, asked, trial, outcome.told)
+        return await self._explained(answer, asked, answering) if options.explain else answer
 
-    async def _canary_scores(self, version: int, columns: Columns) -> NDArray[np.float64] | None:
-        """The canary's scores for these rows, one each; None when it failed, was late or answered nonsense."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[NDArray[np.float64] | None] = loop.create_future()
-        waiting = self._waiting.get(version)
-        if waiting is None:
-            waiting = self._waiting[version] = _Waiting()
-            loop.call_later(_COALESCE_S, lambda: loop.create_task(self._send(version)))
-        waiting.columns.append(columns)
-        waiting.futures.append(future)
-        try:
-            return await asyncio.wait_for(future, self.project.serving.canary_deadline_s)
-        except TimeoutError:
-            return None
+    def _answer(
+        self, request_id: str, asked: Asked, answering: Answering, scores: NDArray[np.float64], captured: bool
+    ) -> Answer:
+        """The answer by stable alone."""
+        n = asked.batch.n_rows
+        return Answer(
+            request_id=request_id,
+            task=answering.scorer.task,
+            classes=answering.scorer.classes,
+            threshold=self._threshold(asked, answering.scorer.threshold),
+            scores=scores,
+            versions=np.full(n, answering.version, dtype=np.int64),
+            canary=np.zeros(n, dtype=np.bool_),
+            captured=captured,
+        )
 
-    async def _send(self, version: int) -> None:
-        waiting = self._waiting.pop(version)
-        names = waiting.columns[0].keys()
-        together = {name: np.concatenate([c[name] for c in waiting.columns]) for name in names}
-        sizes = [len(next(iter(c.values()))) for c in waiting.columns]
-        scores = await self._guarded(version, together, sum(sizes))
-        parts = [None] * len(sizes) if scores is None else np.split(scores, np.cumsum(sizes)[:-1])
-        for future, part in zip(waiting.futures, parts, strict=True):
-            if not future.done():
-                future.set_result(part)
+    def _with_canary(self, answer: Answer, asked: Asked, trial: Trial, told: Told | None) -> Answer:
+        """The answer with the canary's rows marked, and with its scores where it has any."""
+        answer.canary[trial.rows] = True
+        if trial.scores is None or told is None:
+            return answer
+        scores, threshold = answer.scores.copy(), answer.threshold
+        scores[trial.rows] = trial.scores
+        answer.versions[trial.rows] = trial.version
+        own = self._threshold(asked, told.threshold)
+        if own != threshold:
+            threshold = np.full(answer.n_rows, threshold)
+            threshold[trial.rows] = own
+        return replace(answer, scores=scores, threshold=threshold)
 
-    async def _guarded(self, version: int, columns: Columns, n: int) -> NDArray[np.float64] | None:
-        try:
-            call = self._call_canary(version, columns)
-            scores = np.asarray(await asyncio.wait_for(call, self.project.serving.canary_deadline_s), dtype=np.float64)
-        except Exception:  # noqa: BLE001 - whatever a canary does, stable answers and the row counts against it
-            return None
-        return scores if _are_probabilities(scores, n) else None
+    def _copy(self, record: Scored, trial: Trial, classes: tuple[Any, ...], batch: Batch) -> None:
+        """Have the shadow see the rows that are its."""
+        seen = Copy(record.id, record.stable, record.scores[trial.rows], classes, _taken(batch, trial), trial)
+        self._shadow.show(seen)
 
-    def _keep_loaded(self) -> None:
-        """The loader thread: brings what is loaded to what is wanted, then flips, then lets go of the rest."""
-        while True:
-            self._changed.wait(_RETRY_S if self._failed else None)
-            self._changed.clear()
-            wanted = self._wanted
-            for held in wanted.held:
-                if held.version in self._scorers:
+    async def _explained(self, answer: Answer, asked: Asked, answering: Answering) -> Answer:
+        """The answer with contributions, each row's from the version that answered it.
+
+        A canary is asked for its scores of the replaced rows as for any others; where it does not answer, its rows have
+        no contributions.
+        """
+        ordinary = await self._scoring.ordinary(answering.scorer)
+        told: list[tuple[tuple[str, float], ...]] = [()] * answer.n_rows
+        for version in np.unique(answer.versions).tolist():
+            rows = np.flatnonzero(answer.versions == version)
+            varied = explain.variations({name: v[rows] for name, v in asked.batch.columns.items()}, ordinary)
+            n = len(rows) * len(ordinary)
+            scorer = answering.scorer if version == answering.version else self.versions.loaded.get(version)
+            if scorer is not None:
+                scores, _ = await self._scoring.scored(version, scorer, varied, n)
+            else:
+                theirs = (await self._calls_of(version).ask(varied, n)).told
+                lined = None if theirs is None else aligned(theirs.scores, theirs.classes, answer.classes)
+                if lined is None:
                     continue
-                try:
-                    self._scorers[held.version] = self._load(held)
-                    self._failed.pop(held.version, None)
-                except Exception as exc:  # noqa: BLE001 - outermost loop: a bad artifact must not end the thread
-                    _log.warning("version %s cannot be loaded: %s", held.version, exc)
-                    self._failed[held.version] = str(exc)
-            if wanted.stable and wanted.stable.version in self._scorers:
-                self._answering = wanted.stable.version, self._scorers[wanted.stable.version]
-            keep = {held.version for held in wanted.held}
-            for version in [v for v in self._scorers if v not in keep]:
-                del self._scorers[version]
+                scores = lined
+            found = explain.contributions(
+                tuple(ordinary), answer.scores[rows], scores, task=answer.task, top=asked.options.explain
+            )
+            for row, contributions in zip(rows.tolist(), found, strict=True):
+                told[row] = contributions
+        return replace(answer, contributions=tuple(told))
+
+    async def _predict_pinned(
+        self, request_id: str, asked: Asked, answering: Answering, version: int, repeatable: bool
+    ) -> Answer:
+        """All rows by one version that was asked for by number; they are no evidence of a rollout."""
+        batch = asked.batch
+        scorer = self.versions.loaded.get(version)
+        if scorer is not None:
+            scores, score_us = await self._scoring.scored(version, scorer, batch.columns, batch.n_rows)
+            classes, own = scorer.classes, scorer.threshold
+        elif version == answering.wanted.canary:
+            started = time.perf_counter()
+            outcome: Outcome = await self._calls_of(version).ask(batch.columns, batch.n_rows)
+            score_us = (time.perf_counter() - started) * 1e6
+            if outcome.told is None:
+                raise BackendUnavailable(f"version {version}", f"it did not answer ({outcome.failure})")
+            scores, classes, own = outcome.told.scores, outcome.told.classes, outcome.told.threshold
+        else:
+            there = ", ".join(f"{known.version} ({known.role})" for known in self.models())
+            raise BadRequest(404, "no such version", f"version {version} is not loaded; there are {there}")
+        record = Scored(
+            id=request_id,
+            at=time.time(),
+            keys=batch.keys or tuple([f"{request_id}:{i}" for i in range(batch.n_rows)]),
+            times=batch.times,
+            columns=batch.columns,
+            stable=version,
+            scores=scores,
+            score_us=score_us,
+            repeatable=repeatable,
+        )
+        answer = Answer(
+            request_id=request_id,
+            task=answering.scorer.task,
+            classes=classes,
+            threshold=self._threshold(asked, own),
+            scores=scores,
+            versions=np.full(batch.n_rows, version, dtype=np.int64),
+            canary=np.zeros(batch.n_rows, dtype=np.bool_),
+            captured=await self._kept(record),
+        )
+        return await self._explained(answer, asked, answering) if asked.options.explain else answer
+
+    def _threshold(self, asked: Asked, own: float | None) -> float:
+        """From which probability on a label is 1: the request's, else the version's own, else the project's."""
+        if asked.options.threshold is not None:
+            return asked.options.threshold
+        return self.project.serving.threshold if own is None else own
+
+    def _calls_of(self, version: int) -> Apart:
+        """The calls to a version apart. Those to versions of earlier rollouts are let go of."""
+        if (found := self._apart.get(version)) is None:
+            deadline_s = self.project.serving.canary_deadline_s
+            found = Apart(self._lines(version), self.project.task, deadline_s=deadline_s)
+            for earlier in self._apart.values():
+                earlier.close()
+            self._apart = {version: found}
+        return found
+
+    async def _kept(self, record: Scored) -> bool:
+        """Whether the record stands in the log, as safely as was promised."""
+        captured = self._log.append(record)
+        return captured and (not self._to_disk or await self._log.durable())
+
+    async def _acknowledge(self, record: Labelled | Watermark) -> None:
+        """Record what nobody would send a second time. Raises: BackendUnavailable."""
+        self._log.append(record)
+        if self._to_disk and not await self._log.durable():
+            raise BackendUnavailable("the prediction log", "its disk did not take an fsync; send this again later")
 
 
-def _are_probabilities(scores: NDArray[np.float64], n: int) -> bool:
-    """Whether there is one number in [0, 1] for each row: anything else would stop the collector later."""
-    return scores.shape == (n,) and bool(((scores >= 0) & (scores <= 1)).all())
+def _trial(wanted: Wanted, keys: tuple[str, ...]) -> Trial | None:
+    """The rows that are the canary's by their keys; None when there are none."""
+    if wanted.canary is None or wanted.share <= 0:
+        return None
+    rows = chosen(keys, wanted.salt, wanted.share)
+    if not rows:
+        return None
+    return Trial(wanted.canary, wanted.salt, wanted.share, np.array(rows, dtype=np.int64), None)
+
+
+def _taken(batch: Batch, trial: Trial) -> Columns:
+    """The model's inputs of the rows on trial."""
+    if len(trial.rows) == batch.n_rows:
+        return batch.columns
+    return {name: values[trial.rows] for name, values in batch.columns.items()}

@@ -177,7 +177,6 @@ def up(paths: Paths, env: Env, on_progress: Progress = _silent) -> dict[str, Any
 
     loaded = load(paths, env)
     project = loaded.project
-    _served(project)
     _reach(project)
     started = _start(project, on_progress)
     try:
@@ -188,15 +187,6 @@ def up(paths: Paths, env: Env, on_progress: Progress = _silent) -> dict[str, Any
         raise
     own = cluster.find(project)
     return {"cluster": cluster.address(project), "dashboard": own.dashboard if own else None, **result}
-
-
-def _served(project: Project) -> None:
-    """Raises: ConfigError for a task that is trained, judged and exported, but not served by this release."""
-    if project.task != "binary":
-        says = (
-            f"a {project.task} model is trained, judged and exported (`mlops-ray train`, `export`), but not served yet"
-        )
-        raise ConfigError(project.project, (f"task: {says}",))
 
 
 def _reach(project: Project) -> Store:
@@ -278,12 +268,11 @@ def down(paths: Paths, env: Env) -> dict[str, Any]:
 def run(paths: Paths, env: Env, on_progress: Progress = _silent) -> dict[str, Any]:
     """Prepare, train and deploy: a first version serves at once, a later one goes through a rollout.
 
-    Raises: GateRejected, DataError, BackendUnavailable; ConfigError for a task that is not served.
+    Raises: GateRejected, DataError, BackendUnavailable.
     """
     from mlops_ray.cluster import on_ray as cluster
 
     loaded = load(paths, env)
-    _served(loaded.project)
     with _reach(loaded.project).read() as tx:
         if (open_rollout := tx.open_rollout(loaded.project.project)) is not None:
             raise IllegalMove("be followed by another", f"open ({open_rollout.id})", ("promote", "abort"))

@@ -12,7 +12,7 @@ from mlops_ray.monitoring.on_ray import MonitorActor, monitor_name
 from mlops_ray.retraining.on_ray import brain
 from mlops_ray.rollout.on_ray import ControllerActor, controller_name, first_version
 from mlops_ray.serving.on_apply import apply
-from mlops_ray.serving.on_collector import CollectorActor, collector_name
+from mlops_ray.serving.on_collectors import end_collectors, ensure_collectors
 from mlops_ray.state import Store
 
 
@@ -29,21 +29,25 @@ def ensure_served(text: str, project: Project, store: Store, dashboard: str) -> 
 
 
 def ensure_actors(text: str, project: Project, dashboard: str) -> dict[str, int]:
-    """Monitor, collector and controller run as detached actors; process ids by name."""
+    """Monitor, controller and a collector on each node run as detached actors; process ids by name.
+
+    The controller goes on seeing to the collectors, as nodes come and collectors hang.
+    """
     name = project.project
     make_brain = functools.partial(brain, dashboard=dashboard)
     monitor = monitor_name(name)
     actors: dict[str, tuple[Any, tuple[Any, ...]]] = {
         monitor: (MonitorActor, (make_brain,)),
-        collector_name(name): (CollectorActor, (monitor,)),
         controller_name(name): (ControllerActor, (dashboard,)),
     }
-    return {actor: ensure_actor(kind, actor, text, *args) for actor, (kind, args) in actors.items()}
+    found = {actor: ensure_actor(kind, actor, text, *args) for actor, (kind, args) in actors.items()}
+    return found | ensure_collectors(text, project, monitor)
 
 
 def withdraw(project: Project, store: Store, dashboard: str) -> None:
     """End the project's actors and applications on a cluster that others use too; its state stays."""
-    for name in (controller_name, collector_name, monitor_name):
-        end_actor(name(project.project))
+    end_actor(controller_name(project.project))  # first: it would start the collectors again
+    end_collectors(project.project)
+    end_actor(monitor_name(project.project))
     store.run(lambda tx: tx.forget_project(project.project))
     apply(store, dashboard, holder="withdraw", withdrawn=frozenset({project.project}))

@@ -9,12 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections import Counter
 from pathlib import Path
 
 import httpx
+import numpy as np
 import psutil
 import pytest
+import tritonclient.http as triton
 
 from mlops_ray import ledger, verbs
 from mlops_ray.cluster import on_ray as cluster
@@ -26,6 +29,11 @@ from mlops_ray.demo.flights import flights
 from mlops_ray.serving import log
 from mlops_ray.serving.places import log_uri
 from tests.loop.conftest import ROOT, Live
+from tests.mlflow_command import mlflow
+
+with warnings.catch_warnings():  # MLflow looks at its own classes when imported, and warns of them
+    warnings.filterwarnings("ignore", message=".*Any type hint is inferred", category=UserWarning)
+    from mlflow.pyfunc.scoring_server.client import ScoringServerClient
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -92,6 +100,30 @@ def test_a_malformed_body_gets_a_problem_detail(live: Live, body: bytes, status:
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
     assert says in answer.text
+
+
+def test_foreign_clients_are_answered_and_logged(live: Live, tmp_path: Path) -> None:
+    """Triton's client in bytes, MLflow's in JSON, and MLflow's command, through HAProxy to a replica."""
+    place = live.url.removeprefix("http://")
+    inputs = []
+    for name, value in ROW.items():
+        array = np.array([np.nan if value is None else value], dtype=object if isinstance(value, str) else None)
+        tensor = triton.InferInput(name, [1], {"O": "BYTES", "f": "FP64", "i": "INT64"}[array.dtype.kind])
+        inputs.append(tensor.set_data_from_numpy(array))
+    with triton.InferenceServerClient(place) as client:
+        assert client.is_model_ready("flights")
+        ours = client.infer("flights", inputs, request_id="a-7").as_numpy("probability")[0]
+    assert 0 < ours < 1
+    host, _, rest = place.partition(":")
+    answer = ScoringServerClient(host, rest).invoke([ROW], params={"probabilities": True})
+    assert answer["predictions"][0][1] == pytest.approx(ours)
+    rows, target = tmp_path / "rows.json", "mlops-ray:" + ",".join(map(str, live.paths))
+    rows.write_text(json.dumps([ROW]), encoding="utf-8")
+    done = mlflow("deployments", "predict", "-t", target, "--name", "flights", "-I", str(rows), folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["predictions"] == [int(ours >= live.project.serving.threshold)]
+    assert found["versions"] == [1]
 
 
 def test_commands_on_a_project_that_is_up(live: Live) -> None:

@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from mlops_ray import ledger, state
 from mlops_ray.errors import BackendUnavailable, DataError, IllegalMove, LeaseLost, ModelNotFound
+from mlops_ray.serving import claims, tokens
 from mlops_ray.state import Cursor, Lease, RetrainRow, RolloutRow, Store, Tx, VersionRow, WindowRow
 from tests.postgres import Postgres
 
@@ -45,7 +46,8 @@ def test_the_scripts_build_the_tables_that_the_code_declares(fresh_url: str) -> 
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
-    assert ledger.LEDGER.metadata is state.METADATA
+    declared = (ledger.LEDGER, claims.REQUEST_IDS, claims.SECRETS, tokens.TOKENS)
+    assert all(table.metadata is state.METADATA for table in declared)
     store = Store.open(fresh_url)
     with store.read() as tx:
         options = {"version_table": state.VERSION_TABLE, "compare_type": True}

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -304,6 +307,103 @@ def test_writers_that_create_a_log_at_once_lose_nothing(tmp_path: Path):
         thread.join()
     assert not failed
     assert sorted(lake.scan(uri, "2013-01-01", "2013-01-01", ["x"])["x"].to_pylist()) == [0, 1, 2, 3]
+
+
+APPENDER = """
+import sys, os
+import pyarrow as pa
+from mlops_ray.data import lake
+uri, app, start, stop = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+real = lake.write_deltalake
+def told(*args, **kwargs):
+    if "stall" in sys.argv:
+        print("about to commit", flush=True)
+        sys.stdin.readline()
+    return real(*args, **kwargs)
+lake.write_deltalake = told
+for i in range(start, stop):
+    rows = pa.table({"day": [f"2013-01-0{1 + i % 3}"] * 2, "x": [i, i]})
+    print(int(lake.append_once(uri, rows, app, i, ("day",))), flush=True)
+"""
+
+
+def appender(uri: str, app: str, start: int, stop: int, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", APPENDER, uri, app, str(start), str(stop), *more]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def numbers(uri: str) -> list[int]:
+    return sorted(lake.scan(uri, "2013-01-01", "2013-12-31", ["x"])["x"].to_pylist())
+
+
+@pytest.mark.parametrize("meanwhile", ["the same", "more", "compaction", "a deletion"])
+def test_a_writer_that_was_stopped_before_its_commit_adds_nothing_twice(tmp_path: Path, meanwhile: str):
+    """Between looking its number up and committing, with a real process: whatever has happened since is seen."""
+    uri = str(tmp_path / "log")
+    lake.append_once(uri, pa.table({"day": ["2013-01-01"] * 2, "x": [0, 0]}), "spool", 0, ("day",))
+    lake.append_once(uri, pa.table({"day": ["2013-01-01"] * 2, "x": [1, 1]}), "spool", 1, ("day",))
+    stalled = appender(uri, "spool", 2, 3, "stall")
+    assert stalled.stdout
+    assert stalled.stdout.readline() == "about to commit\n"
+    os.kill(stalled.pid, signal.SIGSTOP)
+    if meanwhile in ("the same", "more"):
+        other = appender(uri, "spool", 2, 3 if meanwhile == "the same" else 5)
+        assert other.communicate(timeout=60)[0].split() == ["1"] * (1 if meanwhile == "the same" else 3)
+    elif meanwhile == "compaction":
+        DeltaTable(uri).optimize.compact()
+    else:
+        DeltaTable(uri).delete("x = 0")
+    os.kill(stalled.pid, signal.SIGCONT)
+    said = stalled.communicate("\n\n\n", timeout=60)[0].split("\n")
+    expected = {"the same": [0, 1, 2], "more": [0, 1, 2, 3, 4], "compaction": [0, 1, 2], "a deletion": [1, 2]}[
+        meanwhile
+    ]
+    assert numbers(uri) == sorted(expected * 2)
+    # It wrote nothing, or looked again and found that its number was still free.
+    assert said[-2] == ("0" if meanwhile in ("the same", "more") else "1")
+    assert ("about to commit" in said) == (said[-2] == "1")
+
+
+def test_writers_of_one_name_beside_others_and_maintenance_write_each_number_once(tmp_path: Path):
+    uri = str(tmp_path / "log")
+    writers = [appender(uri, "spool", 0, 12) for _ in range(2)] + [appender(uri, "other", 100, 112)]
+    merged = 0
+    while any(writer.poll() is None for writer in writers):
+        if lake.exists(uri):
+            merged += lake.tidy(uri, before_day=None, litter_s=3600)["merged"]
+    written = [writer.communicate()[0].split() for writer in writers]
+    assert [int(a) + int(b) for a, b in zip(written[0], written[1], strict=True)] == [1] * 12
+    assert written[2] == ["1"] * 12
+    assert numbers(uri) == sorted([*range(12), *range(100, 112)] * 2)
+
+
+def test_tidying_merges_deletes_and_removes_and_forgets_no_number(tmp_path: Path):
+    uri = str(tmp_path / "log")
+    for i in range(30):
+        day = f"2013-01-{1 + i % 3:02d}"
+        lake.append_once(uri, pa.table({"day": [day], "x": [i]}), "spool", i, ("day",))
+    litter = tmp_path / "log/day=2013-01-03/part-of-a-writer-that-died.parquet"
+    litter.write_bytes(b"?")
+    os.utime(litter, (1, 1))
+    done = lake.tidy(uri, before_day="2013-01-02", litter_s=3600)
+    assert done == {"days": 1, "merged": 20, "removed": 1}  # what was merged or deleted rests for an hour
+    assert not litter.exists()
+    assert numbers(uri) == sorted(i for i in range(30) if i % 3)
+    assert len(DeltaTable(uri).file_uris()) == 2
+    assert lake.committed(uri, "spool") == 29
+    assert not lake.append_once(uri, pa.table({"day": ["2013-01-03"], "x": [99]}), "spool", 29, ("day",))
+    assert lake.tidy(uri, before_day="2013-01-02", litter_s=3600) == {"days": 0, "merged": 0, "removed": 0}
+    assert lake.tidy(uri, before_day=None, litter_s=0)["removed"] == 30
+    assert numbers(uri) == sorted(i for i in range(30) if i % 3)
+
+
+def test_columns_that_an_older_log_lacks_are_null(tmp_path: Path):
+    uri = str(tmp_path / "log")
+    lake.append_once(uri, pa.table({"day": ["2013-01-01"], "x": [1]}), "a", 0, ("day",))
+    wanted = pa.schema([("key", pa.string()), ("x", pa.int64())])
+    found = lake.scan(uri, "2013-01-01", "2013-01-01", wanted)
+    assert found.schema == wanted
+    assert found.to_pylist() == [{"key": None, "x": 1}]
 
 
 # --- finding, keeping, removing ---

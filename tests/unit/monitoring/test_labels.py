@@ -6,8 +6,9 @@ import hypothesis.strategies as st
 import pyarrow as pa
 from hypothesis import given
 
-from mlops_ray.monitoring.labels import joined
-from mlops_ray.serving.log import LABEL_SCHEMA
+from mlops_ray.monitoring.labels import addressed, joined
+from mlops_ray.serving.log import label_schema
+from tests import fakes
 
 _TIME = pa.timestamp("us", tz="UTC")
 
@@ -25,10 +26,16 @@ def predictions(*rows: tuple[str, float, float, float]) -> pa.Table:
 
 def labels(*rows: tuple[str, float, float, float]) -> pa.Table:
     """Rows of (id, at, known at, label)."""
-    ids, at, time, label = zip(*rows, strict=True) if rows else ((), (), (), ())
+    return by_key(*((i, None, at, time, label) for i, at, time, label in rows))
+
+
+def by_key(*rows: tuple[str | None, str | None, float, float, float]) -> pa.Table:
+    """Rows of (id, key, at, known at, label)."""
+    ids, keys, at, time, label = zip(*rows, strict=True) if rows else ((), (), (), (), ())
     day = pa.array(["1970-01-01"] * len(ids), pa.string())
+    texts = [pa.array(ids, pa.string()), pa.array(keys, pa.string()), day]
     return pa.Table.from_arrays(
-        [pa.array(ids, pa.string()), day, _us(at), _us(time), pa.array(label, pa.float64())], schema=LABEL_SCHEMA
+        [*texts, _us(at), _us(time), pa.array(label, pa.float64())], schema=label_schema(fakes.project())
     )
 
 
@@ -107,3 +114,58 @@ def test_against_plain_python(rows: Any, given_labels: Any, known_by: float, ran
         chosen = {r[0]: r[3] for r in (arrived if take == "known" else arrived[::-1])}
         assert found(table) == {r[0]: chosen.get(r[0]) for r in rows}
         assert table.num_rows == len({r[0] for r in rows})
+
+
+# --- by entity key ---
+
+
+def visits(*rows: tuple[str, str, float]) -> pa.Table:
+    """Rows of (id, key, event time)."""
+    made = predictions(*((i, 1, event, 0.5) for i, _, event in rows))
+    return made.append_column("key", pa.array([key for _, key, _ in rows], pa.string()))
+
+
+VISITS = visits(("a", "ann", 10), ("b", "ann", 20), ("c", "bob", 15), ("d", "ann", 30))
+
+
+def test_a_label_by_key_is_the_newest_predictions_before_it() -> None:
+    table = joined(VISITS, by_key((None, "ann", 25, 25, 1)), known_by=100)
+    assert found(table) == {"a": None, "b": 1.0, "c": None, "d": None}
+    assert found(joined(VISITS, by_key((None, "ann", 30, 30, 1)), known_by=100))["d"] == 1.0  # of the same instant
+
+
+def test_a_label_by_key_before_any_prediction_waits_for_one() -> None:
+    early = by_key((None, "ann", 5, 5, 1), (None, "eve", 50, 50, 1))
+    assert addressed(early, VISITS).num_rows == 0
+    later = pa.concat_tables([VISITS, visits(("e", "eve", 40), ("z", "ann", 4))])  # committed after the labels
+    assert found(joined(later, early, known_by=100)) | {} == {
+        "a": None, "b": None, "c": None, "d": None, "e": 1.0, "z": 1.0,
+    }  # fmt: skip
+
+
+def test_corrections_by_key_and_by_id_meet() -> None:
+    many = by_key((None, "ann", 25, 25, 1), ("b", None, 26, 26, 0), (None, "ann", 27, 27, 1), (None, "bob", 28, 28, 0))
+    assert found(joined(VISITS, many, known_by=100)) == {"a": None, "b": 1.0, "c": 0.0, "d": None}
+    assert found(joined(VISITS, many, known_by=26.5))["b"] == 0.0
+    assert found(joined(VISITS, many, known_by=100, take="first"))["b"] == 1.0
+
+
+def test_labels_by_key_of_a_part_of_the_versions_are_addressed_before_the_cut() -> None:
+    """A rollout looks at its own rows; a label is the key's newest row's, whichever version that was."""
+    late = by_key((None, "ann", 35, 35, 1))
+    part = VISITS.slice(0, 2)
+    assert found(joined(part, addressed(late, VISITS), known_by=100)) == {"a": None, "b": None}
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("xyz"), st.integers(0, 30)), max_size=12, unique=True),
+    st.lists(st.tuples(st.sampled_from("xyz"), st.integers(0, 30)), max_size=8),
+)
+def test_addresses_are_what_a_search_finds(rows: list[tuple[str, int]], sent: list[tuple[str, int]]) -> None:
+    made = visits(*((f"p{i}", key, time) for i, (key, time) in enumerate(rows)))
+    got = addressed(by_key(*((None, key, time, time, 1) for key, time in sent)), made)
+    expected = []
+    for key, time in sent:
+        before = [(when, f"p{i}") for i, (k, when) in enumerate(rows) if k == key and when <= time]
+        expected += [max(before)[1]] if before else []
+    assert sorted(got["prediction_id"].to_pylist()) == sorted(expected)

@@ -8,7 +8,8 @@ from pathlib import Path
 import prometheus_client
 import pytest
 
-from mlops_ray.monitoring.on_prometheus import Exposition, rows_cursor
+from mlops_ray.monitoring.folding import rows_cursor
+from mlops_ray.monitoring.on_prometheus import Exposition
 from mlops_ray.state import RolloutRow, Store, VersionRow, WindowRow
 
 DRIFT = {"drift": {"features": [{"feature": "x", "psi": 0.5, "limit": 0.25}]}}

@@ -46,7 +46,7 @@ def test_a_project_is_one_application_with_what_is_wanted_as_user_config() -> No
                 "name": "Ingress",
                 "num_replicas": 2,
                 "max_ongoing_requests": 5,
-                "user_config": {"sequence": 4, "spec": STABLE.spec()},
+                "user_config": {"sequence": 4, "fence": 0, "spec": STABLE.spec()},
             }
         ],
     }

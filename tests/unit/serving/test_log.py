@@ -1,116 +1,225 @@
 from __future__ import annotations
 
-import asyncio
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from mlops_ray.config import DAY_S
 from mlops_ray.data.profile import Bins, fold
-from mlops_ray.serving import log, protocol
-from mlops_ray.serving.capture import SpoolWriter
-from mlops_ray.serving.service import Service, Wanted
+from mlops_ray.serving import log
+from mlops_ray.serving.records import Record, Shadowed, Uncaptured, Watermark
+from mlops_ray.training import target
 from tests import fakes
-from tests.fakes import FakeLoader, canary, held, row, spooled
+from tests.spooling import labelled, scored, trial
 
 PROJECT = fakes.project()
 BINS = Bins({"x": (0.0, 1.0), "n": (1.0,), "flag": (0.5,)}, {"c": ("red",), "d": ("blue",)})
+COLOURS = fakes.project(
+    task="multiclass",
+    columns=[*PROJECT.model_dump(mode="json")["columns"], {"name": "colour", "dtype": "string"}],
+    target="colour",
+)
+SPEED = fakes.project(
+    task="regression",
+    columns=[*PROJECT.model_dump(mode="json")["columns"], {"name": "delay", "dtype": "float"}],
+    target="delay",
+)
 
 
-def predict(request_id: str, times: list[float], **more: Any) -> dict[str, Any]:
-    n = len(times)
-    return {
-        "kind": "predict",
-        "id": request_id,
-        "at": 2e9,
-        "keys": [f"k{i}" for i in range(n)],
-        "times": times,
-        "columns": {
-            "x": [None, *[0.5] * (n - 1)],
-            "n": [2] * n,
-            "flag": [1] * n,
-            "c": ["", *["red"] * (n - 1)],
-            "d": ["blue"] * n,
-        },
-        "stable": 10,
-        "scores": [0.1 * (i + 1) for i in range(n)],
-        "score_us": 60.0,
-    } | more
+def at(*times: float) -> Any:
+    return np.array(times, np.float64)
 
 
-TRIAL = {"canary": 20, "rollout": "r1", "share": 0.5}
+def rows(*records: Record, project: Any = PROJECT) -> pa.Table:
+    return log.arrivals(project, records).predictions
 
 
 def test_a_row_per_prediction() -> None:
-    table = log.arrivals(PROJECT, [predict("a", [0.0, DAY_S, DAY_S + 0.25])]).predictions
+    table = rows(scored("a", 3, times=at(0, DAY_S, DAY_S + 0.25)), scored("b", 1, places=np.array([7])))
     assert table.schema == log.prediction_schema(PROJECT)
-    rows = table.to_pylist()
-    assert [r["prediction_id"] for r in rows] == ["a:0", "a:1", "a:2"]
-    assert [r["day"] for r in rows] == ["1970-01-01", "1970-01-02", "1970-01-02"]
-    assert [r["event_time"].timestamp() for r in rows] == [0.0, DAY_S, DAY_S + 0.25]
-    assert {r["at"].timestamp() for r in rows} == {2e9}
-    assert [r["x_x"] for r in rows] == [None, 0.5, 0.5]
-    assert [r["x_c"] for r in rows] == ["", "red", "red"]
-    assert [r["stable_score"] for r in rows] == pytest.approx([0.1, 0.2, 0.3])
-    assert {r["score_us"] for r in rows} == {20.0}
-    assert {(r["canary"], r["canary_score"], r["rollout"], r["share"]) for r in rows} == {(None, None, None, None)}
+    found = table.to_pylist()
+    assert [r["prediction_id"] for r in found] == ["a:0", "a:1", "a:2", "b:7"]
+    assert [r["day"] for r in found[:3]] == ["1970-01-01", "1970-01-02", "1970-01-02"]
+    assert [r["event_time"].timestamp() for r in found[:3]] == [0.0, DAY_S, DAY_S + 0.25]
+    assert {r["at"].timestamp() for r in found} == {2e9}
+    assert [r["key"] for r in found] == ["k0", "k1", "k2", "k0"]
+    assert [r["x_x"] for r in found] == [None, 0.5, 0.5, None]
+    assert [r["x_c"] for r in found] == ["", "red", "red", ""]
+    assert [r["stable_score"] for r in found] == pytest.approx([0.1, 0.2, 0.3, 0.1])
+    assert [r["score_us"] for r in found] == [20.0, 20.0, 20.0, 60.0]
+    assert {(r["canary"], r["canary_score"], r["rollout"], r["share"]) for r in found} == {(None, None, None, None)}
 
 
 def test_assigned_rows_carry_their_rollout_also_where_the_canary_failed() -> None:
-    answered = predict("a", [0.0] * 3, rows=[0, 2], canary_scores=[0.7, 0.9], **TRIAL)
-    failed = predict("b", [0.0] * 2, rows=[1], canary_scores=None, **TRIAL)
-    rows = log.arrivals(PROJECT, [answered, failed]).predictions.to_pylist()
-    on_trial = [(r["canary"], r["canary_score"], r["rollout"], r["share"]) for r in rows]
-    none = (None, None, None, None)
-    assert on_trial == [(20, 0.7, "r1", 0.5), none, (20, 0.9, "r1", 0.5), none, (20, None, "r1", 0.5)]
+    answered = scored("a", 3, canary=trial([0, 2], [0.7, 0.9]))
+    failed = scored("b", 2, canary=trial([1], None, "deadline"))
+    found = rows(answered, failed).to_pylist()
+    on_trial = [(r["canary"], r["canary_score"], r["rollout"], r["share"], r["failure"]) for r in found]
+    none = (None,) * 5
+    theirs = (20, 0.7, "r1", 0.5, None), (20, 0.9, "r1", 0.5, None), (20, None, "r1", 0.5, "deadline")
+    assert on_trial == [theirs[0], none, theirs[1], none, theirs[2]]
 
 
 def test_the_client_got_the_canarys_score_where_there_is_one() -> None:
-    records = [predict("a", [0.0] * 3, rows=[0, 2], canary_scores=[0.7, 0.9], **TRIAL)]
-    records += [predict("b", [0.0] * 2, rows=[1], canary_scores=None, **TRIAL)]
-    versions, scores = log.answered(log.arrivals(PROJECT, records).predictions)
+    table = rows(scored("a", 3, canary=trial([0, 2], [0.7, 0.9])), scored("b", 2, canary=trial([1], None, "error")))
+    versions, scores = log.answered(table)
     assert versions.tolist() == [20, 10, 20, 10, 10]
     assert scores.tolist() == pytest.approx([0.7, 0.2, 0.9, 0.1, 0.2])
 
 
-def test_a_repeated_request_counts_once() -> None:
-    records = [predict("a", [0.0]), predict("b", [0.0]), predict("a", [0.0], scores=[0.9])]
-    table = log.arrivals(PROJECT, records).predictions
-    assert table["prediction_id"].to_pylist() == ["a:0", "b:0"]
-    assert table["stable_score"].to_pylist() == [0.1, 0.1]
+def test_classes_have_all_their_probabilities() -> None:
+    """Versions may know other numbers of classes; a failed canary has neither score nor scores."""
+    three = scored("a", 2, scores=np.array([[0.2, 0.3, 0.5], [0.6, 0.4, 0]]), canary=trial([1], [[0.1, 0.2, 0.7]]))
+    two = scored("b", 1, scores=np.array([[0.8, 0.2]]), canary=trial([0], None, "nonsense"))
+    table = rows(three, two, project=COLOURS)
+    assert table.schema == log.prediction_schema(COLOURS)
+    assert table["stable_score"].to_pylist() == [0.5, 0.6, 0.8]
+    assert table["stable_scores"].to_pylist() == [[0.2, 0.3, 0.5], [0.6, 0.4, 0.0], [0.8, 0.2]]
+    assert table["canary_score"].to_pylist() == [None, 0.7, None]
+    assert table["canary_scores"].to_pylist() == [None, [0.1, 0.2, 0.7], None]
+    assert log.answered(table)[1].tolist() == [0.5, 0.7, 0.8]
+
+
+def test_more_requests_than_become_one_table_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = [scored(f"r{i}", 1 + i % 3, repeatable=i % 2 == 0) for i in range(20)]
+    whole = log.arrivals(PROJECT, many)
+    monkeypatch.setattr(log, "_AT_ONCE", 7)
+    parts = log.arrivals(PROJECT, many)
+    assert parts.predictions.to_pylist() == whole.predictions.to_pylist()
+    assert parts.repeatable == whole.repeatable
+    for one in whole.repeatable:
+        ids = whole.predictions["prediction_id"][one.start : one.stop].to_pylist()
+        assert ids == [f"{one.id}:{i}" for i in range(len(ids))]
+    assert [one.id for one in whole.repeatable] == [f"r{i}" for i in range(0, 20, 2)]
+
+
+def test_records_of_an_older_project_lack_its_new_features() -> None:
+    old = scored("a", 2)
+    columns = {n: v for n, v in old.columns.items() if n not in ("x", "c")}
+    columns["n"] = np.array(["two", "two"], object)  # it was a text then
+    table = rows(scored("a", 2, columns=columns), scored("b", 2))
+    assert table["x_x"].to_pylist() == [None, None, None, 0.5]
+    assert table["x_c"].to_pylist() == ["", "", "", "red"]
+    assert table["x_n"].to_pylist() == [None, None, 2, 2]
 
 
 def test_labels_watermark_and_newest_event() -> None:
     records = [
-        {"kind": "label", "at": 2e9, "ids": ["a:0", "b:0"], "labels": [1.0, 0.0], "times": [5.0, DAY_S]},
-        {"kind": "watermark", "at": 2e9, "time": 70.0},
-        predict("a", [30.0, 90.0]),
-        {"kind": "watermark", "at": 2e9, "time": 60.0},
-        predict("b", [40.0]),
+        labelled(("a:0", "", 1.0, 5.0), ("", "k1", 0.0, DAY_S)),
+        Watermark(2e9, 70.0),
+        scored("a", 2, times=at(30, 90)),
+        Watermark(2e9, 60.0),
+        scored("b", times=at(40)),
     ]
     found = log.arrivals(PROJECT, records)
-    assert found.labels.schema == log.LABEL_SCHEMA
-    labels = [(r["prediction_id"], r["day"], r["time"].timestamp(), r["label"]) for r in found.labels.to_pylist()]
-    assert labels == [("a:0", "1970-01-01", 5.0, 1.0), ("b:0", "1970-01-02", DAY_S, 0.0)]
+    assert found.labels.schema == log.label_schema(PROJECT)
+    labels = [
+        (r["prediction_id"], r["key"], r["day"], r["time"].timestamp(), r["label"]) for r in found.labels.to_pylist()
+    ]
+    assert labels == [("a:0", None, "1970-01-01", 5.0, 1.0), (None, "k1", "1970-01-02", DAY_S, 0.0)]
     assert (found.watermark, found.newest) == (70.0, 90.0)
 
 
-def test_nothing_arrived() -> None:
-    found = log.arrivals(PROJECT, [])
-    assert found.predictions.num_rows == found.labels.num_rows == 0
-    assert found.predictions.schema == log.prediction_schema(PROJECT)
-    assert (found.watermark, found.newest) == (None, None)
-    assert log.profiles(PROJECT, BINS, found.predictions) == {}
+def test_labels_of_classes_are_texts() -> None:
+    table = log.arrivals(COLOURS, [labelled(("a:0", "", "red", 5.0)), labelled(("a:1", "", 3.0, 5.0))]).labels
+    assert table["label"].to_pylist() == ["red", "3.0"]
+    whole = labelled(("a:0", "", "x", 5.0))
+    whole.labels.values[0] = 3  # a class that is a whole number
+    assert log.arrivals(COLOURS, [whole]).labels["label"].to_pylist() == ["3"]
+
+
+def test_what_a_shadow_answered() -> None:
+    good = Shadowed("a", 2e9, 10, np.array([0.5, 0.4]), trial([1, 3], [0.6, 0.7]))
+    bad = Shadowed("b", DAY_S, 10, np.array([0.5]), trial([0], None, "error"))
+    table = log.arrivals(PROJECT, [good, bad]).shadow
+    assert table.schema == log.shadow_schema(PROJECT)
+    found = [
+        (r["prediction_id"], r["version"], r["stable_score"], r["shadow_score"], r["failure"])
+        for r in table.to_pylist()
+    ]
+    assert found == [("a:1", 20, 0.5, 0.6, None), ("a:3", 20, 0.4, 0.7, None), ("b:0", 20, 0.5, None, "error")]
+    assert table["day"].to_pylist() == ["2033-05-18", "2033-05-18", "1970-01-02"]
+    classes = Shadowed("a", 2e9, 10, np.array([[0.5, 0.5]]), trial([0], [[0.25, 0.75]]))
+    assert log.arrivals(COLOURS, [classes]).shadow["shadow_scores"].to_pylist() == [[0.25, 0.75]]
+
+
+def test_what_was_not_captured() -> None:
+    table = log.arrivals(PROJECT, [Uncaptured(5.0, "overflow", 3), Uncaptured(DAY_S, "disk", 4)]).uncaptured
+    assert table.schema == log.UNCAPTURED_SCHEMA
+    found = [(r["day"], r["why"], r["n_rows"]) for r in table.to_pylist()]
+    assert found == [("1970-01-01", "overflow", 3), ("1970-01-02", "disk", 4)]
+
+
+@pytest.mark.parametrize("project", [PROJECT, COLOURS, SPEED], ids=lambda p: p.task)
+def test_nothing_arrived(project: Any) -> None:
+    found = log.arrivals(project, [])
+    assert (found.watermark, found.newest, found.repeatable) == (None, None, ())
+    assert found.predictions.schema == log.prediction_schema(project)
+    assert found.labels.schema == log.label_schema(project)
+    assert found.shadow.schema == log.shadow_schema(project)
+    assert found.uncaptured.schema == log.UNCAPTURED_SCHEMA
+    assert found.predictions.num_rows + found.labels.num_rows + found.shadow.num_rows + found.uncaptured.num_rows == 0
+    assert log.profiles(project, BINS, found.predictions) == {}
+
+
+# --- requests that came twice ---
+
+
+class Claims:
+    """Ids and who has them, as the state database keeps them."""
+
+    def __init__(self, **taken: Any) -> None:
+        self.owners: dict[str, Any] = dict(taken)
+
+    def __call__(self, ids: Sequence[str], number: int) -> set[str]:
+        return {i for i in ids if self.owners.setdefault(i, number) == number}
+
+
+def settle(segments: dict[int, list[Record]], claims: Claims) -> dict[int, list[str]]:
+    tables = log.settled({n: log.arrivals(PROJECT, records) for n, records in segments.items()}, claims)
+    return {n: t["prediction_id"].to_pylist() for n, t in tables.items()}
+
+
+def test_of_a_request_that_came_twice_the_last_answer_is_recorded() -> None:
+    """It was acknowledged; the one before may not have been."""
+    first, again = (scored("a", 2, at=t, repeatable=True) for t in (10.0, 20.0))
+    others = [scored("b", at=5.0, repeatable=True), scored("c", at=5.0)]
+    assert settle({1: [first, *others], 2: [again]}, Claims()) == {1: ["b:0", "c:0"], 2: ["a:0", "a:1"]}
+    assert settle({1: [again, *others], 2: [first]}, Claims()) == {1: ["a:0", "a:1", "b:0", "c:0"], 2: []}
+    assert settle({1: [first, others[1], again]}, Claims()) == {1: ["c:0", "a:0", "a:1"]}
+
+
+def test_what_another_spool_has_recorded_is_not_recorded_again() -> None:
+    request = scored("a", 2, repeatable=True)
+    assert settle({1: [request, scored("b")]}, Claims(a="elsewhere")) == {1: ["b:0"]}
+
+
+def test_a_repeated_pass_settles_as_the_one_that_was_cut_off() -> None:
+    """Whatever has come since: the first pass may have committed its rows."""
+    first, again, third = (scored("a", at=t, repeatable=True) for t in (10.0, 20.0, 30.0))
+    claims = Claims()
+    assert settle({1: [first], 2: [again]}, claims) == {1: [], 2: ["a:0"]}
+    assert settle({1: [first], 2: [again]}, claims) == {1: [], 2: ["a:0"]}
+    assert settle({1: [first], 2: [again], 3: [third]}, claims) == {1: [], 2: ["a:0"], 3: []}
+
+
+def test_an_id_that_the_server_chose_is_claimed_by_nobody() -> None:
+    claims = Claims()
+    assert settle({1: [scored("a")]}, claims) == {1: ["a:0"]}
+    assert claims.owners == {}
+
+
+# --- profiles ---
 
 
 def test_profiles_by_answering_version_and_block_add_up_to_the_rows() -> None:
-    records = [
-        predict("a", [0.0, DAY_S - 1, DAY_S], rows=[0, 1], canary_scores=[0.7, 0.9], **TRIAL),
-        predict("b", [3 * DAY_S + 5]),
-    ]
-    table = log.arrivals(PROJECT, records).predictions
+    table = rows(
+        scored("a", 3, times=at(0, DAY_S - 1, DAY_S), canary=trial([0, 1], [0.7, 0.9])),
+        scored("b", times=at(3 * DAY_S + 5)),
+    )
     found = log.profiles(PROJECT, BINS, table)
     assert {group: p.n for group, p in found.items()} == {(10, DAY_S): 1, (10, 3 * DAY_S): 1, (20, 0.0): 2}
     assert np.flatnonzero(found[20, 0.0].scores).tolist() == [14, 18]
@@ -120,16 +229,33 @@ def test_profiles_by_answering_version_and_block_add_up_to_the_rows() -> None:
     assert merged.scores.tolist() == whole.scores.tolist()
 
 
-def test_logged_inputs_are_what_was_scored(tmp_path: Path) -> None:
-    """From a request through spool and table back to the model's inputs: the same types, the same missing values."""
-    first = Wanted(1, held(10), 20, 0.5, "r1")
-    call = canary(lambda n: np.full(n, 0.6))
-    service = Service(PROJECT, SpoolWriter(tmp_path, fsync=False), FakeLoader(), call, first=first)
-    rows = [row(f"k{i}", x=None if i % 3 else 0.1 * i, c=None if i % 2 else "red") for i in range(9)]
-    batch = protocol.parse_predict({"rows": rows}, protocol.Form.of(PROJECT), now=2e9)
-    asyncio.run(service.predict("id", batch))
-    table = log.arrivals(PROJECT, spooled(tmp_path)).predictions
-    for name, values in log.inputs(PROJECT, table).items():
-        assert values.dtype == batch.columns[name].dtype
-        np.testing.assert_array_equal(values, batch.columns[name])
-    assert table["key"].to_pylist() == list(batch.keys)
+@pytest.mark.parametrize("project", [PROJECT, COLOURS, SPEED], ids=lambda p: p.task)
+def test_profiles_count_the_scores_that_the_reference_counts(project: Any) -> None:
+    scores = (
+        np.random.default_rng(0).dirichlet([1, 1, 1], 40) if project.task == "multiclass" else np.linspace(0, 1, 40)
+    )
+    request = scored("a", 40, scores=scores)
+    (profile,) = log.profiles(project, BINS, rows(request, project=project)).values()
+    expected = fold(BINS, request.columns, target.counted(project.task, scores))
+    assert profile.to_dict() == expected.to_dict()
+
+
+def test_logged_inputs_are_what_was_scored() -> None:
+    """From a record through the table back to the model's inputs: the same types, the same missing values."""
+    timed = fakes.project(
+        columns=[*PROJECT.model_dump(mode="json")["columns"], {"name": "booked", "dtype": "timestamp"}],
+        features={
+            "numeric": {"columns": ["x"]},
+            "categorical": {"columns": ["c"]},
+            "datetime": {"columns": ["booked"], "parts": ["hour"]},
+        },
+    )
+    columns = {
+        "x": np.array([0.1, np.nan, -0.0, 1e30], np.float32),
+        "c": np.array(["", "red", "\u2603", "a"], object),
+        "booked": np.array([0.0, np.nan, 1.5e9 + 0.25, 4e9]),
+    }
+    table = rows(scored("a", 4, columns=columns), project=timed)
+    for name, values in log.inputs(timed, table).items():
+        assert values.dtype == columns[name].dtype
+        np.testing.assert_array_equal(values, columns[name])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,13 +12,15 @@ import numpy as np
 import pytest
 
 from mlops_ray.errors import BackendUnavailable
-from mlops_ray.serving import protocol
-from mlops_ray.serving.capture import SpoolWriter
-from mlops_ray.serving.http import application
+from mlops_ray.serving.exchange import Answer, Asked, Options
+from mlops_ray.serving.http import Application
+from mlops_ray.serving.protocols.form import Form, batch_of_rows
+from mlops_ray.serving.records import Labelled, Scored, Watermark
 from mlops_ray.serving.routing import to_canary
-from mlops_ray.serving.service import Held, Service, Wanted
+from mlops_ray.serving.service import Service
+from mlops_ray.serving.versions import Held, Wanted
 from tests import fakes
-from tests.fakes import FakeLoader, FakeScorer, canary, eventually, held, row, spooled
+from tests.fakes import FakeLoader, FakeLog, FakeScorer, canary, eventually, held, row
 
 # A deadline that a busy machine keeps, and one that nobody waits for.
 PROJECT = fakes.project(serving={"canary_deadline_s": 30.0})
@@ -35,15 +36,18 @@ Client = httpx.AsyncClient
 
 
 def make(
-    folder: Path, first: Wanted | None = STABLE, call: Any = None, load: Any = None, project: Any = PROJECT
+    log: FakeLog, first: Wanted | None = STABLE, lines: Any = fakes.no_canary, load: Any = None, project: Any = PROJECT
 ) -> Service:
-    return Service(
-        project, SpoolWriter(folder, fsync=False), load or FakeLoader(), call or fakes.no_canary(), first=first
-    )
+    return Service(project, log, load or FakeLoader(), lines, first=first)
 
 
 def client_of(service: Service) -> Client:
-    return Client(transport=httpx.ASGITransport(application(lambda: service)), base_url="http://replica")
+    return Client(transport=httpx.ASGITransport(Application(lambda: service)), base_url="http://replica")
+
+
+@pytest.fixture
+def log() -> FakeLog:
+    return FakeLog()
 
 
 def visit(service: Service, talk: Callable[[Client], Awaitable[Any]]) -> Any:
@@ -58,8 +62,12 @@ def post(service: Service, path: str = "/predict", **options: Any) -> httpx.Resp
     return visit(service, lambda client: client.post(path, **options))  # type: ignore[no-any-return]
 
 
-def batch(*keys: str) -> protocol.Batch:
-    return protocol.parse_predict({"rows": [row(k) for k in keys]}, protocol.Form.of(PROJECT), now=2e9)
+def asked(*keys: str, project: Any = PROJECT, **options: Any) -> Asked:
+    return Asked(batch_of_rows([row(k) for k in keys], Form.of(project), now=2e9), Options(**options))
+
+
+def scored(log: FakeLog) -> list[Scored]:
+    return [record for record in log.records if isinstance(record, Scored)]
 
 
 def problem(response: httpx.Response, status: int) -> dict[str, Any]:
@@ -78,8 +86,8 @@ def problem(response: httpx.Response, status: int) -> dict[str, Any]:
 # --- stable ---
 
 
-def test_an_answer_and_its_record(tmp_path: Path) -> None:
-    answer = post(make(tmp_path), json={"rows": [row("a"), row("b", x=None)]}, headers={"Idempotency-Key": "id-1"})
+def test_an_answer_and_its_record(log: FakeLog) -> None:
+    answer = post(make(log), json={"rows": [row("a"), row("b", x=None)]}, headers={"Idempotency-Key": "id-1"})
     assert answer.status_code == 200
     assert answer.json() == {
         "request_id": "id-1",
@@ -88,121 +96,122 @@ def test_an_answer_and_its_record(tmp_path: Path) -> None:
             for i in range(2)
         ],
     }
-    (record,) = spooled(tmp_path)
-    assert record["score_us"] > 0
-    assert record["at"] > 1.7e9
-    del record["score_us"], record["at"]
-    assert record == {
-        "kind": "predict",
-        "id": "id-1",
-        "keys": ["a", "b"],
-        "times": [1e9, 1e9],
-        "columns": {"x": [0.5, None], "n": [2, 2], "flag": [1, 1], "c": ["red"] * 2, "d": ["blue"] * 2},
-        "stable": 10,
-        "scores": [0.1, 0.1],
-    }
+    (record,) = scored(log)
+    assert record.score_us > 0
+    assert record.at > 1.7e9
+    assert (record.id, record.keys, record.times.tolist()) == ("id-1", ("a", "b"), [1e9, 1e9])
+    assert (record.stable, record.scores.tolist(), record.repeatable, record.canary) == (10, [0.1, 0.1], True, None)
+    columns = {name: values.tolist() for name, values in record.columns.items()}
+    assert np.isnan(columns["x"].pop())
+    assert columns == {"x": [0.5], "n": [2, 2], "flag": [1, 1], "c": ["red"] * 2, "d": ["blue"] * 2}
 
 
-def test_the_label_follows_the_threshold(tmp_path: Path) -> None:
+def test_the_label_follows_the_threshold(log: FakeLog) -> None:
     project = fakes.project(serving={"threshold": 0.1})
-    (prediction,) = post(make(tmp_path, project=project), json={"rows": [row()]}).json()["predictions"]
+    (prediction,) = post(make(log, project=project), json={"rows": [row()]}).json()["predictions"]
     assert prediction["label"] == 1
 
 
-def test_every_request_without_a_key_is_a_prediction_of_its_own(tmp_path: Path) -> None:
-    service = make(tmp_path)
+def test_every_request_without_a_key_is_a_prediction_of_its_own(log: FakeLog) -> None:
+    service = make(log)
     ids = {post(service, json={"rows": [row()]}).json()["request_id"] for _ in range(3)}
     assert len(ids) == 3
-    assert {r["id"] for r in spooled(tmp_path)} == ids
+    assert {r.id for r in scored(log)} == ids
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_nobody_is_on_trial_at_share_zero(tmp_path: Path, share: float) -> None:
-    calls: list[int] = []
+def test_nobody_is_on_trial_at_share_zero(log: FakeLog, share: float) -> None:
     wanted = Wanted(sequence=1, stable=held(10), canary=20, share=share, salt="r1")
-    post(make(tmp_path, wanted, canary(lambda n: np.full(n, 0.2), calls)), json=ROWS)
-    assert calls == ([] if share == 0 else [20])
-    assert ("canary" in spooled(tmp_path)[0]) == (share > 0)
+    lines = canary(lambda n: np.full(n, 0.2))
+    post(make(log, wanted, lines), json=ROWS)
+    assert lines(20).calls == ([] if share == 0 else [20])
+    assert (scored(log)[0].canary is not None) == (share > 0)
 
 
 # --- the canary ---
 
 
-def test_the_canary_answers_its_share_and_stable_scores_all(tmp_path: Path) -> None:
-    service = make(tmp_path, ON_TRIAL, canary(lambda n: np.linspace(0.6, 0.9, n)))
+def test_the_canary_answers_its_share_and_stable_scores_all(log: FakeLog) -> None:
+    service = make(log, ON_TRIAL, canary(lambda n: np.linspace(0.6, 0.9, n)))
     predictions = post(service, json=ROWS).json()["predictions"]
     assert [p["variant"] == "canary" for p in predictions] == CHOSEN.tolist()
     assert [p["version"] for p in predictions] == np.where(CHOSEN, 20, 10).tolist()
     theirs = [p["probability"] for p in predictions if p["variant"] == "canary"]
     assert theirs == np.linspace(0.6, 0.9, CHOSEN.sum()).tolist()
     assert {p["probability"] for p in predictions if p["variant"] == "stable"} == {0.1}
-    (record,) = spooled(tmp_path)
-    assert record["scores"] == [0.1] * 20
-    assert record["rows"] == np.flatnonzero(CHOSEN).tolist()
-    assert record["canary_scores"] == theirs
-    assert (record["canary"], record["rollout"], record["share"]) == (20, "r1", 0.5)
+    (record,) = scored(log)
+    assert record.scores.tolist() == [0.1] * 20
+    trial = record.canary
+    assert trial is not None
+    assert trial.rows.tolist() == np.flatnonzero(CHOSEN).tolist()
+    assert trial.scores is not None
+    assert trial.scores.tolist() == theirs
+    assert (trial.version, trial.rollout, trial.share, trial.failure) == (20, "r1", 0.5, "")
 
 
-FAILURES: dict[str, Any] = {
-    "raises": RuntimeError("the canary's process died"),
-    "is cancelled": asyncio.CancelledError(),
-    "hangs": None,
-    "nan": lambda n: np.full(n, np.nan),
-    "one infinite": lambda n: np.append(np.full(n - 1, 0.5), np.inf),
-    "above one": lambda n: np.full(n, 1.5),  # found: was answered, and then stopped the collector
-    "below zero": lambda n: np.full(n, -0.1),
-    "too many": lambda n: np.full(n + 1, 0.5),
-    "too wide": lambda n: np.full((n, 2), 0.5),
-    "a scalar": lambda n: 0.5,
-    "text": lambda n: "0.5",
-    "nothing": lambda n: None,
+FAILURES: dict[str, tuple[Any, str]] = {
+    "raises": (RuntimeError("the canary's process died"), "error"),
+    "is cancelled": (asyncio.CancelledError(), "error"),
+    "hangs": (None, "deadline"),
+    "nan": (lambda n: np.full(n, np.nan), "nonsense"),
+    "one infinite": (lambda n: np.append(np.full(n - 1, 0.5), np.inf), "nonsense"),
+    "above one": (lambda n: np.full(n, 1.5), "nonsense"),  # found: was answered, and then stopped the collector
+    "below zero": (lambda n: np.full(n, -0.1), "nonsense"),
+    "too many": (lambda n: np.full(n + 1, 0.5), "nonsense"),
+    "too wide": (lambda n: np.full((n, 2), 0.5), "nonsense"),
+    "a scalar": (lambda n: 0.5, "nonsense"),
+    "text": (lambda n: "0.5", "nonsense"),
+    "nothing": (lambda n: None, "nonsense"),
 }
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_stable_answers_for_a_canary_that_fails(tmp_path: Path, failure: str) -> None:
-    project = HASTY if failure in ("hangs", "is cancelled") else PROJECT
-    response = post(make(tmp_path, ON_TRIAL, canary(FAILURES[failure]), project=project), json=ROWS)
+def test_stable_answers_for_a_canary_that_fails(log: FakeLog, failure: str) -> None:
+    answer, why = FAILURES[failure]
+    response = post(make(log, ON_TRIAL, canary(answer), project=HASTY if answer is None else PROJECT), json=ROWS)
     assert response.status_code == 200
     predictions = response.json()["predictions"]
     assert {(p["probability"], p["version"]) for p in predictions} == {(0.1, 10)}
     assert [p["variant"] == "canary" for p in predictions] == CHOSEN.tolist()
-    (record,) = spooled(tmp_path)
-    assert record["canary"] == 20
-    assert record["rows"] == np.flatnonzero(CHOSEN).tolist()
-    assert record["canary_scores"] is None
+    (record,) = scored(log)
+    assert record.canary is not None
+    assert record.canary.version == 20
+    assert record.canary.rows.tolist() == np.flatnonzero(CHOSEN).tolist()
+    assert (record.canary.scores, record.canary.failure) == (None, why)
 
 
-def test_rows_of_concurrent_requests_travel_together(tmp_path: Path) -> None:
-    calls: list[int] = []
-    service = make(tmp_path, ON_TRIAL, canary(lambda n: np.linspace(0.5, 0.9, n), calls))
+def test_rows_of_concurrent_requests_travel_together(log: FakeLog) -> None:
+    lines = canary(lambda n: np.linspace(0.5, 0.9, n))
+    service = make(log, ON_TRIAL, lines)
 
     async def many(client: Client) -> list[httpx.Response]:
         return await asyncio.gather(*(client.post("/predict", json={"rows": [row(k)]}) for k in KEYS))
 
     answers = [r.json()["predictions"][0] for r in visit(service, many)]
+    calls = lines(20).calls
     assert sum(calls) == CHOSEN.sum()
     assert len(calls) < CHOSEN.sum()
     theirs = [a["probability"] for a in answers if a["variant"] == "canary"]
     assert len(set(theirs)) == len(theirs)  # each got a part of its own
-    for record in spooled(tmp_path):  # and it is the part that stands in its record
-        answered = next(a["probability"] for a in answers if a["prediction_id"] == f"{record['id']}:0")
-        assert answered == record.get("canary_scores", record["scores"])[0]
+    for record in scored(log):  # and it is the part that stands in its record
+        answered = next(a["probability"] for a in answers if a["prediction_id"] == f"{record.id}:0")
+        trial = record.canary
+        assert answered == (trial.scores if trial and trial.scores is not None else record.scores)[0]
 
 
 # --- one request, one prediction ---
 
 
-def test_a_retry_is_one_prediction_with_the_same_answer(tmp_path: Path) -> None:
-    service = make(tmp_path, ON_TRIAL, canary(lambda n: np.random.default_rng().uniform(size=n)))
+def test_a_retry_is_one_prediction_with_the_same_answer(log: FakeLog) -> None:
+    service = make(log, ON_TRIAL, canary(lambda n: np.random.default_rng().uniform(size=n)))
     first, second = (post(service, json=ROWS, headers={"Idempotency-Key": "again"}) for _ in range(2))
     assert first.content == second.content
-    assert len(spooled(tmp_path)) == 1
+    assert len(scored(log)) == 1
 
 
-def test_concurrent_retries_are_one_prediction(tmp_path: Path) -> None:
-    calls: list[int] = []
-    service = make(tmp_path, ON_TRIAL, canary(lambda n: np.random.default_rng().uniform(size=n), calls))
+def test_concurrent_retries_are_one_prediction(log: FakeLog) -> None:
+    lines = canary(lambda n: np.random.default_rng().uniform(size=n))
+    service = make(log, ON_TRIAL, lines)
 
     async def many(client: Client) -> list[httpx.Response]:
         same = {"Idempotency-Key": "at once"}
@@ -211,52 +220,55 @@ def test_concurrent_retries_are_one_prediction(tmp_path: Path) -> None:
     answers = visit(service, many)
     assert {r.status_code for r in answers} == {200}
     assert len({r.content for r in answers}) == 1
-    assert len(calls) == len(spooled(tmp_path)) == 1
+    assert len(lines(20).calls) == len(scored(log)) == 1
 
 
-def test_a_retry_survives_that_the_first_client_hung_up(tmp_path: Path) -> None:
+def test_a_retry_survives_that_the_first_client_hung_up(log: FakeLog) -> None:
     """Found: the retry was cancelled along with the request that it repeats."""
-    service = make(tmp_path, ON_TRIAL, canary(lambda n: np.full(n, 0.2)))
+    service = make(log, ON_TRIAL, canary(lambda n: np.full(n, 0.2)))
 
     async def run() -> list[Any]:
-        first = asyncio.create_task(service.predict("id", batch(*KEYS)))
+        first = asyncio.create_task(service.predict("id", asked(*KEYS), repeatable=True))
         await asyncio.sleep(0)
-        retries = [asyncio.create_task(service.predict("id", batch(*KEYS))) for _ in range(2)]
+        retries = [asyncio.create_task(service.predict("id", asked(*KEYS), repeatable=True)) for _ in range(2)]
         await asyncio.sleep(0)
         first.cancel()
         return [*await asyncio.gather(*retries), await asyncio.gather(first, return_exceptions=True)]
 
     one, other, first = asyncio.run(run())
-    assert one == other
+    assert one is other
     assert isinstance(first[0], asyncio.CancelledError)
-    assert len(spooled(tmp_path)) == 1
+    assert len(scored(log)) == 1
 
 
-def test_a_waiting_retry_may_itself_hang_up(tmp_path: Path) -> None:
-    service = make(tmp_path, ON_TRIAL, canary(lambda n: np.full(n, 0.2)))
+def test_a_waiting_retry_may_itself_hang_up(log: FakeLog) -> None:
+    service = make(log, ON_TRIAL, canary(lambda n: np.full(n, 0.2)))
 
-    async def run() -> dict[str, Any]:
-        first = asyncio.create_task(service.predict("id", batch(*KEYS)))
+    async def run() -> Answer:
+        first = asyncio.create_task(service.predict("id", asked(*KEYS), repeatable=True))
         await asyncio.sleep(0)
-        retry = asyncio.create_task(service.predict("id", batch(*KEYS)))
+        retry = asyncio.create_task(service.predict("id", asked(*KEYS), repeatable=True))
         await asyncio.sleep(0)
         retry.cancel()
         with pytest.raises(asyncio.CancelledError):
             await retry
         return await first
 
-    assert asyncio.run(run())["request_id"] == "id"
+    assert asyncio.run(run()).request_id == "id"
 
 
-def test_a_failed_request_may_be_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spool = SpoolWriter(tmp_path, fsync=False)
-    service = Service(PROJECT, spool, FakeLoader(), fakes.no_canary(), first=STABLE)
-    key = {"Idempotency-Key": "id"}
-    with monkeypatch.context() as full:
-        full.setattr(spool, "append", lambda record: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        post(service, json=ROWS, headers=key)
+def test_a_failed_request_may_be_retried(log: FakeLog) -> None:
+    """What was not answered is not remembered."""
+
+    class Recovering(FakeScorer):
+        def score(self, columns: Any) -> Any:
+            found, self.probability = super().score(columns), 0.5
+            return found
+
+    service, key = make(log, load=lambda version: Recovering(7.0)), {"Idempotency-Key": "id"}
+    assert post(service, json=ROWS, headers=key).status_code == 503
     assert post(service, json=ROWS, headers=key).status_code == 200
-    assert len(spooled(tmp_path)) == 1
+    assert len(scored(log)) == 1
 
 
 # --- what is wanted ---
@@ -267,9 +279,9 @@ def answering(service: Service) -> int | None:
     return found
 
 
-def test_a_newer_configuration_wins_and_an_older_one_is_ignored(tmp_path: Path) -> None:
+def test_a_newer_configuration_wins_and_an_older_one_is_ignored(log: FakeLog) -> None:
     load = FakeLoader()
-    service = make(tmp_path, load=load)
+    service = make(log, load=load)
     service.want(Wanted(sequence=3, stable=held(30)))
     eventually(lambda: answering(service) == 30)
     service.want(Wanted(sequence=2, stable=held(20)))
@@ -281,9 +293,9 @@ def test_a_newer_configuration_wins_and_an_older_one_is_ignored(tmp_path: Path) 
     eventually(lambda: service.status()["loaded"] == [50])
 
 
-def test_a_warm_version_is_loaded_but_does_not_answer(tmp_path: Path) -> None:
+def test_a_warm_version_is_loaded_but_does_not_answer(log: FakeLog) -> None:
     load = FakeLoader()
-    service = make(tmp_path, load=load)
+    service = make(log, load=load)
     service.want(Wanted(sequence=2, stable=held(10), warm=(held(20),)))
     eventually(lambda: service.status()["loaded"] == [10, 20])
     assert answering(service) == 10
@@ -292,9 +304,9 @@ def test_a_warm_version_is_loaded_but_does_not_answer(tmp_path: Path) -> None:
     assert load.loaded == [10, 20]  # the flip loads nothing
 
 
-def test_a_version_that_cannot_be_loaded_leaves_the_old_one_answering(tmp_path: Path) -> None:
+def test_a_version_that_cannot_be_loaded_leaves_the_old_one_answering(log: FakeLog) -> None:
     load = FakeLoader(broken=(20,))
-    service = make(tmp_path, load=load)
+    service = make(log, load=load)
     service.want(Wanted(sequence=2, stable=held(20)))
     eventually(lambda: "20" in service.status()["failed"])
     assert "torn" in service.status()["failed"]["20"]
@@ -306,7 +318,7 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one_answering(tmp_path: 
     assert service.status()["failed"] == {}
 
 
-def test_want_does_not_wait_for_loading(tmp_path: Path) -> None:
+def test_want_does_not_wait_for_loading(log: FakeLog) -> None:
     may_load = threading.Event()
 
     def load(version: Held) -> FakeScorer:
@@ -314,38 +326,38 @@ def test_want_does_not_wait_for_loading(tmp_path: Path) -> None:
             assert may_load.wait(30)
         return FakeLoader()(version)
 
-    service = make(tmp_path, load=load)
+    service = make(log, load=load)
     service.want(Wanted(sequence=2, stable=held(20)))
     assert post(service, json={"rows": [row()]}).json()["predictions"][0]["version"] == 10
     may_load.set()
     eventually(lambda: answering(service) == 20)
 
 
-def test_a_first_version_that_cannot_be_loaded_raises(tmp_path: Path) -> None:
+def test_a_first_version_that_cannot_be_loaded_raises(log: FakeLog) -> None:
     with pytest.raises(RuntimeError, match="torn"):
-        make(tmp_path, load=FakeLoader(broken=(10,)))
+        make(log, load=FakeLoader(broken=(10,)))
 
 
-def test_the_swap_is_atomic_under_concurrent_requests(tmp_path: Path) -> None:
+def test_the_swap_is_atomic_under_concurrent_requests(log: FakeLog) -> None:
     """Each answer comes whole from one version, is labelled with it, and nobody goes without."""
-    service = make(tmp_path)
+    service = make(log)
 
     async def run() -> list[Any]:
         async def ask(i: int) -> Any:
             await asyncio.sleep(0.0002 * i)
             if i % 20 == 0:
                 service.want(Wanted(sequence=2 + i, stable=held(10 + (i // 20) % 2 * 40)))
-            return await service.predict(f"r{i}", batch("a", "b", "c"))
+            return await service.predict(f"r{i}", asked("a", "b", "c"))
 
         return await asyncio.gather(*(ask(i) for i in range(400)))
 
     seen = set()
     for answer in asyncio.run(run()):
-        ((version, probability),) = {(p["version"], p["probability"]) for p in answer["predictions"]}
+        ((version, probability),) = set(zip(answer.versions.tolist(), answer.scores.tolist(), strict=True))
         assert probability == version / 100
         seen.add(version)
     assert seen == {10, 50}
-    assert all(r["scores"] == [r["stable"] / 100] * 3 for r in spooled(tmp_path))
+    assert all(r.scores.tolist() == [r.stable / 100] * 3 for r in scored(log))
 
 
 @pytest.mark.parametrize("wanted", [Wanted(), STABLE, ON_TRIAL, Wanted(3, held(1), warm=(held(2), held(3)))])
@@ -356,8 +368,8 @@ def test_a_configuration_survives_the_state_database(wanted: Wanted) -> None:
 # --- trouble, as problem details ---
 
 
-def test_before_a_version_is_loaded(tmp_path: Path) -> None:
-    service = make(tmp_path, first=None)
+def test_before_a_version_is_loaded(log: FakeLog) -> None:
+    service = make(log, first=None)
     response = post(service, json=ROWS)
     assert "no version is loaded" in problem(response, 503)["detail"]
     assert response.headers["retry-after"] == "1"
@@ -371,38 +383,47 @@ def test_before_a_version_is_loaded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("path", "body"),
-    [
-        ("/predict", ROWS),
-        ("/feedback", {"labels": [{"prediction_id": "p", "label": 1}]}),
-        ("/watermark", {"time": 5}),
-    ],
+    [("/feedback", {"labels": [{"prediction_id": "p", "label": 1}]}), ("/watermark", {"time": 5})],
 )
-def test_what_cannot_be_recorded_is_not_acknowledged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, body: Any
-) -> None:
-    spool = SpoolWriter(tmp_path, fsync=False)
-    monkeypatch.setattr(spool, "append", lambda record: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    response = post(Service(PROJECT, spool, FakeLoader(), fakes.no_canary(), first=STABLE), path, json=body)
-    assert "No space left" in problem(response, 503)["detail"]
-    assert "probability" not in response.text
+def test_labels_that_cannot_be_recorded_are_not_acknowledged(log: FakeLog, path: str, body: Any) -> None:
+    log.full = True
+    assert "No space left" in problem(post(make(log), path, json=body), 503)["detail"]
+
+
+def test_a_prediction_that_cannot_be_recorded_is_answered_and_says_so(log: FakeLog) -> None:
+    log.full = True
+    answer = post(make(log), json={"rows": [row()]}).json()
+    assert answer["captured"] is False
+    assert answer["predictions"][0]["probability"] == 0.1
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_an_answer_waits_for_the_disk_where_that_is_promised(log: FakeLog, durable: bool) -> None:
+    log.is_durable = durable
+    service = make(log, project=fakes.project(capture={"durability": "disk"}))
+    answer = post(service, json={"rows": [row()]}).json()
+    assert log.durable_calls == 1
+    assert answer.get("captured", True) is durable
+    label = post(service, "/feedback", json={"labels": [{"prediction_id": "p", "label": 1}]})
+    assert label.status_code == (202 if durable else 503)
 
 
 @pytest.mark.parametrize("scores", [np.array([np.nan]), np.array([2.0]), np.array([0.5, 0.5])])
-def test_nonsense_from_stable_is_neither_answered_nor_recorded(tmp_path: Path, scores: Any) -> None:
-    class Mad:
+def test_nonsense_from_stable_is_neither_answered_nor_recorded(log: FakeLog, scores: Any) -> None:
+    class Mad(FakeScorer):
         def score(self, columns: Any) -> Any:
             return scores
 
-    problem(post(make(tmp_path, load=lambda version: Mad()), json={"rows": [row()]}), 503)
-    assert spooled(tmp_path) == []
+    problem(post(make(log, load=lambda version: Mad(0.1)), json={"rows": [row()]}), 503)
+    assert scored(log) == []
 
 
-def test_a_bug_is_a_500_without_a_traceback(tmp_path: Path) -> None:
-    class Broken:
+def test_a_bug_is_a_500_without_a_traceback(log: FakeLog) -> None:
+    class Broken(FakeScorer):
         def score(self, columns: Any) -> Any:
             raise KeyError("secret path /home/x")
 
-    response = post(make(tmp_path, load=lambda version: Broken()), json={"rows": [row()]})
+    response = post(make(log, load=lambda version: Broken(0.1)), json={"rows": [row()]})
     problem(response, 500)
     assert "secret" not in response.text
 
@@ -414,71 +435,87 @@ def test_a_bug_is_a_500_without_a_traceback(tmp_path: Path) -> None:
         ({"content": b"{", "headers": JSON}, 400, "line 1"),
         ({"json": {"rows": [row(n="x")]}}, 422, "row 0, column 'n'"),
         ({"content": b"a,b\n1,2\n", "headers": {"Content-Type": "text/csv"}}, 415, "text/csv"),
-        ({"content": b"\x1f\x8b", "headers": JSON | {"Content-Encoding": "gzip"}}, 415, "uncompressed"),
+        ({"content": b"\x1b\x03", "headers": JSON | {"Content-Encoding": "br"}}, 415, "uncompressed"),
         ({"json": ROWS, "headers": {"Idempotency-Key": "a:b"}}, 400, "':'"),
         ({"json": ROWS, "headers": {"Idempotency-Key": ""}}, 400, "1 to 200"),
         ({"json": ROWS, "headers": {"Idempotency-Key": "x" * 201}}, 400, "1 to 200"),
         ({"json": {"rows": [row(c="y" * 3000)]}}, 413, "limit"),
     ],
 )
-def test_bad_requests(tmp_path: Path, request_: dict[str, Any], status: int, named: str) -> None:
-    service = make(tmp_path, project=fakes.project(serving={"max_body_mb": 3000 / 2**20}))
+def test_bad_requests(log: FakeLog, request_: dict[str, Any], status: int, named: str) -> None:
+    service = make(log, project=fakes.project(serving={"max_body_mb": 3000 / 2**20}))
     assert named in problem(post(service, **request_), status)["detail"]
-    assert spooled(tmp_path) == []
+    assert scored(log) == []
 
 
-def test_a_body_in_pieces_is_counted_too(tmp_path: Path) -> None:
+def test_a_body_in_pieces_is_counted_too(log: FakeLog) -> None:
     async def pieces() -> Any:
         for _ in range(100):
             yield b" " * 100
 
-    service = make(tmp_path, project=fakes.project(serving={"max_body_mb": 3000 / 2**20}))
+    service = make(log, project=fakes.project(serving={"max_body_mb": 3000 / 2**20}))
     problem(post(service, content=pieces(), headers=JSON), 413)
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/predict", 405), ("POST", "/nothing", 404)])
-def test_wrong_doors(tmp_path: Path, method: str, path: str, status: int) -> None:
-    response = visit(make(tmp_path), lambda client: client.request(method, path))
+def test_wrong_doors(log: FakeLog, method: str, path: str, status: int) -> None:
+    response = visit(make(log), lambda client: client.request(method, path))
     assert path in problem(response, status)["detail"]
     assert (response.headers.get("allow") is not None) == (status == 405)
 
 
-def test_feedback_and_watermarks_are_recorded(tmp_path: Path) -> None:
-    service = make(tmp_path)
+def test_feedback_and_watermarks_are_recorded(log: FakeLog) -> None:
+    service = make(log)
     answer = post(service, "/feedback", json={"labels": [{"prediction_id": "a:0", "label": 1, "time": 7}]})
     assert (answer.status_code, answer.json()) == (202, {"accepted": 1})
     assert post(service, "/watermark", json={"time": 8}).status_code == 202
     problem(post(service, "/feedback", json={"labels": []}), 422)
-    label, watermark = spooled(tmp_path)
-    assert (label["kind"], label["ids"], label["labels"], label["times"]) == ("label", ["a:0"], [1.0], [7.0])
-    assert (watermark["kind"], watermark["time"]) == ("watermark", 8)
+    label, watermark = log.records
+    assert isinstance(label, Labelled)
+    assert (label.labels.ids, label.labels.values.tolist(), label.labels.times.tolist()) == (("a:0",), [1.0], [7.0])
+    assert isinstance(watermark, Watermark)
+    assert watermark.time == 8
 
 
-def test_answers_are_remembered_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlops_ray.serving.service._REMEMBERED", 2)
-    service = make(tmp_path)
+@pytest.mark.parametrize(("bound", "value"), [("_ANSWERS", 2), ("_CELLS", 7)])  # an answer of a row holds 3 numbers
+def test_answers_are_remembered_within_bounds(
+    log: FakeLog, monkeypatch: pytest.MonkeyPatch, bound: str, value: int
+) -> None:
+    monkeypatch.setattr(f"mlops_ray.serving.repeats.{bound}", value)
+    service = make(log)
 
     async def run() -> None:
         for request_id in ("a", "b", "c", "a", "c"):
-            await service.predict(request_id, batch("k"))
+            await service.predict(request_id, asked("k"), repeatable=True)
 
     asyncio.run(run())
-    assert [r["id"] for r in spooled(tmp_path)] == ["a", "b", "c", "a"]
+    assert [r.id for r in scored(log)] == ["a", "b", "c", "a"]
 
 
-def test_trouble_reaches_every_concurrent_retry(tmp_path: Path) -> None:
-    service = make(tmp_path, first=None)
+def test_ids_that_are_no_clients_are_not_remembered(log: FakeLog) -> None:
+    service = make(log)
+
+    async def run() -> None:
+        for _ in range(2):
+            await service.predict("a", asked("k"))
+
+    asyncio.run(run())
+    assert len(scored(log)) == 2
+
+
+def test_trouble_reaches_every_concurrent_retry(log: FakeLog) -> None:
+    service = make(log, first=None)
 
     async def run() -> list[Any]:
-        tasks = [service.predict("id", batch("k")) for _ in range(3)]
+        tasks = [service.predict("id", asked("k"), repeatable=True) for _ in range(3)]
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     assert [type(e) for e in asyncio.run(run())] == [BackendUnavailable] * 3
 
 
-def test_a_key_used_for_another_body_is_refused(tmp_path: Path) -> None:
+def test_a_key_used_for_another_body_is_refused(log: FakeLog) -> None:
     """And not answered with what somebody else asked."""
-    service, key = make(tmp_path), {"Idempotency-Key": "k"}
+    service, key = make(log), {"Idempotency-Key": "k"}
     first = post(service, json={"rows": [row("a")]}, headers=key)
     other = post(service, json={"rows": [row("b")]}, headers=key)
     assert first.status_code == 200

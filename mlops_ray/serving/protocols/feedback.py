@@ -1,0 +1,133 @@
+"""Late labels and watermarks: `POST /feedback` and `POST /watermark`.
+
+A label comes by prediction id, or by entity key when the client kept no id; it may come before the prediction's record
+is in the log, more than once, and be corrected later.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mlops_ray.errors import BadRequest
+from mlops_ray.serving.exchange import Labels
+from mlops_ray.serving.protocols.bodies import parse_json, refuse_repeated
+from mlops_ray.serving.protocols.cells import A_PAST_TIME, kind, past, shown
+from mlops_ray.serving.protocols.form import Form
+from mlops_ray.serving.protocols.problem import pointed
+
+_FIELDS = frozenset(("prediction_id", "key", "label", "time"))
+_SHAPE = 'the body must be {"labels": [{"prediction_id": ..., "label": ...}, ...]}, or with "key" for "prediction_id"'
+
+
+def parse(body: bytes, form: Form, *, now: float, classes: Sequence[str | int] = ()) -> Labels:
+    """The labels of a feedback request.
+
+    Args: `now` stands in for the time of labels that carry none. classes: what a label may be in a multiclass project,
+    those of all loaded versions; empty takes any text or whole number, for no version is loaded yet.
+    Raises: BadRequest: 400 for what is no JSON, 413 for too many labels, 422 naming the entry and field.
+    """
+    document = parse_json(body)
+    entries = document.get("labels") if isinstance(document, dict) else None
+    if not isinstance(entries, list) or not entries or len(document) != 1:
+        raise BadRequest(422, "wrong shape", _SHAPE)
+    if len(entries) > form.max_rows:
+        members = {"expected": form.max_rows, "received": len(entries)}
+        detail = f"{len(entries)} labels; send at most {form.max_rows} at a time"
+        raise BadRequest(413, "too many labels", detail, members)
+    take = _taker(form, classes)
+    ids, keys, values, times = [], [], [], []
+    for i, entry in enumerate(entries):
+        identity, key = _whose(i, entry, form)
+        ids.append(identity)
+        keys.append(key)
+        values.append(take(i, entry.get("label")))
+        times.append(now if entry.get("time") is None else _time(i, entry["time"], now))
+    refuse_repeated(body, 1 + sum(map(len, entries)))
+    labels = np.fromiter(values, object if form.task == "multiclass" else np.float64, len(values))
+    return Labels(tuple(ids), tuple(keys), labels, np.array(times))
+
+
+def parse_watermark(body: bytes, *, now: float) -> float:
+    """Time of a watermark message `{"time": ...}`, seconds since the epoch. Raises: BadRequest (400, 422)."""
+    document = parse_json(body)
+    if not isinstance(document, dict) or document.keys() != {"time"}:
+        raise BadRequest(422, "wrong shape", 'the body must be {"time": "2013-03-01T00:00:00Z"}')
+    found = past(document["time"], now)
+    if found is None:
+        received = shown(document["time"])
+        members = {"field": "time", "expected": A_PAST_TIME, "received": received}
+        raise pointed(BadRequest(422, "wrong value", f"time: expected {A_PAST_TIME}, got {received}", members), "time")
+    refuse_repeated(body, 1)
+    return found
+
+
+def _whose(i: int, entry: Any, form: Form) -> tuple[str, str]:
+    """Prediction id and key of the entry, one of them empty."""
+    if not isinstance(entry, dict):
+        raise pointed(BadRequest(422, "wrong type", f"labels[{i}] must be an object, not {kind(entry)}"), "labels", i)
+    if extra := entry.keys() - _FIELDS:
+        detail = f"labels[{i}]: {shown(min(extra))} is not a field of a label"
+        raise pointed(BadRequest(422, "unknown field", detail), "labels", i)
+    if ("prediction_id" in entry) == ("key" in entry):
+        detail = f"labels[{i}] must have either a prediction_id or a key"
+        raise pointed(BadRequest(422, "wrong shape", detail), "labels", i)
+    if "key" in entry:
+        value = entry["key"]
+        if isinstance(value, int | float) and form.key.dtype == "int":
+            return "", _number_as_text(i, value)
+        return "", _text(i, "key", value)
+    return _text(i, "prediction_id", entry["prediction_id"]), ""
+
+
+def _text(i: int, field: str, value: Any) -> str:
+    if isinstance(value, str) and value:
+        return value
+    raise _refused(i, field, value, "a non-empty string")
+
+
+def _number_as_text(i: int, value: float) -> str:
+    if not isinstance(value, bool) and abs(value) < 2**53 and value == int(value):
+        return str(int(value))
+    raise _refused(i, "key", value, "a whole number below 2**53, or a string")
+
+
+def _time(i: int, value: Any, now: float) -> float:
+    found = past(value, now)
+    if found is None:
+        raise _refused(i, "time", value, A_PAST_TIME)
+    return found
+
+
+def _taker(form: Form, classes: Sequence[str | int]) -> Callable[[int, Any], Any]:
+    """What becomes of an entry's label."""
+
+    def binary(i: int, value: Any) -> float:
+        if isinstance(value, int | float) and value in (0, 1):  # true and false among them
+            return float(value)
+        raise _refused(i, "label", value, "0 or 1")
+
+    def number(i: int, value: Any) -> float:
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+        raise _refused(i, "label", value, "a number")
+
+    def member(i: int, value: Any) -> str | int:
+        if type(value) in (str, int) and (not known or (type(value), value) in known):
+            return value  # type: ignore[no-any-return]  # a str or an int, as was just seen
+        raise _refused(i, "label", value, expected)
+
+    known = {(type(name), name) for name in classes}
+    listed = ", ".join(map(repr, classes[:10])) + (", ..." if len(classes) > 10 else "")
+    expected = f"one of {listed}" if classes else "a class: a string or an integer"
+    return {"binary": binary, "regression": number, "multiclass": member}[form.task]
+
+
+def _refused(i: int, field: str, value: Any, expected: str) -> BadRequest:
+    received = shown(value)
+    members = {"field": f"labels[{i}].{field}", "expected": expected, "received": received}
+    error = BadRequest(422, "wrong value", f"labels[{i}].{field}: expected {expected}, got {received}", members)
+    return pointed(error, "labels", i, field)
