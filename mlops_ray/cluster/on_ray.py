@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._common.network_utils import is_localhost
 from ray._private import ray_constants
 
 from mlops_ray.cluster import on_haproxy, processes
@@ -92,6 +91,8 @@ def serve_environment(project: Project, cluster_id: str, temp_dir: str) -> dict[
         "RAY_AUTH_MODE": "disabled",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # Requests reach the ingress's application without Serve's own wrapper, two thirds of a request's cost.
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "mlops_ray.serving.on_ingress.middlewares",
         "RAY_SERVE_HAPROXY_BINARY_PATH": f"{proxy}/haproxy",
         on_haproxy.BINARY: haproxy_binary(),
         on_haproxy.FRONT: _ALL_INTERFACES.get(host, host),
@@ -151,6 +152,8 @@ def start(project: Project) -> Cluster:
     wanted = project.cluster
     processes.end_orphans(wanted.http_port)
     processes.demand_free(wanted.http_port, wanted.host, "cluster.http_port")
+    if wanted.grpc_port is not None:
+        processes.demand_free(wanted.grpc_port, wanted.host, "cluster.grpc_port")
     processes.demand_free(project.monitoring.metrics_port, "127.0.0.1", "monitoring.metrics_port")
     cluster_id = uuid.uuid4().hex[:12]
     # HAProxy takes 97 characters for its socket's path, of which 68 are Ray's: a long TMPDIR would not do.
@@ -267,7 +270,7 @@ def connected(project: Project | None, *, start_local: bool = False) -> Iterator
             with _one_node():
                 context = ray.init(num_cpus=num_cpus, include_dashboard=False, **common)  # type: ignore[arg-type]
         else:
-            with _one_node() if is_localhost(where.partition(":")[0]) else contextlib.nullcontext():
+            with _one_node() if where.startswith("127.0.0.1:") else contextlib.nullcontext():
                 context = ray.init(address=where, **common)  # type: ignore[arg-type]
     except (ConnectionError, RuntimeError) as exc:
         raise BackendUnavailable(f"Ray cluster {where}", f"{exc}; check `cluster.address` and the head node") from exc

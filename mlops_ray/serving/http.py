@@ -8,21 +8,19 @@ carries `X-Request-Id` and the security headers.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import re
 import time
-import zlib
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import orjson
 
 from mlops_ray.errors import BackendUnavailable, BadRequest
-from mlops_ray.serving import foreign
+from mlops_ray.serving import documents, foreign
 from mlops_ray.serving.access import Open, Role
+from mlops_ray.serving.admission import Gone, Message, Ongoing, Receive, read
 from mlops_ray.serving.calls import Access, Call, Route, scored, with_headers
 from mlops_ray.serving.exchange import Reply
 from mlops_ray.serving.protocols import bodies, feedback, native, problem
@@ -30,8 +28,6 @@ from mlops_ray.serving.service import Service
 
 _log = logging.getLogger(__name__)
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 # OWASP's list for interfaces that no browser renders; the page of documents brings a policy of its own.
@@ -43,8 +39,6 @@ _SECURITY = (
 _POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 # What a client may choose as an id for its own traces. An Idempotency-Key is wider, since people have such keys.
 _TRACE = re.compile(r"[A-Za-z0-9._~+/=@-]{1,128}")
-# A body that inflates to more than this is inflated beside the event loop: it takes a millisecond for 200 KB.
-_INFLATE_INLINE = 16_384
 
 
 class Application:
@@ -74,7 +68,7 @@ class Application:
         try:
             try:
                 reply = await self._answered(call, method, receive)
-            except _Gone:
+            except Gone:
                 return
             except BadRequest as exc:
                 reply = _problem(exc, scope["path"], path)
@@ -88,7 +82,7 @@ class Application:
         await _send(send, reply, call, head=method == "HEAD")
 
     async def _answered(self, call: Call, method: str, receive: Receive) -> Reply:
-        _identify(call)
+        identify(call)
         methods = self._fixed.get(call.path) or self._match(call)
         route = methods.get(method)
         if route is None:
@@ -102,7 +96,7 @@ class Application:
         serving = call.service.project.serving
         with self._ongoing.one(serving.max_ongoing_requests, serving.request_timeout_s):
             if method == "POST":
-                call.body = await _body(call, receive, int(serving.max_body_mb * 1024 * 1024))
+                call.body = await read(call.headers, receive, int(serving.max_body_mb * 1024 * 1024))
             return await route.handler(call)
 
     def _match(self, call: Call) -> dict[str, Route]:
@@ -112,52 +106,6 @@ class Application:
                 call.params = found.groupdict()
                 return methods
         raise BadRequest(404, "not found", f"{call.path} does not exist; /docs lists what does")
-
-
-class Ongoing:
-    """Requests in hand: at most so many, and each for so long.
-
-    One timer for all of them, since one for each costs 6 microseconds: a request may take a tenth longer than that.
-    """
-
-    def __init__(self) -> None:
-        self._ends: dict[asyncio.Task[Any], float] = {}
-        self._late: set[asyncio.Task[Any]] = set()
-        self._timer: asyncio.TimerHandle | None = None
-
-    @contextmanager
-    def one(self, most: int, timeout_s: float) -> Iterator[None]:
-        """Around a request. Raises: BackendUnavailable when there are `most` already, or when it takes too long."""
-        if len(self._ends) >= most:
-            raise BackendUnavailable("this replica", f"it has {most} requests in hand; try again shortly")
-        loop = asyncio.get_running_loop()
-        task = asyncio.current_task()
-        assert task is not None, "a request is handled in a task"
-        self._ends[task] = loop.time() + timeout_s
-        if self._timer is None:
-            self._timer = loop.call_later(timeout_s / 10, self._look, loop, timeout_s / 10)
-        try:
-            yield
-        except asyncio.CancelledError:
-            if task not in self._late:
-                raise
-            task.uncancel()
-            raise BackendUnavailable("this replica", f"the request took longer than {timeout_s:g} s") from None
-        finally:
-            self._late.discard(task)
-            del self._ends[task]
-
-    def _look(self, loop: asyncio.AbstractEventLoop, every_s: float) -> None:
-        now = loop.time()
-        for task, end in self._ends.items():
-            if now >= end and task not in self._late:
-                self._late.add(task)
-                task.cancel()
-        self._timer = loop.call_later(every_s, self._look, loop, every_s) if self._ends else None
-
-
-class _Gone(Exception):
-    """The client closed the connection before its request was complete."""
 
 
 # --- the routes ---
@@ -171,6 +119,7 @@ def routes() -> tuple[Route, ...]:
         Route("POST", "/watermark", Role.FEEDBACK, _watermark),
         Route("GET", "/healthz", Role.READ, _healthz, measured=False),
         Route("GET", "/readyz", Role.READ, _readyz, measured=False),
+        *documents.routes(),
         *foreign.routes(),
     )
 
@@ -181,8 +130,7 @@ async def _predict(call: Call) -> Reply:
 
 async def _feedback(call: Call) -> Reply:
     _demand_json(call)
-    known = {name for model in call.service.models() for name in model.classes}
-    labels = feedback.parse(call.body, call.service.form, now=call.now, classes=sorted(known, key=str))
+    labels = feedback.parse(call.body, call.service.form, now=call.now, classes=_classes(call))
     return _json({"accepted": await call.service.feedback(labels)}, 202)
 
 
@@ -199,6 +147,11 @@ async def _healthz(call: Call) -> Reply:
 
 async def _readyz(call: Call) -> Reply:
     return _json(call.service.status(), 200 if call.service.ready() else 503)
+
+
+def _classes(call: Call) -> list[Any]:
+    """What a label may be, of any loaded version."""
+    return sorted({name for model in call.service.models() for name in model.classes}, key=str)
 
 
 def _demand_json(call: Call) -> None:
@@ -228,7 +181,7 @@ def _table(
     return fixed, shaped
 
 
-def _identify(call: Call) -> None:
+def identify(call: Call) -> None:
     """Give the call its client's Idempotency-Key as id, so that a retry is one prediction. Raises: BadRequest (400)."""
     given = call.headers.get("idempotency-key")
     if given is None:
@@ -236,60 +189,6 @@ def _identify(call: Call) -> None:
     if not 1 <= len(given) <= 200 or not given.isprintable() or ":" in given:
         raise BadRequest(400, "bad Idempotency-Key", "use 1 to 200 printable characters without ':'")
     call.id, call.repeatable = given, True
-
-
-async def _body(call: Call, receive: Receive, limit: int) -> bytes:
-    """The request's body, never more than `limit` bytes of it in hand. Raises: BadRequest (400, 413, 415)."""
-    encoding = call.headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("identity", "gzip"):
-        detail = f"send the body uncompressed or as gzip, not {encoding[:40]!r}"
-        raise BadRequest(415, "unsupported content encoding", detail)
-    stated = call.headers.get("content-length", "")
-    if stated.isdecimal() and (len(stated) > 15 or int(stated) > limit):
-        raise _too_large(limit)
-    whole, more = await _next(receive)
-    if more:
-        pieces = bytearray(whole)
-        while more and len(pieces) <= limit:
-            piece, more = await _next(receive)
-            pieces += piece
-        whole = bytes(pieces)
-    if len(whole) > limit:
-        # The server goes on reading what still comes, and drops it: a client that only listens once it has sent all of
-        # its body gets the answer too.
-        raise _too_large(limit)
-    if encoding == "identity":
-        return whole
-    if len(whole) <= _INFLATE_INLINE:
-        return _inflated(whole, limit)
-    return await asyncio.get_running_loop().run_in_executor(None, _inflated, whole, limit)
-
-
-async def _next(receive: Receive) -> tuple[bytes, bool]:
-    """A piece of the body, and whether there is more. Raises: _Gone."""
-    message = await receive()
-    if message["type"] != "http.request":
-        raise _Gone
-    return message.get("body", b""), message.get("more_body", False)
-
-
-def _inflated(body: bytes, limit: int) -> bytes:
-    """A gzip body's content (RFC 1952). Never more than `limit` bytes come into being, whatever the body claims."""
-    inflater = zlib.decompressobj(wbits=31)
-    try:
-        content = inflater.decompress(body, limit + 1)
-    except zlib.error as exc:
-        raise BadRequest(400, "not gzip", f"the body cannot be inflated: {exc}") from exc
-    if len(content) > limit:
-        raise _too_large(limit)
-    if not inflater.eof or inflater.unused_data:
-        raise BadRequest(400, "not gzip", "the body is not one whole gzip member")
-    return content
-
-
-def _too_large(limit: int) -> BadRequest:
-    members = {"expected": f"at most {limit} bytes"}
-    return BadRequest(413, "body too large", f"the limit is {limit} bytes; send fewer rows at a time", members)
 
 
 # --- replies ---

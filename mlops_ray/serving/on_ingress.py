@@ -21,9 +21,11 @@ from mlops_ray.data.profile import Columns
 from mlops_ray.errors import BackendUnavailable, ModelNotFound
 from mlops_ray.serving import applications, calls, claims, frames, http, tokens
 from mlops_ray.serving.access import Access, Open
+from mlops_ray.serving.admission import Receive
 from mlops_ray.serving.artifacts import load_version
 from mlops_ray.serving.canary import Told
 from mlops_ray.serving.capture import Capture
+from mlops_ray.serving.on_grpc import Rpc
 from mlops_ray.serving.on_line import Door, Line
 from mlops_ray.serving.on_loopback import listen_on_loopback
 from mlops_ray.serving.places import spool_folder
@@ -47,9 +49,9 @@ def _asgi() -> http.Application:
     return http.Application(lambda: _ours().service, lambda: _ours().access)
 
 
-@serve.deployment(name=applications.INGRESS, ray_actor_options={"num_cpus": 0.1}, logging_config=_QUIET)
+@serve.deployment(name=applications.INGRESS, logging_config=_QUIET)
 @serve.ingress(_asgi)
-class Ingress:
+class Ingress(Rpc):
     """One replica of a project's ingress; all it does is in `Service`, and what HTTP it speaks in `http`."""
 
     def __init__(self, text: str) -> None:
@@ -105,7 +107,7 @@ class Straight:
     def __init__(self, app: Any, *, ours: http.Application, prefix: str) -> None:
         self._serve, self._ours, self._prefix, self._below = app, ours, prefix, prefix + "/"
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: http.Receive, send: http.Send) -> None:
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: http.Send) -> None:
         """ASGI's entrance."""
         if scope["type"] == "http" and scope["path"].startswith(self._below):
             scope["root_path"] = self._prefix
@@ -131,7 +133,7 @@ def middlewares() -> list[Middleware]:
     return [Middleware(Straight, ours=ingress.asgi, prefix=f"/{context.app_name}")]
 
 
-@serve.deployment(name=applications.VERSION, ray_actor_options={"num_cpus": 0.1}, logging_config=_QUIET)
+@serve.deployment(name=applications.VERSION, logging_config=_QUIET)
 class Version:
     """A version on trial, in a process of its own: whatever it does, stable's replicas do not feel it."""
 

@@ -78,6 +78,16 @@ def parse(body: bytes, headers: Mapping[str, str], form: Form, *, now: float, ve
     if sent not in MEDIA_TYPES:
         raise BadRequest(415, "unsupported media type", f"send {' or '.join(MEDIA_TYPES)}, not {sent[:60]!r}")
     document, data = _split(body, headers.get(HEADER_LENGTH))
+    return understood(document, data, form, now=now, version=version)
+
+
+def understood(
+    document: dict[str, Any], data: memoryview, form: Form, *, now: float, version: str | None = None
+) -> Asked:
+    """An inference request whose JSON, and the bytes of binary tensors behind it, have been told apart.
+
+    Raises: BadRequest, as `parse` does.
+    """
     if extra := sorted(document.keys() - {"id", "parameters", "inputs", "outputs"}):
         known = "expected id, parameters, inputs, outputs"
         raise BadRequest(422, "unknown field", f"{shown(extra[0])} is not a field of an inference request; {known}")

@@ -48,7 +48,7 @@ def test_labels_by_prediction_id_and_by_key() -> None:
 
 def test_a_key_that_is_a_number_comes_as_one_or_as_text() -> None:
     assert sent([{"key": k, "label": 1} for k in (7, 7.0, "7")], WITH_NUMBER).keys == ("7", "7", "7")
-    for wrong in (7.5, True, 2**60, None, ""):
+    for wrong in (7.5, True, 1e300, None, ""):
         assert "labels[0].key" in refused([{"key": wrong, "label": 1}], WITH_NUMBER).detail
     assert "labels[0].key" in refused([{"key": 7, "label": 1}]).detail
 
