@@ -4,10 +4,10 @@
 leaves a keeper behind, and becomes HAProxy itself (`exec`), because Serve asks the admin socket for the process id of
 what it started. Only the standard library is imported, and nothing of this package: Serve waits for it at each reload.
 
-Why: Serve's template binds the statistics and metrics ports to all interfaces and has no setting for it. Serve notices a
-dead HAProxy by its health checks only, and starts the next one in a new actor, seconds later; until then the keeper puts
-a substitute in its place, from the same configuration, which hands its sockets over when Serve's next one comes. And an
-HAProxy whose cluster is gone would keep its port for ever: the keeper ends it.
+Why: Serve's template binds the statistics and metrics ports to all interfaces and has no setting for it. Serve notices
+a dead HAProxy by its health checks only, and starts the next one in a new actor, seconds later; until then the keeper
+puts a substitute in its place, from the same configuration, which hands its sockets over when Serve's next one comes.
+And an HAProxy whose cluster is gone would keep its port for ever: the keeper ends it.
 
 Source: HAProxy 2.8 management guide, sections 3 (`-sf`, `-x`) and 9.3 (`show info`).
 """
@@ -23,6 +23,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 FRONT = "MLOPS_RAY_HAPROXY_FRONT"
 """Environment: the address that the front end listens on, as HAProxy writes it; everything else is on loopback."""
@@ -61,7 +62,13 @@ def amended(configuration: str, front: str, unavailable: str) -> str:
         return bool(sections) and sections[-1].split()[1:] in (["http_frontend"], ["grpc_frontend"])
 
     text = re.sub(r"^([ \t]*)bind \S*?:(\d+)", bind, configuration, flags=re.M)
-    return re.sub(r"^([ \t]*errorfile 50[234]) .*$", rf"\1 {unavailable}", text, flags=re.M)
+    text = re.sub(r"^([ \t]*errorfile 50[234]) .*$", rf"\1 {unavailable}", text, flags=re.M)
+    # So does Serve's own proxy, to which requests go while no replica lives: 408 when they waited too long for one.
+    rule = (
+        f"    http-response return status 503 errorfile {unavailable} "
+        "if { srv_name -m beg SERVE_PROXY_ACTOR } { status 408 500 }"
+    )
+    return re.sub(rf"^(backend http-\S+\n)(?!{re.escape(rule)})", rf"\1{rule}\n", text, flags=re.M)
 
 
 def admin_socket(configuration: str) -> str:
@@ -106,19 +113,18 @@ def main(arguments: Sequence[str]) -> None:
     binary = os.environ[BINARY]
     if "-f" not in arguments:  # asked for its version
         os.execv(binary, [binary, *arguments])
-    file = arguments[arguments.index("-f") + 1]
-    unavailable = os.path.join(os.path.dirname(file), "unavailable.http")
-    with open(unavailable, "wb") as out:
-        out.write(UNAVAILABLE)
-    text = amended(_read(file), os.environ.get(FRONT, "127.0.0.1"), unavailable)
+    file = Path(arguments[arguments.index("-f") + 1])
+    unavailable = file.with_name("unavailable.http")
+    unavailable.write_bytes(UNAVAILABLE)
+    text = amended(file.read_text(encoding="utf-8"), os.environ.get(FRONT, "127.0.0.1"), str(unavailable))
     own = admin_socket(text)
     running = {path: pid for path in (_substitutes(own), own) if (pid := answering(path)) is not None}
     # Serve's new actor knows no routes until it has heard of them, and would answer 404 for half a second.
-    last = os.path.join(os.path.dirname(file), "last.cfg")
-    if "use_backend" in text:
+    last = file.with_name("last.cfg")
+    if re.search(r"^[ \t]*use_backend ", text, flags=re.M):
         _write(last, text)
-    elif running and "-sf" not in arguments and os.path.exists(last):
-        text = _read(last)
+    elif running and "-sf" not in arguments and last.exists():
+        text = last.read_text(encoding="utf-8")
     _write(file, text)
     keeper = Keeper(binary, file, own)
     if os.fork() == 0:
@@ -132,13 +138,13 @@ def main(arguments: Sequence[str]) -> None:
 
 def _substitutes(own: str) -> str:
     """Admin socket of a substitute: another one, so that Serve's health check fails and Serve starts the next."""
-    return os.path.join(os.path.dirname(own), "substitute.sock")
+    return str(Path(own).with_name("substitute.sock"))
 
 
 class Keeper:
     """Watches the HAProxy that this process is about to become, by file descriptors that tell of a process's end."""
 
-    def __init__(self, binary: str, file: str, own: str) -> None:
+    def __init__(self, binary: str, file: Path, own: str) -> None:
         self._binary, self._file, self._own = binary, file, own
         self._haproxy = os.pidfd_open(os.getpid())
         # Serve's actor, and the node manager above it, with which the cluster ends.
@@ -159,12 +165,12 @@ class Keeper:
     def _substitute(self, gone: set[int]) -> None:
         """Run a substitute until Serve's next HAProxy has its sockets, or nobody will come for them."""
         own = _substitutes(self._own)
-        configuration = os.path.join(os.path.dirname(self._file), "substitute.cfg")
-        _write(configuration, _read(self._file).replace(self._own, own))
+        configuration = self._file.with_name("substitute.cfg")
+        _write(configuration, self._file.read_text(encoding="utf-8").replace(self._own, own))
         actor_gone = time.monotonic() if self._actor in gone else None
         again = _AGAIN_S
         while True:
-            pid = os.posix_spawn(self._binary, [self._binary, "-db", "-dR", "-f", configuration], os.environ)
+            pid = os.posix_spawn(self._binary, [self._binary, "-db", "-dR", "-f", str(configuration)], os.environ)
             process = os.pidfd_open(pid)
             status = None
             while status is None:
@@ -186,19 +192,14 @@ class Keeper:
 
 
 def _parent(pid: int) -> int:
-    return int(_read(f"/proc/{pid}/stat").rpartition(")")[2].split()[1])
+    return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
 
 
-def _read(path: str) -> str:
-    with open(path, encoding="utf-8") as file:
-        return file.read()
-
-
-def _write(path: str, text: str) -> None:
+def _write(path: Path, text: str) -> None:
     """Whole or not at all: a keeper may read it at any time."""
-    with open(f"{path}.part", "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(f"{path}.part", path)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
 
 
 def _ended(processes: Iterable[int], timeout_s: float | None = None) -> set[int]:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._common.network_utils import is_localhost
 from ray._private import ray_constants
 
 from mlops_ray.cluster import on_haproxy, processes
@@ -59,6 +58,9 @@ def defaults(project: Project) -> dict[str, str]:
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         # A replica that hangs is out of rotation after two of these.
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "2s",
+        # While a replica takes a new configuration, Serve counts it out for a tenth of a second; HAProxy must not be
+        # told, or it would send everybody to Serve's Python proxy meanwhile. A dead replica is known by its health.
+        "RAY_SERVE_HAPROXY_BROADCAST_COALESCE_S": "1",
         # A killed replica's requests in flight go to another: a prediction may be asked for twice, and with an
         # Idempotency-Key it is one. `response-timeout` is not among them, for it would load who is slow already.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
@@ -153,6 +155,8 @@ def start(project: Project) -> Cluster:
     wanted = project.cluster
     processes.end_orphans(wanted.http_port)
     processes.demand_free(wanted.http_port, wanted.host, "cluster.http_port")
+    if wanted.grpc_port is not None:
+        processes.demand_free(wanted.grpc_port, wanted.host, "cluster.grpc_port")
     processes.demand_free(project.monitoring.metrics_port, "127.0.0.1", "monitoring.metrics_port")
     cluster_id = uuid.uuid4().hex[:12]
     # HAProxy takes 97 characters for its socket's path, of which 68 are Ray's: a long TMPDIR would not do.
@@ -269,7 +273,7 @@ def connected(project: Project | None, *, start_local: bool = False) -> Iterator
             with _one_node():
                 context = ray.init(num_cpus=num_cpus, include_dashboard=False, **common)  # type: ignore[arg-type]
         else:
-            with _one_node() if is_localhost(where.partition(":")[0]) else contextlib.nullcontext():
+            with _one_node() if where.startswith("127.0.0.1:") else contextlib.nullcontext():
                 context = ray.init(address=where, **common)  # type: ignore[arg-type]
     except (ConnectionError, RuntimeError) as exc:
         raise BackendUnavailable(f"Ray cluster {where}", f"{exc}; check `cluster.address` and the head node") from exc

@@ -29,7 +29,7 @@ from mlops_ray.rollout import canary
 from mlops_ray.rollout.analysis import Analysis, Outcomes, analyse
 from mlops_ray.rollout.canary import CanaryState, Phase, Reason
 from mlops_ray.serving import applications, log
-from mlops_ray.serving.on_apply import application_states, replica_status, try_apply
+from mlops_ray.serving.on_apply import application_states, live_replicas, replica_status, try_apply
 from mlops_ray.serving.on_collectors import ensure_collectors
 from mlops_ray.serving.places import labels_uri, log_uri
 from mlops_ray.serving.versions import Held, Wanted
@@ -46,6 +46,10 @@ _UNHEALTHY_S = 30.0
 _START_S = 300.0
 # Machine time between two looks at the collectors: for so long a new node's records wait at most.
 _COLLECTORS_S = 5.0
+# Machine time after which live replicas have heard of what was saved, at most.
+_GLANCE_S = 0.2
+# Deaths of the canary's process after which it is taken out: it was restarted as often.
+_DEATHS = 3
 # Machine time between two checks that the registry's aliases say what the state database says.
 _ALIAS_S = 60.0
 
@@ -65,7 +69,9 @@ class Controller:
         self._since: dict[str, float] = {}
         self._agreed = (-1, -math.inf)  # the sequence that Serve was last seen to agree with, and when
         self._busy = threading.Lock()
-        for name, work in (("controller", self._keep_ticking), ("collectors", self._keep_collectors)):
+        self._replicas: dict[str, set[str]] = {}  # of a rollout's canary, as far as they were seen
+        works = {"controller": self._keep_ticking, "collectors": self._keep_collectors, "teller": self._keep_telling}
+        for name, work in works.items():
             threading.Thread(target=work, name=name, daemon=True).start()
 
     def ping(self) -> int:
@@ -102,6 +108,20 @@ class Controller:
             except Exception as exc:  # noqa: BLE001 - outermost loop: the next look tries again
                 _log.warning("collectors of %s: %s", self._name, exc)
 
+    def _keep_telling(self) -> None:
+        """Tell live replicas what is wanted as soon as it is saved, whoever saved it and whatever a tick is busy with:
+        an operator's `abort` must not wait for an analysis."""
+        pause, told = threading.Event(), (-1, -1)
+        while not pause.wait(_GLANCE_S):  # a database tells nobody that it has changed
+            try:
+                with self._store.read() as tx:
+                    row = tx.serving(self._name)
+                wanted = Wanted.of(row) if row else Wanted()
+                if wanted.order > told and replica_status(self._name, wanted):
+                    told = wanted.order
+            except Exception as exc:  # noqa: BLE001 - outermost loop: the next tick tells them too
+                _log.warning("controller of %s cannot tell its replicas: %s", self._name, exc)
+
     def _look(self, lease: Lease) -> dict[str, Any]:
         with self._store.read() as tx:
             row, served, now = tx.open_rollout(self._name), tx.serving(self._name), _now(tx, self._project)
@@ -110,8 +130,8 @@ class Controller:
         if row is not None:
             self._advance(row, now, lease)
         trouble = self._make_so(self._want(lease))
-        if trouble is None and row is not None:
-            trouble = self._observe(row.id, lease)
+        if row is not None:
+            trouble = self._observe(row.id, lease) or trouble
         self._put_back_aliases()
         with self._store.read() as tx:
             open_row = tx.open_rollout(self._name)
@@ -238,7 +258,7 @@ class Controller:
             status, message = application_states(self._dashboard).get(name, ("absent", ""))
             sick = self._persists(rollout, status == "UNHEALTHY", _UNHEALTHY_S)
             stuck = self._persists(f"{rollout} starts", before.phase is Phase.STARTING, _START_S)
-            crashed = status == "DEPLOY_FAILED" or sick or stuck
+            crashed = status == "DEPLOY_FAILED" or sick or stuck or self._keeps_dying(rollout, name)
             after = canary.started(before, ready=status == "RUNNING", crashed=crashed)
             trouble = f"{name} is {status}: {message[-200:]}" if after == before and status != "RUNNING" else None
         if after != before:
@@ -246,6 +266,13 @@ class Controller:
             self._guarded(lease, lambda tx: self._save(tx, rollout, before, after, at, None))
             return f"the rollout is {after.phase} now"  # one more tick applies what follows from it
         return trouble
+
+    def _keeps_dying(self, rollout: str, application: str) -> bool:
+        """Whether the canary's process was replaced too often: Serve does so for ever, and calls it running between."""
+        alive = live_replicas(self._dashboard, application)
+        seen = self._replicas.setdefault(rollout, set())
+        seen |= alive
+        return len(seen - alive) >= _DEATHS
 
     def _persists(self, what: str, so: bool, limit_s: float) -> bool:
         """Whether something has been so at every look for `limit_s` of machine time: one bad look ends nothing."""
@@ -413,7 +440,8 @@ def save_start(
 def order(store: Store, project: Project, move: canary.Move, *, who: str, why: str) -> CanaryState:
     """An operator's order on the open rollout (or, for a rollback, the last one), saved with its ledger entry.
 
-    The controller applies it at its next tick. Raises: IllegalMove.
+    What follows from it for serving is saved with it, so that replicas hear of it at once and not at the controller's
+    next tick. Raises: IllegalMove.
     """
 
     def run(tx: Tx) -> CanaryState:
@@ -426,6 +454,9 @@ def order(store: Store, project: Project, move: canary.Move, *, who: str, why: s
         tx.save_rollout(replace(row, state=after.to_dict(), ended=ended))
         if after.phase is Phase.ROLLED_BACK:
             _back_to_stable(tx, row)
+        if (served := tx.serving(project.project)) is not None:
+            wanted = wanted_configuration(Wanted.of(served), tx.open_rollout(project.project), tx)
+            tx.save_serving(project.project, wanted.spec(), served.fence)
         evidence = {"rollout": row.id, "state": after.to_dict()}
         ledger.append(tx, project.project, f"rollout {move}", f"v{row.version}", who, why, evidence, now)
         return after

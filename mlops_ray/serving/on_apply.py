@@ -13,7 +13,7 @@ import requests
 from ray import serve
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
-from mlops_ray.config import parse_portable
+from mlops_ray.config import Project, parse_portable
 from mlops_ray.errors import BackendUnavailable, LeaseLost
 from mlops_ray.serving import applications
 from mlops_ray.serving.service import Wanted
@@ -23,6 +23,12 @@ _log = logging.getLogger(__name__)
 APPLY_LEASE = "serve-configuration"
 # Renewed while it is used: a process killed under it holds up the next one for so long.
 _APPLY_LEASE_S = 10.0
+# How long a loop that comes again waits for Serve: it has orders to look out for.
+_TRY_S = 1.0
+# How long a process that overwrote something tries to put that right.
+_HEAL_S = 30.0
+# States of a replica that lives, or is about to.
+_ALIVE = ("STARTING", "UPDATING", "RECOVERING", "RUNNING")
 
 
 def apply(
@@ -30,35 +36,65 @@ def apply(
 ) -> None:
     """Make Serve agree with the state database, for all projects in it; returns when it does.
 
-    The one writer of Serve's configuration: under the lease, put, broadcast, and look until every application runs and
-    every replica has the wanted sequence. Calling it again changes nothing. Applications of others are put back as they
-    stand, because Serve deletes what a PUT does not name; those of `withdrawn` projects are left out.
+    What is wanted reaches live replicas by broadcast first, which needs nobody's leave: each carries its order, and
+    replicas ignore an older one. Then, as the one writer of Serve's configuration, under the lease: put where it
+    differs, broadcast, and look, until every application runs and every replica has what is wanted by then. Calling it
+    again changes nothing. Applications of others are put back as they stand, because Serve deletes what a PUT does not
+    name; those of `withdrawn` projects are left out.
     Raises: LeaseLost when another process is at it; BackendUnavailable when Serve does not get there in time.
     """
     deadline = time.monotonic() + timeout_s
-    lease = _lease(store, f"{holder}-{os.getpid()}-{uuid.uuid4().hex[:8]}", deadline)
+    for one in _served(store):
+        replica_status(one.project.project, one.wanted)
+    who = f"{holder}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    lease = _lease(store, who, deadline)
     try:
-        with store.read() as tx:
-            served = [
-                applications.Served(
-                    parse_portable(row.config_text, env=os.environ),
-                    row.config_text,
-                    Wanted.of(wanted),
-                )
-                for row in tx.projects()
-                if (wanted := tx.serving(row.name)) is not None
-            ]
-        there = _details(dashboard)
-        config = applications.render(served, there, withdrawn)
-        if applications.differs(config, there):
-            _put(dashboard, config)
-        while trouble := _disagreement(dashboard, served):
-            lease = store.renew(lease, _APPLY_LEASE_S, time.time())
+        while trouble := _towards(store, dashboard, lease, withdrawn):
             if time.monotonic() > deadline:
                 raise BackendUnavailable("Ray Serve", f"after {timeout_s:g} s: {trouble}")
             time.sleep(0.1)  # Serve has no event to wait for: its status is polled
+            lease = store.renew(lease, _APPLY_LEASE_S, time.time())
+    except _Overtaken:
+        # Stopped for long between its last look at the lease and the PUT: Serve may have an old configuration from it.
+        _log.warning("%s wrote after its lease had ended; it writes again what is wanted now", who)
+        apply(store, dashboard, holder=holder, timeout_s=max(timeout_s, _HEAL_S), withdrawn=withdrawn)
     finally:
         store.release(lease)
+
+
+class _Overtaken(Exception):
+    """Another holder had the lease when this one's PUT was through."""
+
+
+def _served(store: Store) -> list[applications.Served]:
+    with store.read() as tx:
+        return [
+            applications.Served(_parsed(row.config_text), row.config_text, Wanted.of(wanted))
+            for row in tx.projects()
+            if (wanted := tx.serving(row.name)) is not None
+        ]
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(text: str) -> Project:
+    return parse_portable(text, env=os.environ)
+
+
+def _towards(store: Store, dashboard: str, lease: Lease, withdrawn: frozenset[str]) -> str | None:
+    """One step towards what the state database wants now; what is still missing, or None.
+
+    Raises: LeaseLost, _Overtaken, BackendUnavailable."""
+    served, there = _served(store), _details(dashboard)
+    config = applications.render(served, there, withdrawn)
+    if applications.differs(config, there):
+        store.renew(lease, _APPLY_LEASE_S, time.time())  # whoever has slept through its lease stops here
+        _put(dashboard, config)
+        try:
+            store.renew(lease, _APPLY_LEASE_S, time.time())
+        except LeaseLost as exc:
+            raise _Overtaken from exc
+        there = _details(dashboard)
+    return _disagreement(_states(there), served)
 
 
 def _lease(store: Store, holder: str, deadline: float) -> Lease:
@@ -69,13 +105,13 @@ def _lease(store: Store, holder: str, deadline: float) -> Lease:
         except LeaseLost:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(0.2)  # a lease that falls free tells nobody
+            time.sleep(0.1)  # a lease that falls free tells nobody
 
 
 def try_apply(store: Store, dashboard: str, *, holder: str) -> str | None:
-    """`apply`, for a loop that will come again: what is in the way, or None when Serve agrees."""
+    """`apply`, for a loop that will come again soon: what is in the way, or None when Serve agrees."""
     try:
-        apply(store, dashboard, holder=holder, timeout_s=30.0)
+        apply(store, dashboard, holder=holder, timeout_s=_TRY_S)
     except (LeaseLost, BackendUnavailable) as exc:
         return str(exc)
     return None
@@ -103,21 +139,32 @@ def application_states(dashboard: str) -> dict[str, tuple[str, str]]:
     """Status and message of each application that Serve knows.
 
     Raises: BackendUnavailable when the dashboard does not answer."""
-    applications_there = _details(dashboard)["applications"]
-    return {name: (a["status"], a["message"]) for name, a in applications_there.items()}
+    return _states(_details(dashboard))
 
 
-def _disagreement(dashboard: str, served: list[applications.Served]) -> str | None:
-    states = application_states(dashboard)
+def _states(details: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    return {name: (a["status"], a["message"]) for name, a in details["applications"].items()}
+
+
+def live_replicas(dashboard: str, application: str) -> frozenset[str]:
+    """Ids of an application's replicas that live or are being started. Raises: BackendUnavailable."""
+    found = _details(dashboard)["applications"].get(application, {})
+    replicas = [r for d in found.get("deployments", {}).values() for r in d["replicas"]]
+    return frozenset(r["replica_id"] for r in replicas if r["state"] in _ALIVE)
+
+
+def _disagreement(states: dict[str, tuple[str, str]], served: list[applications.Served]) -> str | None:
     for one in served:
-        name, wanted = one.project.project, one.wanted
+        name, wanted, serving = one.project.project, one.wanted, one.project.serving
         status, message = states.get(name, ("absent", ""))
         if status != "RUNNING":
             return f"application {name} is {status} {_last_line(message)}"
-        replicas = replica_status(name, wanted)
-        if len(replicas) < one.project.serving.replicas:
-            return f"{len(replicas)} replicas of {name} answer, {one.project.serving.replicas} are wanted"
-        if any(r["sequence"] < wanted.sequence for r in replicas):
+        replicas, least = replica_status(name, wanted), serving.replicas
+        if serving.autoscaling is not None:
+            least = serving.autoscaling.min_replicas
+        if len(replicas) < least:
+            return f"{len(replicas)} replicas of {name} answer, {least} are wanted"
+        if any((r["fence"], r["sequence"]) < wanted.order for r in replicas):
             return f"a replica of {name} has not heard of configuration {wanted.sequence}"
         if wanted.canary is not None:
             canary = applications.version_application(name, wanted.canary)

@@ -25,6 +25,7 @@ from mlops_ray.serving.admission import Receive
 from mlops_ray.serving.artifacts import load_version
 from mlops_ray.serving.canary import Told
 from mlops_ray.serving.capture import Capture
+from mlops_ray.serving.on_grpc import Rpc
 from mlops_ray.serving.on_line import Door, Line
 from mlops_ray.serving.on_loopback import listen_on_loopback
 from mlops_ray.serving.places import spool_folder
@@ -48,9 +49,9 @@ def _asgi() -> http.Application:
     return http.Application(lambda: _ours().service, lambda: _ours().access)
 
 
-@serve.deployment(name=applications.INGRESS, ray_actor_options={"num_cpus": 0.1}, logging_config=_QUIET)
+@serve.deployment(name=applications.INGRESS, logging_config=_QUIET)
 @serve.ingress(_asgi)
-class Ingress:
+class Ingress(Rpc):
     """One replica of a project's ingress; all it does is in `Service`, and what HTTP it speaks in `http`."""
 
     def __init__(self, text: str) -> None:
@@ -135,7 +136,7 @@ def middlewares() -> list[Middleware]:
     return [Middleware(Straight, prefix=f"/{context.app_name}")]
 
 
-@serve.deployment(name=applications.VERSION, ray_actor_options={"num_cpus": 0.1}, logging_config=_QUIET)
+@serve.deployment(name=applications.VERSION, logging_config=_QUIET)
 class Version:
     """A version on trial, in a process of its own: whatever it does, stable's replicas do not feel it."""
 

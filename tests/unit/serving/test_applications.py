@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -30,26 +31,63 @@ def details(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def test_grpc_is_offered_where_a_port_asks_for_it() -> None:
+    assert "grpc_options" not in render([served(STABLE)])
+    options = render([served(STABLE, cluster={"grpc_port": 9000})])["grpc_options"]
+    assert options["port"] == 9000
+    (path,) = options["grpc_servicer_functions"]
+    module, _, name = path.rpartition(".")
+    assert callable(getattr(importlib.import_module(module), name))
+
+
 def test_a_project_is_one_application_with_what_is_wanted_as_user_config() -> None:
-    serving, cluster = {"replicas": 2, "max_ongoing_requests": 5}, {"host": "127.0.0.2", "http_port": 8123}
-    config = render([served(STABLE, serving=serving, cluster=cluster)])
+    serving = {"replicas": 2, "num_cpus": 0.5, "max_ongoing_requests": 50, "drain_s": 3, "request_timeout_s": 7}
+    serving |= {"auth": "token"}
+    config = render([served(STABLE, serving=serving, cluster={"host": "0.0.0.0", "http_port": 8123})])
     assert config["proxy_location"] == "EveryNode"
-    assert config["http_options"] == {"host": "127.0.0.2", "port": 8123}
+    assert config["http_options"] == {"host": "127.0.0.1", "port": 8123, "request_timeout_s": 7}
     (application,) = config["applications"]
+    (deployment,) = application.pop("deployments")
     assert application == {
         "name": "small",
         "route_prefix": "/small",
         "import_path": "mlops_ray.serving.on_ingress:ingress_application",
         "args": {"text": "project: small\n"},
-        "deployments": [
-            {
-                "name": "Ingress",
-                "num_replicas": 2,
-                "max_ongoing_requests": 5,
-                "user_config": {"sequence": 4, "fence": 0, "spec": STABLE.spec()},
-            }
-        ],
     }
+    assert deployment == {
+        "name": "Ingress",
+        "num_replicas": 2,
+        "ray_actor_options": {"num_cpus": 0.5},
+        "max_ongoing_requests": 25,  # by handle; the replica counts all of them
+        "max_queued_requests": 1024,
+        "health_check_period_s": 3,
+        "health_check_timeout_s": 4,
+        "graceful_shutdown_timeout_s": 10,
+        "graceful_shutdown_wait_loop_s": 0.2,
+        "user_config": {"sequence": 4, "fence": 0, "spec": STABLE.spec()},
+    }
+
+
+def test_autoscaling_decides_in_the_place_of_a_number() -> None:
+    serving = {"replicas": 2, "autoscaling": {"max_replicas": 3}}
+    (deployment,) = render([served(STABLE, serving=serving)])["applications"][0]["deployments"]
+    assert "num_replicas" not in deployment
+    assert deployment["autoscaling_config"]["max_replicas"] == 3
+    assert deployment["max_ongoing_requests"] == 64  # Serve counts, so every request comes through its count
+
+
+def test_the_host_of_a_cluster_that_others_started_is_theirs() -> None:
+    config = render(
+        [served(STABLE, cluster={"address": "10.0.0.1:6379", "host": "0.0.0.0"}, serving={"auth": "token"})]
+    )
+    assert config["http_options"]["host"] == "0.0.0.0"
+
+
+def test_serve_takes_what_is_rendered() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    for serving in ({}, {"autoscaling": {}}):
+        ServeDeploySchema.model_validate(render([served(ON_TRIAL, serving=serving)]))
 
 
 def test_a_canary_is_an_application_of_its_own_without_a_route() -> None:
@@ -91,9 +129,13 @@ def test_what_serve_was_told_already_does_not_differ() -> None:
         served(STABLE),
         served(ON_TRIAL, serving={"replicas": 2}),
         served(ON_TRIAL, serving={"max_ongoing_requests": 2}),
+        served(ON_TRIAL, serving={"drain_s": 9}),
+        served(ON_TRIAL, serving={"num_cpus": 1}),
+        served(ON_TRIAL, serving={"autoscaling": {}}),
+        served(Wanted(sequence=5, stable=held(1), canary=2, share=0.1, salt="r1", fence=1)),
         served(ON_TRIAL, "renamed"),
     ],
-    ids=["share", "canary gone", "replicas", "ongoing", "name"],
+    ids=["share", "canary gone", "replicas", "ongoing", "drain", "cpus", "autoscaling", "fence", "name"],
 )
 def test_every_change_differs(after: Served) -> None:
     assert differs(render([after]), details(render([served(ON_TRIAL)])))

@@ -1,0 +1,104 @@
+"""Steady traffic from an open-loop client: requests leave by the clock, however slowly answers come."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+# A client of 200 requests a second that waits ten seconds has two thousand of them under way.
+_LIMITS = httpx.Limits(max_connections=4000, max_keepalive_connections=4000)
+_RETRIES = 30
+_PAUSE_S = 0.2
+
+
+@dataclass
+class Load:
+    """What became of the requests of one run. Times are seconds since it began."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    """The last outcome of each request: a status, or the name of the client's error."""
+    failed: list[tuple[float, str]] = field(default_factory=list)
+    """Attempts that did not end with 200, by when they ended; more than there are requests where these were retried."""
+    acknowledged: list[str] = field(default_factory=list)
+    """Prediction ids of the answers."""
+    canary: list[float] = field(default_factory=list)
+    """When answers of a canary came."""
+    latencies_s: list[float] = field(default_factory=list)
+    began: float = 0.0
+    """Of `time.monotonic`."""
+
+    def outage_s(self, since: float, until: float) -> float:
+        """From the first failed attempt between two times to the last."""
+        times = [at for at, _ in self.failed if since <= at < until]
+        return max(times) - min(times) if times else 0.0
+
+    def kinds(self, since: float = 0.0, until: float = float("inf")) -> dict[str, int]:
+        """Failed attempts between two times by what they were."""
+        return dict(Counter(kind for at, kind in self.failed if since <= at < until))
+
+    def latency_s(self, share: float) -> float:
+        """A quantile of the latencies, retries and their pauses included."""
+        return sorted(self.latencies_s)[min(len(self.latencies_s) - 1, int(len(self.latencies_s) * share))]
+
+
+async def steady(
+    url: str,
+    row: Callable[[int], Mapping[str, Any]],
+    *,
+    rate: float,
+    name: str,
+    during: Callable[[], Any],
+    retry: bool = True,
+    around_s: float = 1.0,
+) -> Load:
+    """Send one row per request, each with an Idempotency-Key of its own, while `during` runs in a thread.
+
+    Args: retry: connection errors and 503 are tried again with the same key, as a client of an idempotent service does.
+        around_s: for how long before and after it.
+    """
+    load = Load()
+    async with httpx.AsyncClient(limits=_LIMITS, timeout=60) as client, asyncio.TaskGroup() as tasks:
+
+        async def happen() -> None:
+            await asyncio.sleep(around_s)
+            await asyncio.to_thread(during)
+            await asyncio.sleep(around_s)
+
+        load.began, happening = time.monotonic(), tasks.create_task(happen())
+        for i in itertools.count():
+            if happening.done():
+                break
+            await asyncio.sleep(max(0.0, load.began + i / rate - time.monotonic()))
+            tasks.create_task(_one(client, url, row(i), f"{name}-{i}", load, retry))
+    return load
+
+
+async def _one(client: httpx.AsyncClient, url: str, row: Mapping[str, Any], key: str, load: Load, retry: bool) -> None:
+    began = time.monotonic()
+    for _ in range(_RETRIES if retry else 1):
+        try:
+            answer = await client.post(f"{url}/predict", json={"rows": [row]}, headers={"Idempotency-Key": key})
+            outcome = str(answer.status_code)
+        except httpx.TransportError as exc:
+            outcome = type(exc).__name__
+        if outcome == "200":
+            break
+        load.failed.append((time.monotonic() - load.began, outcome))
+        if outcome.isdigit() and outcome != "503":
+            break
+        if retry:
+            await asyncio.sleep(_PAUSE_S)
+    load.statuses[outcome] += 1
+    load.latencies_s.append(time.monotonic() - began)
+    if outcome == "200":
+        (prediction,) = answer.json()["predictions"]
+        load.acknowledged.append(prediction["prediction_id"])
+        if prediction["variant"] == "canary":
+            load.canary.append(time.monotonic() - load.began)

@@ -1,0 +1,224 @@
+"""What clients see under a steady load when a process of the cluster is killed, and what the log holds afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from mlops_ray import verbs
+from mlops_ray.cluster import on_ray as cluster
+from mlops_ray.cluster import processes
+from mlops_ray.data import lake
+from mlops_ray.serving import log
+from mlops_ray.serving.on_apply import replica_status
+from mlops_ray.serving.places import log_uri
+from mlops_ray.serving.versions import Wanted
+from tests.load import Load, steady
+from tests.loop.conftest import Live, overlay
+from tests.loop.test_live import ROW
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+
+RATE = 200.0
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory, clean_environment: None) -> Iterator[Live]:
+    """The flights with two ingress replicas, and a second version to try."""
+    paths = overlay(
+        tmp_path_factory.mktemp("faults"),
+        serving={"replicas": 2},
+        capture={"commit_s": 1.0, "commit_idle_s": 2.0},
+        rollout={"shares": [0.3, 0.5], "step_max_s": 1e9},
+    )
+    project = verbs.load(paths, os.environ).project
+    try:
+        result = verbs.run(paths, os.environ)
+        found = cluster.find(project)
+        assert found is not None
+        yield Live(paths, project, verbs.open_store(project), result["deploy"]["url"], found.dashboard)
+    finally:
+        verbs.down(paths, os.environ)
+
+
+def ours(live: Live) -> list[psutil.Process]:
+    found = cluster.find(live.project)
+    assert found is not None
+    return processes.marked(found.id)
+
+
+def titled(live: Live, *titles: str) -> list[psutil.Process]:
+    """The cluster's processes whose title holds one of these, oldest first."""
+    found = []
+    for process in ours(live):
+        words = " ".join([process.name(), *process.cmdline()])
+        if any(title in words for title in titles):
+            found.append(process)
+    return sorted(found, key=psutil.Process.create_time)
+
+
+def kill(live: Live, *titles: str) -> int:
+    """Kill -9 the oldest process with such a title; its process id."""
+    process = titled(live, *titles)[0]
+    process.kill()
+    return int(process.pid)
+
+
+INGRESS = "ServeReplica:flights:Ingress"
+CANARY = ("ServeReplica:flights--v",)
+
+
+def row(i: int) -> dict[str, Any]:
+    return ROW | {"flight_key": f"flight-{i}"}
+
+
+def run(live: Live, name: str, during: Callable[[], Any], **options: Any) -> Load:
+    load = asyncio.run(steady(live.url, row, rate=RATE, name=name, during=during, **options))
+    print(f"{name}: {dict(load.statuses)}, failed attempts {load.kinds()}, p99 {load.latency_s(0.99):.3f} s")
+    return load
+
+
+def replicas(live: Live) -> list[dict[str, Any]]:
+    return replica_status("flights", Wanted())
+
+
+def eventually(condition: Callable[[], bool], within_s: float) -> float:
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < within_s, "it never came about"
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+def in_the_log(live: Live, ids: list[str], within_s: float = 60.0) -> None:
+    """Every acknowledged prediction stands in the log exactly once."""
+    assert len(set(ids)) == len(ids)
+
+    def found() -> Counter[str]:
+        rows = lake.scan(log_uri(live.project), "2013-02-27", "2013-03-01", log.prediction_schema(live.project))
+        return Counter(rows["prediction_id"].to_pylist())
+
+    eventually(lambda: not set(ids) - found().keys(), within_s)
+    counts = found()
+    assert {i: counts[i] for i in ids if counts[i] != 1} == {}
+
+
+def test_nothing_but_loopback_listens(live: Live) -> None:
+    with cluster.connected(live.project):
+        mine = [psutil.Process(), *ours(live)]
+        listening = {
+            (connection.laddr.ip.removeprefix("::ffff:"), connection.laddr.port): process.name()
+            for process in mine
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN or (connection.type == 2 and not connection.raddr)
+        }
+    assert live.project.cluster.http_port in {port for _, port in listening}
+    assert len(listening) > 20
+    assert {address: name for address, name in listening.items() if not address[0].startswith("127.")} == {}
+
+
+def kill_ingress(live: Live, n: int = 2) -> None:
+    """Kill one replica, and wait until there are `n` again."""
+    pid = kill(live, INGRESS)
+    eventually(lambda: len(replicas(live)) == n and pid not in {p.pid for p in titled(live, INGRESS)}, 60.0)
+
+
+def test_kill_9_of_what_serves_while_a_client_retries(live: Live) -> None:
+    """No request fails for good, and each acknowledged one stands in the log once."""
+
+    def during() -> None:
+        for _ in range(3):
+            kill_ingress(live)
+        kill(live, "ray::Collector")
+        kill(live, "ServeController")
+        time.sleep(3.0)
+
+    with cluster.connected(live.project):
+        load = run(live, "kills", during)
+    assert load.statuses == {"200": len(load.acknowledged)}
+    in_the_log(live, load.acknowledged)
+
+
+def test_haproxy_killed_is_replaced_at_once_and_its_port_is_never_lost(live: Live) -> None:
+    """Its substitute takes the port within a fraction of a second, and hands it to Serve's next one without a gap."""
+    pid = next(p.pid for p in titled(live, "haproxy.cfg") if p.name() == "haproxy")
+
+    def during() -> None:
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: len(proxies()) > 0, 60.0)
+
+    def proxies() -> list[psutil.Process]:
+        """HAProxy processes that Serve started since."""
+        return [p for p in titled(live, "haproxy.cfg") if p.name() == "haproxy" and p.pid != pid]
+
+    load = run(live, "haproxy", during, retry=False)
+    print(f"outage {load.outage_s(0.0, 60.0):.3f} s")
+    assert load.outage_s(0.0, 60.0) < 5.0
+    assert {kind for kind in load.kinds() if kind.isdigit()} <= {"503"}  # no 404 while the next one learns its routes
+    assert pid not in {p.pid for p in ours(live)}
+    in_the_log(live, load.acknowledged)
+
+
+def test_an_order_reaches_every_replica_at_once(live: Live) -> None:
+    """A canary's process that is killed costs nobody an answer; `abort` ends its answers within a second."""
+    second = verbs.train(live.paths, os.environ)["version"]
+    verbs.rollout_start(live.paths, os.environ, second, "test")
+    before = {p.pid for p in titled(live, INGRESS)}
+    ordered: list[float] = []
+    with cluster.connected(live.project):
+
+        def ramping() -> bool:
+            return all(r["sequence"] >= wanted().sequence for r in replicas(live)) and wanted().share == 0.3
+
+        def wanted() -> Wanted:
+            with live.store.read() as tx:
+                served = tx.serving("flights")
+            assert served is not None
+            return Wanted.of(served)
+
+        eventually(ramping, 60.0)
+
+        def during() -> None:
+            eventually(lambda: bool(titled(live, *CANARY)), 10.0)
+            kill(live, *CANARY)
+            time.sleep(1.0)
+            verbs.rollout_move(live.paths, os.environ, "abort", "test")
+            ordered.append(time.monotonic())
+            told = eventually(lambda: all(r["sequence"] >= wanted().sequence for r in replicas(live)), 10.0)
+            print(f"every replica knew after {told:.3f} s")
+            assert told < 0.5
+
+        load = run(live, "canary", during)
+    assert load.statuses == {"200": len(load.acknowledged)}
+    last = max(load.canary) + load.began - ordered[0]
+    print(f"{len(load.canary)} answers of the canary, the last one {last:.3f} s after the order")
+    assert load.canary
+    assert last < 1.0
+    assert before == {p.pid for p in titled(live, INGRESS)}  # shares and versions restart nobody
+    eventually(lambda: not titled(live, *CANARY), 60.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [1, 2])
+def test_kill_9_of_an_ingress_replica_twenty_times(live: Live, tmp_path: Path, n: int) -> None:
+    overlaid = tmp_path / "replicas.yaml"
+    overlaid.write_text(f"serving: {{replicas: {n}}}\n", encoding="utf-8")
+    verbs.up([*live.paths, overlaid], os.environ)
+
+    def during() -> None:
+        for _ in range(20):
+            kill_ingress(live, n)
+
+    with cluster.connected(live.project):
+        load = run(live, f"twenty-{n}", during)
+    assert load.statuses == {"200": len(load.acknowledged)}
+    in_the_log(live, load.acknowledged)
