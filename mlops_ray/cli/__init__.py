@@ -15,10 +15,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from mlops_ray.cli import access, data, models
+from mlops_ray.cli import access, data, log, models
 from mlops_ray.cli.output import AsJson, Config, day, progress, say, table_console, writable
 from mlops_ray.cli.profile import drift, profile
 from mlops_ray.cli.schema import schema_app
+from mlops_ray.cli.scoring import score
 from mlops_ray.errors import DataRefused, GateRejected, MlopsRayError
 
 app = typer.Typer(
@@ -39,8 +40,9 @@ app.add_typer(rollout, name="rollout")
 ledger_app = typer.Typer(no_args_is_help=True, help="Read and verify the chained record of every decision.")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(data.app, name="data")
+app.add_typer(log.app, name="log")
 app.add_typer(access.app, name="token")
-for command in (profile, drift, models.lineage, models.card, models.reproduce, models.export, models.approve):
+for command in (profile, drift, score, models.lineage, models.card, models.reproduce, models.export, models.approve):
     app.command()(command)
 app.add_typer(schema_app, name="schema")
 

@@ -122,7 +122,7 @@ def _table(versions: list[dict[str, Any]]) -> RenderableType:
             day(found["committed"]),
             f"{found['rows']:,}",
             _size(found["bytes"]),
-            found["content_hash"][:12],
+            found["content_hash"][:12] + (" (redacted)" if found["redacted"] else ""),
             Text(_maker(found)),
             Text(_sources(found["uris"])),
             ", ".join(str(parent["version"]) for parent in found["parents"]),
@@ -142,7 +142,7 @@ def _details(found: dict[str, Any]) -> RenderableType:
     facts = {
         "version": f"{found['version']} of {found['uri']}",
         "committed": f"{day(found['committed'])} UTC by {_maker(found)}",
-        "content": found["content_hash"],
+        "content": found["content_hash"] + (f"; {found['redacted']}" if found["redacted"] else ""),
         "rows": f"{found['rows']:,} in {len(found['files'])} files, {_size(found['bytes'])}",
         "sources": _sources(found["uris"]),
         "parents": ", ".join(str(parent["version"]) for parent in found["parents"]) or "none",

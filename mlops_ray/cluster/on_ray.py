@@ -152,6 +152,8 @@ def start(project: Project) -> Cluster:
     wanted = project.cluster
     processes.end_orphans(wanted.http_port)
     processes.demand_free(wanted.http_port, wanted.host, "cluster.http_port")
+    if wanted.grpc_port is not None:
+        processes.demand_free(wanted.grpc_port, wanted.host, "cluster.grpc_port")
     processes.demand_free(project.monitoring.metrics_port, "127.0.0.1", "monitoring.metrics_port")
     cluster_id = uuid.uuid4().hex[:12]
     # HAProxy takes 97 characters for its socket's path, of which 68 are Ray's: a long TMPDIR would not do.

@@ -63,6 +63,8 @@ class Cluster(Config):
     host: str = "127.0.0.1"
     """Interface that Serve's proxy listens on."""
     http_port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    grpc_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Port of the Open Inference Protocol over gRPC, for all projects of the cluster; None: not offered."""
     object_store_mb: PositiveInt = 1024
 
 

@@ -33,6 +33,19 @@ class RowHash:
     def __add__(self, other: RowHash) -> RowHash:
         return RowHash((self.a + other.a) % 2**64, (self.b + other.b) % 2**64, self.n + other.n)
 
+    def __sub__(self, other: RowHash) -> RowHash:
+        """The hash of this bag without the rows of `other`, which must be in it."""
+        return RowHash((self.a - other.a) % 2**64, (self.b - other.b) % 2**64, self.n - other.n)
+
+    @classmethod
+    def parse(cls, text: str) -> RowHash:
+        """The hash that `hex` wrote.
+
+        >>> RowHash.parse(RowHash(1, 2, 3).hex())
+        RowHash(a=1, b=2, n=3)
+        """
+        return cls(*(int(text[start : start + 16], 16) for start in (0, 16, 32)))
+
     def hex(self) -> str:
         """48 hexadecimal digits: both sums, then the number of rows."""
         return f"{self.a:016x}{self.b:016x}{self.n:016x}"

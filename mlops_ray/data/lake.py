@@ -32,13 +32,23 @@ from mlops_ray.config import DAY_S
 from mlops_ray.data.sources.shards import filesystem_of
 from mlops_ray.errors import DataError
 
-_FIELD = "mlops_ray"
+FIELD = "mlops_ray"
 """Key of our JSON in a commit's metadata."""
 _KEEP = {"delta.enableExpiredLogCleanup": "false", "delta.deletedFileRetentionDuration": "interval 36500 days"}
 """Versions are references that runs point to: neither log entries nor replaced files expire by themselves."""
 
 
 # Dataset versions -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Redaction:
+    """Rows that a version lost to a request to be forgotten: when (seconds since the epoch), how many, and the content
+    hash that the version had before."""
+
+    at: float
+    n_rows: int
+    was: str
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,22 @@ class DatasetVersion:
     committed: float
     """Seconds since the epoch, by the clock of the machine that committed."""
     lineage: dict[str, Any]
+    redactions: tuple[Redaction, ...] = ()
+    """Oldest first; `content_hash` and `n_rows` are of the rows that are left."""
+
+    @property
+    def contents(self) -> tuple[str, ...]:
+        """Every content hash that the version has had, the present one first."""
+        return (self.content_hash, *(redaction.was for redaction in reversed(self.redactions)))
+
+    @property
+    def redacted(self) -> str:
+        """What became of the version, as a sentence; empty for one that is as it was committed."""
+        if not self.redactions:
+            return ""
+        when = datetime.fromtimestamp(self.redactions[-1].at, UTC).strftime("%Y-%m-%d")
+        n_rows = sum(redaction.n_rows for redaction in self.redactions)
+        return f"redacted on {when}: {n_rows:,} rows were forgotten, its content was {self.redactions[0].was}"
 
 
 @dataclass(frozen=True)
@@ -159,7 +185,7 @@ def commit(
             # Delta keeps the newest number of each such name with the table's state: `find` asks there, not the log.
             number = table.version() + 1
             marks = [Transaction(content_hash, number)]
-            properties = CommitProperties({_FIELD: json.dumps(body, sort_keys=True)}, app_transactions=marks)
+            properties = CommitProperties({FIELD: json.dumps(body, sort_keys=True)}, app_transactions=marks)
             table.create_write_transaction(actions, mode, arrow, commit_properties=properties)
             found = _content_at(uri, number, content_hash) or find(uri, content_hash)
     except DeltaError as exc:
@@ -193,6 +219,10 @@ def _alone(uri: str) -> Iterator[None]:
     with Path(uri, "_writer.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+exclusive = _alone
+"""For `redaction`, which writes the same tables."""
 
 
 def dataset(uri: str, version: int) -> DatasetVersion:
@@ -315,11 +345,12 @@ def _entry(uri: str, version: int) -> _Entry | None:
         actions = [json.loads(line) for line in lines if line]
         info: dict[str, Any] = next((a["commitInfo"] for a in actions if "commitInfo" in a), {})
         adds = tuple(unquote(a["add"]["path"]) for a in actions if "add" in a)
-        if _FIELD not in info:
+        if FIELD not in info:
             return _Entry(version, None, True, adds)
-        body = json.loads(info[_FIELD])
+        body = json.loads(info[FIELD])
         n_rows, n_bytes, committed = body["n_rows"], body["n_bytes"], info["timestamp"] / 1e3
-        found = DatasetVersion(uri, version, body["content_hash"], n_rows, n_bytes, committed, body["lineage"])
+        lost = tuple(Redaction(**redaction) for redaction in body.get("redactions", ()))
+        found = DatasetVersion(uri, version, body["content_hash"], n_rows, n_bytes, committed, body["lineage"], lost)
         return _Entry(version, found, body["append"], adds)
     except (ValueError, KeyError) as exc:
         raise DataError(uri, f"commit {version} cannot be read ({exc!r}); give another storage.root") from exc
@@ -341,7 +372,7 @@ def _add_action(file: DataFile) -> AddAction:
 
 # What belongs to a version --------------------------------------------------------------------------------------------
 
-_ASIDE = "_mlops_ray"
+ASIDE = "_mlops_ray"
 _CURRENT = "current.json"
 """Folder below a table for what is no row of it: readers of Delta, and its vacuum, pass over names that begin so."""
 
@@ -350,14 +381,14 @@ def write_sidecar(uri: str, content_hash: str, name: str, content: bytes) -> Non
     """Keeps `content` beside the version with that content, to be written before its commit: what a version refers to
     is there from its first moment. The same name again replaces it, all at once."""
     filesystem, root = filesystem_of(uri)
-    _put(filesystem, f"{root}/{_ASIDE}/{content_hash}/{name}", content)
+    put(filesystem, f"{root}/{ASIDE}/{content_hash}/{name}", content)
 
 
 def read_sidecar(uri: str, content_hash: str, name: str) -> bytes | None:
     """What `write_sidecar` kept, or None."""
     filesystem, root = filesystem_of(uri)
     try:
-        with filesystem.open_input_stream(f"{root}/{_ASIDE}/{content_hash}/{name}") as file:
+        with filesystem.open_input_stream(f"{root}/{ASIDE}/{content_hash}/{name}") as file:
             content: bytes = file.read()
             return content
     except FileNotFoundError:
@@ -367,14 +398,14 @@ def read_sidecar(uri: str, content_hash: str, name: str) -> bytes | None:
 def choose(uri: str, version: DatasetVersion) -> None:
     """Makes `version` the table's current one: what its source says now, which need not be the newest commit."""
     filesystem, root = filesystem_of(uri)
-    _put(filesystem, f"{root}/{_ASIDE}/{_CURRENT}", json.dumps({"version": version.version}).encode())
+    put(filesystem, f"{root}/{ASIDE}/{_CURRENT}", json.dumps({"version": version.version}).encode())
 
 
 def current(uri: str) -> DatasetVersion | None:
     """The version that was chosen last, as far as it is still there, or None."""
     filesystem, root = filesystem_of(uri)
     try:
-        with filesystem.open_input_stream(f"{root}/{_ASIDE}/{_CURRENT}") as file:
+        with filesystem.open_input_stream(f"{root}/{ASIDE}/{_CURRENT}") as file:
             chosen = int(json.loads(file.read())["version"])
     except FileNotFoundError:
         return None
@@ -385,7 +416,7 @@ def current(uri: str) -> DatasetVersion | None:
 
 def sidecar_path(uri: str, content_hash: str, name: str) -> str:
     """Where `write_sidecar` keeps it."""
-    return f"{uri}/{_ASIDE}/{content_hash}/{name}"
+    return f"{uri}/{ASIDE}/{content_hash}/{name}"
 
 
 def read_file_at(path: str) -> bytes:
@@ -399,12 +430,13 @@ def read_file_at(path: str) -> bytes:
 def sidecars(uri: str, content_hash: str) -> dict[str, int]:
     """Names and sizes in bytes of what is kept beside the version with that content."""
     filesystem, root = filesystem_of(uri)
-    folder = f"{root}/{_ASIDE}/{content_hash}"
+    folder = f"{root}/{ASIDE}/{content_hash}"
     found = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
     return {info.base_name: info.size for info in found if info.is_file and not info.base_name.startswith(".")}
 
 
-def _put(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
+def put(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
+    """Writes a file all at once: whoever reads it meanwhile has the one before."""
     folder, _, name = path.rpartition("/")
     filesystem.create_dir(folder, recursive=True)
     if not isinstance(filesystem, fs.LocalFileSystem):  # an object appears whole or not at all
@@ -478,7 +510,7 @@ def _named(entries: Iterable[_Entry]) -> set[str]:
     for entry in entries:
         found.update(entry.adds)
         if entry.dataset is not None:
-            found.add(f"{_ASIDE}/{entry.dataset.content_hash}")
+            found.add(f"{ASIDE}/{entry.dataset.content_hash}")
     return found
 
 
@@ -488,8 +520,9 @@ def _why_kept(version: DatasetVersion, rank: int, append: bool, limit: float, in
         return "later commits of this table build on it"
     if rank == 0:
         return "it is the newest"
-    if version.content_hash in in_use:
-        return in_use[version.content_hash]
+    for content in version.contents:
+        if content in in_use:
+            return in_use[content]
     return "it is younger than the grace period" if version.committed > limit else ""
 
 
@@ -512,12 +545,12 @@ def _unused(uri: str, stays: set[str], left: set[str], limit: float) -> dict[str
         if folder == "_delta_log":
             # What a killed writer leaves of a commit: delta-rs prepares it under these names, then links it in place.
             stray = (name.startswith("_commit_") or "#" in name) and info.mtime_ns / 1e9 < limit
-        elif path == f"{_ASIDE}/{_CURRENT}":
+        elif path == f"{ASIDE}/{_CURRENT}":
             stray = False
-        elif folder == f"{_ASIDE}/removed":
+        elif folder == f"{ASIDE}/removed":
             stray = name.startswith(".") and info.mtime_ns / 1e9 < limit
         else:
-            owner = folder if folder.startswith(f"{_ASIDE}/") else path
+            owner = folder if folder.startswith(f"{ASIDE}/") else path
             ours = owner is folder or name.endswith((".parquet", ".keys"))
             rested = touched[folder] < limit  # also of sidecars: the same rows may be about to be committed again
             stray = ours and owner not in stays and (path in left or rested)
@@ -538,7 +571,7 @@ def collect(found: Garbage, *, now: float) -> None:
             raise DataError(found.uri, f"version {newest.version} is the newest; look again")
         for version in found.versions:
             said = json.dumps({"at": now, "content_hash": version.content_hash})
-            _put(filesystem, _tombstone_path(root, version.version), said.encode())
+            put(filesystem, _tombstone_path(root, version.version), said.encode())
         folders = set()
         for path in found.files:
             with contextlib.suppress(FileNotFoundError):  # its run has removed it meanwhile
@@ -551,7 +584,7 @@ def collect(found: Garbage, *, now: float) -> None:
 
 
 def _tombstone_path(root: str, version: int) -> str:
-    return f"{root}/{_ASIDE}/removed/{version:020d}.json"
+    return f"{root}/{ASIDE}/removed/{version:020d}.json"
 
 
 def _tombstone(uri: str, version: int) -> dict[str, Any] | None:
@@ -567,7 +600,7 @@ def _tombstone(uri: str, version: int) -> dict[str, Any] | None:
 
 def _removed(uri: str) -> set[int]:
     filesystem, root = filesystem_of(uri)
-    found = filesystem.get_file_info(fs.FileSelector(f"{root}/{_ASIDE}/removed", allow_not_found=True))
+    found = filesystem.get_file_info(fs.FileSelector(f"{root}/{ASIDE}/removed", allow_not_found=True))
     return {int(info.base_name[:20]) for info in found if not info.base_name.startswith(".")}
 
 

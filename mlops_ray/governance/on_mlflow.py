@@ -130,6 +130,9 @@ def _dataset(row: VersionRow, missing: dict[str, str]) -> DatasetVersion | None:
         missing["dataset"] = str(exc)
         return None
     recorded = row.tags.get("dataset.content_hash", found.content_hash)
+    if recorded in found.contents[1:]:
+        missing["the dataset as it was"] = f"{row.dataset} was {found.redacted}"
+        return found
     if found.content_hash != recorded:
         missing["dataset"] = (
             f"{row.dataset} holds other rows than were trained on: {found.content_hash}, not {recorded}"

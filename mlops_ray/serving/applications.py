@@ -17,6 +17,8 @@ from mlops_ray.serving.versions import Wanted
 # Between a project's name and a version's number; names of projects hold no hyphen.
 _APART = "--v"
 INGRESS = "Ingress"
+# What registers the service with Serve's gRPC servers, in whichever process they run.
+_SERVICER = "mlops_ray.serving.on_grpc.add_servicer"
 VERSION = "Version"
 # Requests that wait while no replica lives: five seconds' traffic at 200 requests a second. Serve answers those beyond
 # 503 with Retry-After.
@@ -70,12 +72,19 @@ def render(
     config: dict[str, Any] = {"proxy_location": "EveryNode", "applications": applications}
     if ordered:  # Serve reads them once, when it starts
         cluster = ordered[0].project.cluster
+        timeout_s = max(one.project.serving.request_timeout_s for one in ordered)
         config["http_options"] = {
             # On a cluster of our own only HAProxy's front end listens on `cluster.host` (`cluster/on_haproxy.py`).
             "host": cluster.host if cluster.address else "127.0.0.1",
             "port": cluster.http_port,
-            "request_timeout_s": max(one.project.serving.request_timeout_s for one in ordered),
+            "request_timeout_s": timeout_s,
         }
+        if cluster.grpc_port is not None:
+            config["grpc_options"] = {
+                "port": cluster.grpc_port,
+                "grpc_servicer_functions": [_SERVICER],
+                "request_timeout_s": timeout_s,
+            }
     return config
 
 

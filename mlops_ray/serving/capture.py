@@ -199,27 +199,27 @@ class Capture:
 
     def _in_file(self, write: Callable[[SegmentFile], None]) -> None:
         """Do it to the open file, or to a new one. Raises: OSError."""
-        if self._file is not None and self._file.size < SEGMENT_BYTES:
+        if self._file is not None and self._file.size >= SEGMENT_BYTES:
+            self._retire()
+        while True:
+            if self._file is None:
+                self._file, self._new_name = SegmentFile(self._folder), True
             with self._file.held() as ours:
                 if ours:
                     write(self._file)
                     return
-        fresh = SegmentFile(self._folder)  # only now is the old one let go: this may fail, and be tried again
-        if self._file is not None:
-            self._retired.append(self._file)
-        self._file, self._new_name = fresh, True
-        if self._plan.durability == "process":
-            self._let_go()
-        with fresh.held() as ours:
-            if ours:
-                write(fresh)
-                return
-        self._in_file(write)  # claimed already: it held a count
+            # Before a new one is begun: held open, a file that the collector is done with still fills the disk.
+            self._retire()
 
-    def _let_go(self) -> None:
-        for file in self._retired:
-            os.close(file.fd)
-        self._retired = []
+    def _retire(self) -> None:
+        """Let go of the open file, at once unless something in it waits for an fsync."""
+        if self._file is None:
+            return
+        if self._plan.durability == "process" or self._synced == self._appended:
+            os.close(self._file.fd)
+        else:
+            self._retired.append(self._file)
+        self._file = None
 
     def _count(self, why: str, n_rows: int, at: float) -> None:
         """Count rows that are not kept, in the open file's head; in memory while there is no file that takes it."""
@@ -257,9 +257,7 @@ class Capture:
                 # The kernel reports a lost page once and calls it clean: this file is trusted no further.
                 self._failed = self._appended
                 self._say(_SYNC, trouble)
-                if self._file is not None:
-                    self._retired.append(self._file)
-                    self._file = None
+                self._retire()
             else:
                 self._well_again(_SYNC)
             return not trouble

@@ -26,7 +26,7 @@ REQUEST_IDS = Table(
 Index("request_ids_by_age", REQUEST_IDS.c.project, REQUEST_IDS.c.at)
 SECRETS = Table("secrets", METADATA, Column("project", Text, primary_key=True), Column("secret", Text, nullable=False))
 
-# Rows of one statement: SQLite takes 32,766 parameters, five for each row.
+# Ids that are asked for at once: SQLite takes 32,766 parameters.
 _AT_ONCE = 2_000
 
 
@@ -42,8 +42,9 @@ def claim(tx: Tx, project: str, ids: Sequence[str], owner: str, number: int, at:
             {"project": project, "id": storable(i, "request id"), "owner": owner, "number": number, "at": at}
             for i in some
         ]
-        claimed = insert_of(REQUEST_IDS, tx.connection.dialect.name).values(rows)
-        tx.connection.execute(claimed.on_conflict_do_nothing(index_elements=["project", "id"]))
+        # One statement of all rows is compiled anew with its ten thousand parameters: half of a collector's time.
+        claimed = insert_of(REQUEST_IDS, tx.connection.dialect.name)
+        tx.connection.execute(claimed.on_conflict_do_nothing(index_elements=["project", "id"]), rows)
         held = select(c.id).where(c.project == project, c.id.in_(some), c.owner == owner, c.number == number)
         mine.update(tx.connection.execute(held).scalars())
     return mine

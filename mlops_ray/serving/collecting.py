@@ -27,6 +27,7 @@ from mlops_ray.config import Project
 from mlops_ray.data import lake
 from mlops_ray.data.profile import Bins
 from mlops_ray.serving import claims, log, spool
+from mlops_ray.serving.forget import Register
 from mlops_ray.serving.places import labels_uri, log_uri, shadow_uri, uncaptured_uri
 from mlops_ray.serving.spool import Segment
 from mlops_ray.state import Store, Tx
@@ -57,6 +58,7 @@ class Drain:
         self._bins, self._now = bins, now
         self.id = spool.spool_id(folder)
         self._last: int | None = None
+        self._register = Register(project, lambda: store.run(lambda tx: claims.secret(tx, project.project)))
         self._tables = {
             "predictions": log_uri(project),
             "labels": labels_uri(project),
@@ -108,9 +110,10 @@ class Drain:
             "shadow": {n: a.shadow for n, a in arrived.items()},
             "uncaptured": {n: a.uncaptured for n, a in arrived.items()},
         }
+        tables = self._register.sieved(tables)
         for name, parts in tables.items():
             self._append(self._tables[name], parts)
-        rows = pa.concat_tables(predictions.values())
+        rows = pa.concat_tables(tables["predictions"].values())
         folded = log.profiles(self._project, self._bins(), rows) if rows.num_rows else {}
         pushed = {
             "spool": self.id,

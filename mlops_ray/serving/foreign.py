@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from importlib.metadata import PackageNotFoundError, version
+import importlib.metadata
 
 from mlops_ray.errors import BadRequest
 from mlops_ray.serving.access import Role
@@ -53,17 +53,22 @@ async def _live(call: Call) -> Reply:
 
 
 async def _ready(call: Call) -> Reply:
-    return metadata.ready(_loaded(call))
+    return metadata.ready(loaded(call))
 
 
 async def _model(call: Call) -> Reply:
+    return model(call, _version_of(call))
+
+
+def model(call: Call, version: str | None) -> Reply:
+    """What the model, or a version of it, takes and gives. Raises: BadRequest (404) for one that is not loaded."""
     models = call.service.models()
     n_classes = len(models[0].classes) if models else 0
-    return metadata.model_metadata(call.service.form, _loaded(call), n_classes, _version_of(call))
+    return metadata.model_metadata(call.service.form, loaded(call), n_classes, version)
 
 
 async def _model_ready(call: Call) -> Reply:
-    return metadata.model_ready(call.service.form, _loaded(call), _version_of(call))
+    return metadata.model_ready(call.service.form, loaded(call), _version_of(call))
 
 
 async def _infer(call: Call) -> Reply:
@@ -84,7 +89,8 @@ def _version_of(call: Call) -> str | None:
     return params.get("version")
 
 
-def _loaded(call: Call) -> tuple[int, ...]:
+def loaded(call: Call) -> tuple[int, ...]:
+    """The versions that a request may ask for."""
     return tuple(model.version for model in call.service.models())
 
 
@@ -108,6 +114,6 @@ async def _release(call: Call) -> Reply:
 def installed(distribution: str) -> str:
     """Its release; "0" for one that runs from a checkout. Reads the file system once."""
     try:
-        return version(distribution)
-    except PackageNotFoundError:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
         return "0"

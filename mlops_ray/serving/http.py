@@ -18,12 +18,12 @@ from typing import Any
 import orjson
 
 from mlops_ray.errors import BackendUnavailable, BadRequest
-from mlops_ray.serving import foreign
+from mlops_ray.serving import documents, foreign
 from mlops_ray.serving.access import Open, Role
 from mlops_ray.serving.admission import Gone, Message, Ongoing, Receive, read
 from mlops_ray.serving.calls import Access, Call, Route, scored, with_headers
 from mlops_ray.serving.exchange import Reply
-from mlops_ray.serving.protocols import bodies, feedback, native, page, problem
+from mlops_ray.serving.protocols import bodies, feedback, native, problem
 from mlops_ray.serving.service import Service
 
 _log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class Application:
         await _send(send, reply, call, head=method == "HEAD")
 
     async def _answered(self, call: Call, method: str, receive: Receive) -> Reply:
-        _identify(call)
+        identify(call)
         methods = self._fixed.get(call.path) or self._match(call)
         route = methods.get(method)
         if route is None:
@@ -119,8 +119,7 @@ def routes() -> tuple[Route, ...]:
         Route("POST", "/watermark", Role.FEEDBACK, _watermark),
         Route("GET", "/healthz", Role.READ, _healthz, measured=False),
         Route("GET", "/readyz", Role.READ, _readyz, measured=False),
-        Route("GET", "/docs", Role.READ, _docs),
-        Route("GET", "/openapi.json", Role.READ, _openapi),
+        *documents.routes(),
         *foreign.routes(),
     )
 
@@ -148,15 +147,6 @@ async def _healthz(call: Call) -> Reply:
 
 async def _readyz(call: Call) -> Reply:
     return _json(call.service.status(), 200 if call.service.ready() else 503)
-
-
-async def _docs(call: Call) -> Reply:
-    return page.docs(call.service.project, release=foreign.installed("mlops-ray"))
-
-
-async def _openapi(call: Call) -> Reply:
-    release = foreign.installed("mlops-ray")
-    return page.json_document(call.service.project, release=release, classes=_classes(call))
 
 
 def _classes(call: Call) -> list[Any]:
@@ -191,7 +181,7 @@ def _table(
     return fixed, shaped
 
 
-def _identify(call: Call) -> None:
+def identify(call: Call) -> None:
     """Give the call its client's Idempotency-Key as id, so that a retry is one prediction. Raises: BadRequest (400)."""
     given = call.headers.get("idempotency-key")
     if given is None:

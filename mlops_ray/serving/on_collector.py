@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from mlops_ray.cluster.on_ray import NAMESPACE
 from mlops_ray.config import parse_portable
 from mlops_ray.data.profile import Bins
 from mlops_ray.errors import BackendUnavailable
@@ -151,7 +152,7 @@ class Collector:
             _log.warning("spool %s, which nobody owns: %s", folder, exc)
 
     def _push(self, pushed: Mapping[str, Any]) -> bool:
-        return bool(ray.get(ray.get_actor(self._monitor).push.remote(dict(pushed)), timeout=_PUSH_S))
+        return bool(ray.get(ray.get_actor(self._monitor, NAMESPACE).push.remote(dict(pushed)), timeout=_PUSH_S))
 
     def _known_bins(self) -> Bins:
         """The project's bins, from the reference of the newest version that may serve."""

@@ -25,6 +25,7 @@ from mlops_ray.serving.admission import Receive
 from mlops_ray.serving.artifacts import load_version
 from mlops_ray.serving.canary import Told
 from mlops_ray.serving.capture import Capture
+from mlops_ray.serving.on_grpc import Rpc
 from mlops_ray.serving.on_line import Door, Line
 from mlops_ray.serving.on_loopback import listen_on_loopback
 from mlops_ray.serving.places import spool_folder
@@ -50,7 +51,7 @@ def _asgi() -> http.Application:
 
 @serve.deployment(name=applications.INGRESS, logging_config=_QUIET)
 @serve.ingress(_asgi)
-class Ingress:
+class Ingress(Rpc):
     """One replica of a project's ingress; all it does is in `Service`, and what HTTP it speaks in `http`."""
 
     def __init__(self, text: str) -> None:
@@ -100,36 +101,39 @@ def _access(project: Project, store: Store) -> calls.Access:
 class Straight:
     """Requests to a project's own paths go to its application without Serve's wrapper, which costs more than they do.
 
-    What else comes is Serve's: its health checks.
+    What else comes is Serve's: its health checks, and everything where replicas scale by Serve's own count of requests.
     """
 
-    def __init__(self, app: Any, *, ours: http.Application, prefix: str) -> None:
-        self._serve, self._ours, self._prefix, self._below = app, ours, prefix, prefix + "/"
+    def __init__(self, app: Any, *, prefix: str) -> None:
+        self._serve, self._prefix, self._below = app, prefix, prefix + "/"
+        self._ours: Any = None
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: http.Send) -> None:
         """ASGI's entrance."""
         if scope["type"] == "http" and scope["path"].startswith(self._below):
-            scope["root_path"] = self._prefix
-            await self._ours(scope, receive, send)
-        else:
-            await self._serve(scope, receive, send)
+            # Serve makes its servers a moment before it tells the context of the ingress.
+            if self._ours is None and (ingress := _ours()) is not None:
+                scales = ingress.service.project.serving.autoscaling is not None
+                self._ours = self._serve if scales else ingress.asgi
+            if self._ours is not None and self._ours is not self._serve:
+                scope["root_path"] = self._prefix
+                await self._ours(scope, receive, send)
+                return
+        await self._serve(scope, receive, send)
 
 
 def middlewares() -> list[Middleware]:
     """Serve's hook `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`, called in each process that serves HTTP.
 
-    Without the hook everything works as it does with it, more slowly. Replicas that scale by Serve's own count of
-    requests go without.
+    Without the hook everything works as it does with it, more slowly.
     """
     try:
         context = serve.get_replica_context()
     except RayServeException:  # Serve's own proxy
         return []
-    ingress: Any = context.servable_object
-    service = getattr(ingress, "service", None)
-    if not isinstance(service, Service) or service.project.serving.autoscaling is not None:
+    if context.deployment != applications.INGRESS:
         return []
-    return [Middleware(Straight, ours=ingress.asgi, prefix=f"/{context.app_name}")]
+    return [Middleware(Straight, prefix=f"/{context.app_name}")]
 
 
 @serve.deployment(name=applications.VERSION, logging_config=_QUIET)

@@ -116,8 +116,18 @@ class Door:
                 about = folder.lstat()
                 if about.st_uid != os.getuid() or about.st_mode & 0o077:
                     raise PermissionError(f"{folder} is not this user's alone; remove it")
-                path = folder / f"{uuid.uuid4().hex[:16]}.sock"  # a socket's path holds 107 bytes at most
+                _clear(folder)
+                path = folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.sock"  # a socket's path holds 107 bytes at most
                 loop = asyncio.get_running_loop()
                 await loop.create_unix_server(lambda: frames.Telling(self._score), str(path))
                 self._path = path
             return str(self._path)
+
+
+def _clear(folder: Path) -> None:
+    """Remove the sockets of processes that are gone: nothing else does for one that was killed."""
+    for path in folder.glob("*-*.sock"):
+        try:
+            os.kill(int(path.name.partition("-")[0]), 0)
+        except ProcessLookupError:
+            path.unlink(missing_ok=True)

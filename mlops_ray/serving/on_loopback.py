@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from ray._common import tls_utils
-from ray.serve._private import replica
+from ray.serve._private import default_impl, replica
 
 from mlops_ray.cluster.processes import MARK
 
@@ -20,8 +20,13 @@ def listen_on_loopback() -> None:
     """
     if MARK in os.environ:
         replica.add_port_to_grpc_server = _on_loopback  # type: ignore[attr-defined]  # imported there, not exported
+        default_impl.add_grpc_address = _add_on_loopback  # the server of `cluster.grpc_port`
 
 
 def _on_loopback(server: Any, address: str) -> Any:
     add: Any = tls_utils.add_port_to_grpc_server
     return add(server, address.replace("[::]", "127.0.0.1"))
+
+
+def _add_on_loopback(grpc_server: Any, server_address: str) -> Any:
+    return grpc_server.add_insecure_port(server_address.replace("[::]", "127.0.0.1"))

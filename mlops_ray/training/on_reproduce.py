@@ -31,6 +31,7 @@ def reproduce(project: Project, row: VersionRow, *, search: bool, on_progress: P
 
     Nothing is written: no run, no artifact, no version.
     Args: search: repeat the search as well; its winner is compared, the recorded one is trained.
+    A dataset version that was redacted meanwhile is used as it is, and the result says so.
     Raises: DataError when the dataset version is gone or holds other rows; ArtifactRefused; what training raises.
     """
     with tempfile.TemporaryDirectory() as cache:
@@ -40,7 +41,7 @@ def reproduce(project: Project, row: VersionRow, *, search: bool, on_progress: P
         made = Recipe.from_dict(stored.recipe, row.artifact)
         then = made.project_of(project)
         dataset = lake.dataset(made.uri, made.version)
-        if dataset.content_hash != made.content_hash:
+        if made.content_hash not in dataset.contents:
             what = (
                 f"has content {dataset.content_hash[:12]}, version {row.version} was made from {made.content_hash[:12]}"
             )
@@ -61,7 +62,9 @@ def reproduce(project: Project, row: VersionRow, *, search: bool, on_progress: P
         on_progress("refit", 1, 1)
     same, gap = recipe.compare(then.task, made.scores_sha256, before, now)
     code = checkout()
+    changed = dataset.content_hash != made.content_hash
     said = (
+        *([f"{rows_of.label(dataset)} was {dataset.redacted}; the version was made of more rows"] if changed else []),
         *recipe.code_differences(made.commit, made.dirty, (code.commit, code.dirty) if code is not None else None),
         *differences(stored.lock, environment_lock(tuple(stored.lock))),
         *recipe.project_differences(made.project, project),

@@ -24,7 +24,7 @@ def list_versions(paths: Paths, env: Env) -> dict[str, Any]:
     uri, models = _uri(project), _models(project)
     now = last_prepared(uri)
     found = [
-        _version(version) | {"models": models.get(version.content_hash, []), "current": version == now}
+        _version(version) | {"models": _of(models, version), "current": version == now}
         for version in lake.versions(uri)
     ]
     return {"project": project.project, "uri": uri, "versions": found}
@@ -41,7 +41,7 @@ def show(paths: Paths, env: Env, version: int) -> dict[str, Any]:
     return {
         **_version(found),
         "uri": found.uri,
-        "models": _models(project).get(found.content_hash, []),
+        "models": _of(_models(project), found),
         "lineage": found.lineage,
         "columns": _plain(changes.column_ranges(found)),
         "files": lake.files(found),
@@ -122,6 +122,11 @@ def _models(project: Project) -> dict[str, list[int]]:
     return {content: sorted(numbers, reverse=True) for content, numbers in found.items()}
 
 
+def _of(models: Mapping[str, list[int]], version: DatasetVersion) -> list[int]:
+    """The models that were trained on that version, before rows of it were forgotten or after."""
+    return sorted({number for content in version.contents for number in models.get(content, [])}, reverse=True)
+
+
 def _version(found: DatasetVersion) -> dict[str, Any]:
     lineage = found.lineage
     return {
@@ -130,6 +135,7 @@ def _version(found: DatasetVersion) -> dict[str, Any]:
         "rows": found.n_rows,
         "bytes": found.n_bytes,
         "content_hash": found.content_hash,
+        "redacted": found.redacted,
         "made_by": lineage.get("made_by", {}),
         "uris": lineage.get("uris", []),
         "parents": lineage.get("parents", []),

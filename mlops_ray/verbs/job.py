@@ -22,8 +22,12 @@ PURPOSE = {
     "train": "Train on what prepare made or found last; register the winner if it passes its gates.",
     "serve": "Make Ray Serve agree with the serving configuration that the state database wants.",
     "monitor": "Make sure that the monitoring and rollout actors run.",
+    "score": "Score rows in bulk with a registered version.",
     "retrain": "Carry out a retraining decision: build its dataset, train, judge, open a rollout.",
 }
+
+
+_MODULE = {"score": "mlops_ray.verbs.scoring"}
 
 
 def run_job(verb: str, argv: Sequence[str]) -> int:
@@ -38,8 +42,10 @@ def run_job(verb: str, argv: Sequence[str]) -> int:
     call: dict[str, Any] = {"paths": paths, "env": dict(os.environ)}
     if verb == "retrain":
         call |= {"decision": args.decision, "reason": args.reason}
+    if verb == "score":
+        call |= {"data": args.input, "output": args.output, "version": args.version, "resume": args.resume}
     try:
-        result = getattr(importlib.import_module("mlops_ray.verbs"), verb)(**call)
+        result = getattr(importlib.import_module(_MODULE.get(verb, "mlops_ray.verbs")), verb)(**call)
     except MlopsRayError as exc:
         sys.stderr.write(f"{exc}\n")
         return exc.exit_code
@@ -61,4 +67,9 @@ def _parser(verb: str) -> argparse.ArgumentParser:
             "--decision", metavar="ID", help="decision to carry out; without it a manual one is recorded"
         )
         parser.add_argument("--reason", default="manual", help="what the ledger says about a manual retrain")
+    if verb == "score":
+        parser.add_argument("--input", required=True, help="a path, a Delta table, or `source`")
+        parser.add_argument("--output", required=True, help="a folder, or delta:PATH")
+        parser.add_argument("--version", default="champion", help="a number, or champion")
+        parser.add_argument("--resume", action="store_true", help="go on with a batch that was cut off")
     return parser

@@ -350,7 +350,9 @@ def test_a_retrains_version_names_its_decision_and_its_parent(tmp_path: Path):
     filled = same | {"event_time": live["at"], "key": live["id"], "x_x": live["x"].cast(pa.float32())}
     columns = [filled.get(field.name, pa.nulls(n, field.type)) for field in schema]
     lake.append_once(log_uri(project), pa.table(columns, schema=schema), "spool", 0, ("day",))
-    labels = pa.table(same | {"time": live["at"], "label": live["y"].cast(pa.float64())}).cast(log.LABEL_SCHEMA)
+    sent = same | {"time": live["at"], "label": live["y"].cast(pa.float64())}
+    columns = [sent.get(field.name, pa.nulls(n, field.type)) for field in log.label_schema(project)]
+    labels = pa.table(columns, schema=log.label_schema(project))
     lake.append_once(labels_uri(project), labels, "spool", 0, ("day",))
 
     made = training_set(project, 500 * 3600.0, "tiny-1")

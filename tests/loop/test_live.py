@@ -26,8 +26,8 @@ from mlops_ray.data import lake
 from mlops_ray.demo import on_ray as demo
 from mlops_ray.demo import replay
 from mlops_ray.demo.flights import flights
-from mlops_ray.serving import log
-from mlops_ray.serving.places import log_uri
+from mlops_ray.serving import log, on_collectors
+from mlops_ray.serving.places import labels_uri, log_uri
 from tests.loop.conftest import ROOT, Live
 from tests.mlflow_command import mlflow
 
@@ -142,6 +142,33 @@ def test_commands_on_a_project_that_is_up(live: Live) -> None:
         if c.status == psutil.CONN_LISTEN and c.laddr and c.laddr[1] == port
     }
     assert listening == {"127.0.0.1"}
+
+
+def test_somebody_is_forgotten_while_requests_go_on(live: Live) -> None:
+    """From the spool on: the request was answered a moment ago. A label that comes afterwards leaves no trace."""
+    key = "2013-03-01-XX0000-EWR-0515"
+    headers = {"Idempotency-Key": "goes"}
+    rows = [ROW | {"flight_key": key}, ROW | {"flight_key": f"{key}-other"}]
+    assert httpx.post(f"{live.url}/predict", json={"rows": rows}, headers=headers).status_code == 200
+    label = {"label": 1, "time": "2013-03-01T00:00:00Z"}
+    told = [label | {"prediction_id": "goes:0"}, label | {"prediction_id": "goes:1"}]
+    assert httpx.post(f"{live.url}/feedback", json={"labels": told}).status_code == 202
+    done = run("mlops-ray", "log", "forget", *config(live), "--key", key, "--yes", "--json")
+    result = json.loads(done.stdout)
+    assert result["proven"], result["left"]
+    assert {table: removed["rows"] for table, removed in result["removed"].items()}["predictions"] == 0  # sieved
+    assert "1 nodes" in result["spools"][0]
+    assert httpx.post(f"{live.url}/feedback", json={"labels": told}).status_code == 202
+    with cluster.connected(live.project):
+        on_collectors.flush(live.project.project)
+    kept = lake.scan(log_uri(live.project), "0", "9", ["prediction_id"])["prediction_id"].to_pylist()
+    assert [i for i in kept if i.startswith("goes:")] == ["goes:1"]
+    known = lake.scan(labels_uri(live.project), "0", "9", ["prediction_id"])["prediction_id"].to_pylist()
+    assert "goes:0" not in known
+    assert "goes:1" in known
+    again = json.loads(run("mlops-ray", "log", "forget", *config(live), "--key", key, "--yes", "--json").stdout)
+    assert again["proven"]
+    assert run("mlops-ray", "ledger", "verify", *config(live)).returncode == 0
 
 
 def test_a_job_runs_on_the_cluster_and_says_its_result(live: Live) -> None:

@@ -67,7 +67,13 @@ IMPURE = {
 }
 
 # What pip calls a package whose import name differs.
-DISTRIBUTIONS = {"sklearn": "scikit-learn", "xgboost": "xgboost-cpu", "yaml": "pyyaml"}
+DISTRIBUTIONS = {
+    "google": "protobuf",
+    "grpc": "grpcio",
+    "sklearn": "scikit-learn",
+    "xgboost": "xgboost-cpu",
+    "yaml": "pyyaml",
+}
 
 
 def files() -> list[Path]:
@@ -270,8 +276,8 @@ def run(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *args], capture_output=True, text=True, env=env, cwd=ROOT, check=False)
 
 
-def test_the_five_jobs_are_there() -> None:
-    assert {job.stem for job in JOBS} == {"prepare", "train", "serve", "monitor", "retrain"}
+def test_the_six_jobs_are_there() -> None:
+    assert {job.stem for job in JOBS} == {"prepare", "train", "serve", "monitor", "retrain", "score"}
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda p: p.stem)

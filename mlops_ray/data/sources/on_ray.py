@@ -14,7 +14,7 @@ import operator
 import pickle
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ import pyarrow as pa
 import ray
 import ray.data
 import ray.exceptions
+from ray.data.block import BlockAccessor
 from ray.data.expressions import col, lit
 
 from mlops_ray.config import Column, Source
@@ -113,33 +114,72 @@ def each(opened: Opened, work: Work[T]) -> Iterator[T]:
     """
     for part in opened.parts:
         results = _over_shards(part, work) if part.dataset is None else _over_dataset(part, part.dataset, work)
-        try:
-            for result in results:
-                if isinstance(result, DataError):
-                    raise _scrubbed(result, opened.source)
-                yield result
-        except ray.exceptions.RayTaskError as exc:
-            if part.dataset is None and isinstance(exc.cause, Exception):
-                raise exc.cause from exc  # a shard's reader complains by DataError: this is a fault of `work`
-            raise _as_data_error(exc, opened.source, part.kind, part.where) from exc
-        except (ray.exceptions.RayError, OSError) as exc:
-            raise _as_data_error(exc, opened.source, part.kind, part.where) from exc
+        yield from _checked(opened, part, results)
+
+
+def numbered(
+    opened: Opened, work: Callable[[int, Iterator[pa.Table]], T], *, without: Collection[int] = ()
+) -> Iterator[T]:
+    """As `each`, for `work` that is told the number of its shard in the source's order, and writes what it makes.
+
+    Shards come first and have the same numbers as long as the source is the same; those in `without` are left out.
+    Blocks that Ray Data moves are numbered behind them, as they come.
+    """
+    parts = [part for part in opened.parts if part.dataset is None]
+    number = 0
+    for part in parts:
+        wanted = {number + i: shard for i, shard in enumerate(part.shards) if number + i not in without}
+        number += len(part.shards)
+        yield from _checked(opened, part, _over_shards(part, work, wanted))
+    for part in opened.parts:
+        if part.dataset is not None:
+            blocks = (ref for bundle in part.dataset.iter_internal_ref_bundles() for ref in bundle.block_refs)
+            yield from _checked(opened, part, _over_blocks(part, blocks, work, number))
+
+
+def _checked(opened: Opened, part: Part, results: Iterator[T | DataError]) -> Iterator[T]:
+    """`results`, or what went wrong in our words."""
+    try:
+        for result in results:
+            if isinstance(result, DataError):
+                raise _scrubbed(result, opened.source)
+            yield result
+    except ray.exceptions.RayTaskError as exc:
+        if part.dataset is None and isinstance(exc.cause, Exception):
+            raise exc.cause from exc  # a shard's reader complains by DataError: this is a fault of `work`
+        raise _as_data_error(exc, opened.source, part.kind, part.where) from exc
+    except (ray.exceptions.RayError, OSError) as exc:
+        raise _as_data_error(exc, opened.source, part.kind, part.where) from exc
 
 
 # Running --------------------------------------------------------------------------------------------------------------
 
 
-def _over_shards(part: Part, work: Work[T]) -> Iterator[T | DataError]:
-    """One task per shard, a bounded number of them ahead of whoever takes the results."""
+def _over_shards(
+    part: Part, work: Callable[..., T], numbers: Mapping[int, Shard] | None = None
+) -> Iterator[T | DataError]:
+    """One task per shard, or per one of `numbers`, which `work` is told then."""
     shared = ray.put((work, part.names, part.steps))
+    if numbers is None:
+        return _ahead(_task.remote(shared, shard) for shard in part.shards)
+    return _ahead(_task.remote(shared, shard, number) for number, shard in numbers.items())
+
+
+def _over_blocks(part: Part, blocks: Iterator[Any], work: Callable[..., T], first: int) -> Iterator[T | DataError]:
+    """One task per block of a dataset, numbered from `first` on."""
+    shared = ray.put((work, part.names, part.steps))
+    return _ahead(_block_task.remote(shared, block, part.where, first + i) for i, block in enumerate(blocks))
+
+
+def _ahead(tasks: Iterator[ray.ObjectRef[Any]]) -> Iterator[Any]:
+    """Results of tasks in their order, a bounded number of them ahead of whoever takes the results."""
     cpus: float = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
     ahead = 2 * max(1, int(cpus))
     running: deque[ray.ObjectRef[Any]] = deque()
-    waiting = iter(part.shards)
     try:
         while True:
-            while len(running) < ahead and (shard := next(waiting, None)) is not None:
-                running.append(_task.remote(shared, shard))
+            while len(running) < ahead and (task := next(tasks, None)) is not None:
+                running.append(task)
             if not running:
                 return
             yield ray.get(running.popleft())
@@ -149,12 +189,23 @@ def _over_shards(part: Part, work: Work[T]) -> Iterator[T | DataError]:
 
 
 @ray.remote
-def _task(shared: tuple[Work[Any], tuple[str, ...] | None, tuple[Step, ...]], shard: Shard) -> Any:
+def _task(
+    shared: tuple[Callable[..., Any], tuple[str, ...] | None, tuple[Step, ...]], shard: Shard, number: int | None = None
+) -> Any:
     work, names, steps = shared
+    if number is not None:
+        work = functools.partial(work, number)
     result = _value(work, _stepped(_readable(_read(shard, names), shard.where), steps), shard.where)
     if isinstance(result, DataError) and isinstance(shard, FILE_SHARDS) and result.subject in (names or ()):
         return _of_whole_file(result, work, steps, shard)
     return result
+
+
+@ray.remote
+def _block_task(shared: tuple[Callable[..., Any], Any, tuple[Step, ...]], block: Any, where: str, number: int) -> Any:
+    work, _, steps = shared
+    table = BlockAccessor.for_block(block).to_arrow()
+    return _value(functools.partial(work, number), _stepped(iter([table]), steps), where)
 
 
 def _of_whole_file(complaint: DataError, work: Work[Any], steps: tuple[Step, ...], shard: FileShard) -> DataError:

@@ -27,6 +27,7 @@ from deltalake.exceptions import DeltaError, DeltaProtocolError, TableNotFoundEr
 
 from mlops_ray.config import Column, Source, TimeRange
 from mlops_ray.config.sources import hidden, without_secrets
+from mlops_ray.data.content import row_hash
 from mlops_ray.data.schema import conform
 from mlops_ray.data.sources import text_files
 from mlops_ray.errors import DataError
@@ -270,6 +271,24 @@ FileShard = ParquetShard | DeltaShard | TextShard | TableShard
 FILE_SHARDS = (ParquetShard, DeltaShard, TextShard, TableShard)
 """What `read` reads."""
 Shard = FileShard | SqlShard | HttpShard
+
+
+def fingerprint(shard: Shard) -> str:
+    """What tells a shard from any other: the file, its size and when it was written, and which rows of it; the rows
+    themselves where they are in memory; the question where only a server knows. No secrets.
+    """
+    if isinstance(shard, TableShard):
+        return f"{shard.where} {row_hash(shard.table).hex()}"
+    if isinstance(shard, SqlShard):
+        return f"{shard.where} {shard.query}"
+    if isinstance(shard, HttpShard):
+        return shard.where
+    if isinstance(shard, DeltaShard):  # a table's files never change
+        return f"{without_secrets(shard.where)} {[group.id for group in shard.fragment.row_groups]} {shard.n_rows}"
+    filesystem, name = filesystem_of(shard.file.uri)
+    written = filesystem.get_file_info(name).mtime_ns
+    rows = shard.row_groups if isinstance(shard, ParquetShard) else ()
+    return f"{without_secrets(shard.file.uri)} {shard.file.size} {written} {list(rows)}"
 
 
 def parquet_shards(

@@ -24,6 +24,8 @@ LARGEST = 3e38
 """Largest size of a number: what a model's float32 holds, give or take its last digits."""
 A_TIME = "ISO 8601 or seconds since the epoch"
 A_PAST_TIME = "ISO 8601 or seconds since the epoch, from 1970 to tomorrow"
+# Seconds since the epoch at which year 1 begins, and year 10000: what Python's datetime and the log can date.
+FIRST_S, END_S = -62_135_596_800.0, 253_402_300_800.0
 # How far ahead of the clock a time may lie: one from the far future would move decision time there, for good.
 AHEAD_S = 86_400.0
 # Members of a closed set that a message lists.
@@ -111,14 +113,19 @@ def key_checker(spec: Column, held: Sequence[Rule]) -> Check:
     def check(value: Any, row: int) -> str:
         if type(value) is str and value and spec.dtype == "string":
             return value
-        if spec.dtype == "int" and (type(value) is int or (type(value) is float and value.is_integer())):
-            if abs(value) < 2**53:  # beyond, JSON parsers differ in what they make of a number (RFC 8259, 6)
-                return str(int(value))
-            raise refusal(row, spec, value, f"{expected} below 2**53")
+        if spec.dtype == "int" and type(whole := integer(value)) is int:
+            return str(whole)
         raise refusal(row, spec, value, expected)
 
     expected = "a key: a non-empty " + ("string" if spec.dtype == "string" else "integer")
     return _ruled(check, spec, held) if held else check
+
+
+def integer(value: Any) -> Any:
+    """The value; as an int when it is a float without a fraction, for JSON has one kind of number (JSON Schema, 6.1.1).
+
+    A float so large that it may have lost digits stays one."""
+    return int(value) if type(value) is float and value.is_integer() and abs(value) < 2**53 else value
 
 
 def time_checker(spec: Column, now: float) -> Check:
@@ -149,11 +156,14 @@ def seconds(value: Any) -> float:
     """
     if isinstance(value, str):
         parsed = datetime.fromisoformat(value)
-        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
-    if isinstance(value, bool) or not isinstance(value, int | float):
+        found = (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
+    elif isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(value)
-    datetime.fromtimestamp(value, UTC)
-    return float(value)
+    else:
+        found = float(value)
+    if not FIRST_S <= found < END_S:
+        raise ValueError(value)
+    return found
 
 
 def _ruled(check: Check, spec: Column, held: Sequence[Rule]) -> Check:

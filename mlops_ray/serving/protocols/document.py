@@ -32,7 +32,7 @@ def openapi(project: Project, *, release: str, classes: Sequence[str | int] = ()
         "headers": HEADERS,
         "parameters": PARAMETERS,
     }
-    if classes:
+    if classes and project.task == "multiclass":
         components["schemas"]["Prediction"]["properties"]["label"] = {"enum": list(classes)}
     document: dict[str, Any] = {
         "openapi": "3.1.1",

@@ -15,7 +15,7 @@ import numpy as np
 from mlops_ray.errors import BadRequest
 from mlops_ray.serving.exchange import Labels
 from mlops_ray.serving.protocols.bodies import parse_json, refuse_repeated
-from mlops_ray.serving.protocols.cells import A_PAST_TIME, kind, past, shown
+from mlops_ray.serving.protocols.cells import A_PAST_TIME, integer, kind, past, shown
 from mlops_ray.serving.protocols.form import Form
 from mlops_ray.serving.protocols.problem import pointed
 
@@ -77,8 +77,8 @@ def _whose(i: int, entry: Any, form: Form) -> tuple[str, str]:
         raise pointed(BadRequest(422, "wrong shape", detail), "labels", i)
     if "key" in entry:
         value = entry["key"]
-        if isinstance(value, int | float) and form.key.dtype == "int":
-            return "", _number_as_text(i, value)
+        if form.key.dtype == "int" and type(whole := integer(value)) is int:
+            return "", str(whole)
         return "", _text(i, "key", value)
     return _text(i, "prediction_id", entry["prediction_id"]), ""
 
@@ -87,12 +87,6 @@ def _text(i: int, field: str, value: Any) -> str:
     if isinstance(value, str) and value:
         return value
     raise _refused(i, field, value, "a non-empty string")
-
-
-def _number_as_text(i: int, value: float) -> str:
-    if not isinstance(value, bool) and abs(value) < 2**53 and value == int(value):
-        return str(int(value))
-    raise _refused(i, "key", value, "a whole number below 2**53, or a string")
 
 
 def _time(i: int, value: Any, now: float) -> float:
@@ -116,8 +110,9 @@ def _taker(form: Form, classes: Sequence[str | int]) -> Callable[[int, Any], Any
         raise _refused(i, "label", value, "a number")
 
     def member(i: int, value: Any) -> str | int:
-        if type(value) in (str, int) and (not known or (type(value), value) in known):
-            return value  # type: ignore[no-any-return]  # a str or an int, as was just seen
+        name = integer(value)
+        if type(name) in (str, int) and (not known or (type(name), name) in known):
+            return name  # type: ignore[no-any-return]  # a str or an int, as was just seen
         raise _refused(i, "label", value, expected)
 
     known = {(type(name), name) for name in classes}

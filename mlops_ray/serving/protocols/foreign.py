@@ -80,7 +80,7 @@ def _inference(form: Form) -> list[Operation]:
             about["parameters"] = list(where)
         return about
 
-    name = {"name": "name", "in": "path", "required": True, "schema": {"const": form.project}}
+    name = {"name": "model", "in": "path", "required": True, "schema": {"const": form.project}}
     version = {
         "name": "version",
         "in": "path",
@@ -95,7 +95,7 @@ def _inference(form: Form) -> list[Operation]:
         ("get", "/v2/health/live", "read", get("Is the server alive", live)),
         ("get", "/v2/health/ready", "read", get("Can it predict", ready, **unready)),
     ]
-    for path, where in (("/v2/models/{name}", [name]), ("/v2/models/{name}/versions/{version}", [name, version])):
+    for path, where in (("/v2/models/{model}", [name]), ("/v2/models/{model}/versions/{version}", [name, version])):
         found += [
             ("get", path, "read", get("Model metadata: inputs and outputs", about, *where)),
             ("get", f"{path}/ready", "read", get("Can the model predict", ready, *where, **unready)),

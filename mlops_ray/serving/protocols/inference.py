@@ -14,7 +14,7 @@ Extension" and "Classification Extension".
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from mlops_ray.serving.protocols import tensors
 from mlops_ray.serving.protocols.bodies import media_type
 from mlops_ray.serving.protocols.cells import kind, shown
 from mlops_ray.serving.protocols.form import Form, batch_of_arrays, batch_of_lists
+from mlops_ray.serving.protocols.native import parse_options
 from mlops_ray.serving.protocols.tensors import Tensor
 
 MEDIA_TYPES = ("application/json", "application/octet-stream")
@@ -78,16 +79,27 @@ def parse(body: bytes, headers: Mapping[str, str], form: Form, *, now: float, ve
     if sent not in MEDIA_TYPES:
         raise BadRequest(415, "unsupported media type", f"send {' or '.join(MEDIA_TYPES)}, not {sent[:60]!r}")
     document, data = _split(body, headers.get(HEADER_LENGTH))
+    return understood(document, data, form, now=now, version=version)
+
+
+def understood(
+    document: dict[str, Any], data: memoryview, form: Form, *, now: float, version: str | None = None
+) -> Asked:
+    """An inference request whose JSON, and the bytes of binary tensors behind it, have been told apart.
+
+    Raises: BadRequest, as `parse` does.
+    """
     if extra := sorted(document.keys() - {"id", "parameters", "inputs", "outputs"}):
         known = "expected id, parameters, inputs, outputs"
         raise BadRequest(422, "unknown field", f"{shown(extra[0])} is not a field of an inference request; {known}")
     identity = document.get("id")
     if identity is not None and not isinstance(identity, str):
         raise BadRequest(422, "wrong type", f"id must be a string, not {kind(identity)}")
-    binary, threshold = _parameters(document.get("parameters"), form)
+    binary, options = _parameters(document.get("parameters"), form)
     outputs = _outputs(document.get("outputs"), form, binary=binary)
     batch = _batch(_inputs(document.get("inputs"), data), form, now)
-    options = Options(threshold=threshold, version=None if version is None else version_of(version, form))
+    if version is not None:
+        options = replace(options, version=version_of(version, form))
     return Asked(batch, options, Wish(identity, outputs, binary))
 
 
@@ -152,19 +164,14 @@ def _content(value: Any, known: Sequence[str], place: str) -> None:
         raise BadRequest(422, "unknown content type", says)
 
 
-def _parameters(value: Any, form: Form) -> tuple[bool, float | None]:
+def _parameters(value: Any, form: Form) -> tuple[bool, Options]:
     """The request's own parameters: whether outputs travel as bytes unless they say otherwise, and a threshold."""
     given = _object(value, "parameters")
     _only(given, _PARAMETERS, "parameters")
     _content(given.get("content_type"), _OF_REQUESTS, "parameters")
-    threshold = given.get("threshold")
-    if threshold is not None:
-        if form.task != "binary":
-            raise BadRequest(422, "no threshold", f"parameters.threshold: a {form.task} model has none")
-        if type(threshold) not in (int, float) or not 0 <= threshold <= 1:
-            raise BadRequest(422, "wrong value", f"parameters.threshold must be from 0 to 1, not {shown(threshold)}")
     binary = _flag(given.get("binary_data_output", False), "parameters.binary_data_output")
-    return binary, None if threshold is None else float(threshold)
+    offered = {name: given[name] for name in ("threshold",) if name in given}
+    return binary, parse_options(offered, form, "parameters")
 
 
 def _outputs(value: Any, form: Form, *, binary: bool) -> tuple[Output, ...] | None:

@@ -29,12 +29,12 @@ from mlops_ray.serving.exchange import Answer, Asked, Batch, Options, Reply
 from mlops_ray.serving.protocols.bodies import JSON, media_type
 from mlops_ray.serving.protocols.cells import kind, shown
 from mlops_ray.serving.protocols.form import Form, batch_of_arrays, batch_of_lists, batch_of_rows
+from mlops_ray.serving.protocols.native import parse_options
 
 CSV = "text/csv"
 MEDIA_TYPES = (JSON, CSV)
 
 _TABLES = ("dataframe_split", "dataframe_records", "instances", "inputs")
-_PARAMS = ("probabilities", "threshold", "version", "explain")
 _ONE_OF = f"the body must be an object with exactly one of {', '.join(_TABLES)}, and optionally params"
 
 # Types under which CSV is read: exact where that matters, and wide enough for pandas' habit of writing ints as floats.
@@ -124,29 +124,11 @@ def _json(body: bytes) -> dict[str, Any]:
 def _params(value: Any, form: Form) -> tuple[Options, Wish]:
     if value is None:
         return Options(), Wish()
-    if not isinstance(value, dict):
-        raise BadRequest(422, "wrong type", f"params must be an object, not {kind(value)}")
-    if extra := sorted(value.keys() - set(_PARAMS)):
-        says = f"params.{shown(extra[0])[1:-1]} is not known; the params are {', '.join(_PARAMS)}"
-        raise BadRequest(422, "unknown parameter", says)
-    probabilities, threshold, version = value.get("probabilities", False), value.get("threshold"), value.get("version")
-    explain = value.get("explain", 0)
-    if not isinstance(probabilities, bool):
-        raise BadRequest(422, "wrong value", f"params.probabilities must be true or false, not {shown(probabilities)}")
+    options = parse_options(value, form, "params")
+    probabilities: bool = value.get("probabilities", False)
     if probabilities and form.task == "regression":
         raise BadRequest(422, "no probabilities", "params.probabilities: a regression predicts numbers, not classes")
-    if threshold is not None:
-        if form.task != "binary":
-            raise BadRequest(422, "no threshold", f"params.threshold: a {form.task} model has none")
-        if type(threshold) not in (int, float) or not 0 <= threshold <= 1:
-            raise BadRequest(422, "wrong value", f"params.threshold must be from 0 to 1, not {shown(threshold)}")
-        threshold = float(threshold)
-    if version is not None and (type(version) is not int or not 1 <= version < 10**9):
-        raise BadRequest(422, "wrong value", f"params.version must be a version's number, not {shown(version)}")
-    if type(explain) is not int or not 0 <= explain <= form.explain:
-        says = f"params.explain must be a whole number from 0 to {form.explain} (serving.explain), not {shown(explain)}"
-        raise BadRequest(422, "wrong value", says)
-    return Options(threshold, version, explain), Wish(probabilities)
+    return options, Wish(probabilities)
 
 
 # Tables --------------------------------------------------------------------------------------------------------------

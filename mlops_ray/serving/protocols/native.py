@@ -17,7 +17,7 @@ from mlops_ray.errors import BadRequest
 from mlops_ray.serving.exchange import NO_OPTIONS, Answer, Asked, Options, Reply
 from mlops_ray.serving.protocols import arrow
 from mlops_ray.serving.protocols.bodies import JSON, media_type, parse_json, preferred, refuse_repeated
-from mlops_ray.serving.protocols.cells import shown
+from mlops_ray.serving.protocols.cells import integer, shown
 from mlops_ray.serving.protocols.form import Form, batch_of_lists, batch_of_rows
 from mlops_ray.serving.protocols.problem import pointed
 
@@ -71,7 +71,7 @@ def _parse_json(body: bytes, form: Form, now: float) -> tuple[Any, Any]:
         extra = shown(min(document.keys() - {"rows", "columns", "options"}))
         raise BadRequest(422, "unknown field", f"{extra} is not a field of a predict request", {"received": extra})
     if options is None and "options" in document:
-        raise _bad_option((), None, "an object")
+        raise _bad_option(("options",), None, "an object")
     n_members = len(document) + (len(options) if isinstance(options, dict) else 0)
     if "rows" in document:
         if not isinstance(rows, list) or not rows:
@@ -100,34 +100,42 @@ def _place(error: BadRequest, *names: str) -> list[Any]:
     return [error.members[name] for name in names if name in error.members]
 
 
-def parse_options(given: Any, form: Form) -> Options:
-    """The `options` of a request. Raises: BadRequest (422) naming one that the project or its task does not offer."""
+def parse_options(given: Any, form: Form, member: str = "options") -> Options:
+    """The `options` of a request, which its body has under the name `member`.
+
+    Raises: BadRequest (422) naming one that the project or its task does not offer.
+    """
+
+    def bad(path: tuple[str, ...], value: Any, expected: str) -> BadRequest:
+        return _bad_option((member, *path), value, expected)
+
     if not isinstance(given, dict):
-        raise _bad_option((), given, "an object")
+        raise bad((), given, "an object")
     if extra := given.keys() - {"threshold", "version", "explain", "probabilities"}:
         name = min(extra)
-        raise _bad_option((name,), given[name], "one of threshold, version, explain, probabilities")
-    threshold, version, explain = given.get("threshold"), given.get("version"), given.get("explain", 0)
+        raise bad((name,), given[name], "one of threshold, version, explain, probabilities")
+    threshold = given.get("threshold")
+    version, explain = integer(given.get("version")), integer(given.get("explain", 0))
     if "threshold" in given:
         if form.task != "binary":
-            raise _bad_option(("threshold",), threshold, f"nothing: a {form.task} task has no threshold")
+            raise bad(("threshold",), threshold, f"nothing: a {form.task} task has no threshold")
         if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
-            raise _bad_option(("threshold",), threshold, "a number from 0 to 1")
+            raise bad(("threshold",), threshold, "a number from 0 to 1")
     if "version" in given and (type(version) is not int or not 1 <= version < 2**31):
-        raise _bad_option(("version",), version, "the number of a version")
+        raise bad(("version",), given["version"], "the number of a version")
     if type(explain) is not int or not 0 <= explain <= form.explain:
         offered = "0: this project explains nothing; set serving.explain"
-        raise _bad_option(("explain",), explain, f"an integer from 0 to {form.explain}" if form.explain else offered)
+        raise bad(("explain",), given["explain"], f"an integer from 0 to {form.explain}" if form.explain else offered)
     if type(given.get("probabilities", True)) is not bool:
-        raise _bad_option(("probabilities",), given["probabilities"], "true or false")
+        raise bad(("probabilities",), given["probabilities"], "true or false")
     return Options(None if threshold is None else float(threshold), version, explain)
 
 
 def _bad_option(path: tuple[str, ...], value: Any, expected: str) -> BadRequest:
-    place, received = ".".join(("options", *(name[:60] for name in path))), shown(value)
+    place, received = ".".join(name[:60] for name in path), shown(value)
     members = {"field": place, "expected": expected, "received": received}
     error = BadRequest(422, "wrong option", f"{place}: expected {expected}, got {received}", members)
-    return pointed(error, "options", *path)
+    return pointed(error, *path)
 
 
 def reply(asked: Asked, answer: Answer) -> Reply:

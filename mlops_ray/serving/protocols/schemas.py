@@ -11,15 +11,13 @@ import re
 from typing import Any
 
 from mlops_ray.config import Column
-from mlops_ray.serving.protocols.cells import LARGEST
+from mlops_ray.serving.protocols.cells import END_S, FIRST_S, LARGEST
 from mlops_ray.serving.protocols.form import Form
 
 Schema = dict[str, Any]
 
-# What JSON parsers agree on (RFC 8259, 6); a key is text afterwards, so each digit matters.
-_EXACT = 2**53 - 1
-# Year 1 to 9999, which the log can date.
-_FIRST_S, _LAST_S = -62_135_596_800, 253_402_300_799
+# Integers whose digits all arrive.
+_LOWEST, _HIGHEST = -(2**63), 2**64 - 1
 _TIME = "ISO 8601, UTC where it has no zone; or seconds since the epoch."
 A_TIME: Schema = {
     "description": f"From 1970 to tomorrow. {_TIME} Now when absent.",
@@ -47,7 +45,10 @@ def of_value(spec: Column, form: Form) -> Schema:
         return A_TIME
     found = _of_dtype(spec, form)
     if spec is form.key:
-        found |= {"minLength": 1} if spec.dtype == "string" else {"minimum": -_EXACT, "maximum": _EXACT}
+        if spec.dtype == "string":
+            found["minLength"] = 1
+        else:
+            found |= {"minimum": max(found["minimum"], _LOWEST), "maximum": min(found["maximum"], _HIGHEST)}
     if spec.nullable and spec is not form.key:
         found = {**found, "type": [found["type"], "null"]} if "type" in found else _or_null(found)
         if "enum" in found:
@@ -64,7 +65,7 @@ def _or_null(found: Schema) -> Schema:
 def _of_dtype(spec: Column, form: Form) -> Schema:
     held = bool(form.rules[spec.name])
     if spec.dtype == "timestamp":
-        numbers = {"type": "number", "minimum": _FIRST_S, "maximum": _LAST_S}
+        numbers = {"type": "number", "minimum": FIRST_S, "exclusiveMaximum": END_S}
         return {"anyOf": [{"type": "string", "format": "date-time"}, numbers]}
     if spec.dtype == "bool":
         return {"type": "boolean"}
@@ -168,7 +169,7 @@ def _feedback(form: Form) -> dict[str, Schema]:
     time["description"] = f"When the label became known. {A_TIME['description']}"
     key: Schema = {"type": "string", "minLength": 1}
     if form.key.dtype == "int":
-        key = {"anyOf": [key, {"type": "integer", "minimum": -_EXACT, "maximum": _EXACT}]}
+        key = {"anyOf": [key, {"type": "integer", "minimum": _LOWEST, "maximum": _HIGHEST}]}
     by_id = {"prediction_id": {"type": "string", "minLength": 1}, "label": label, "time": time}
     by_key = {"key": key, "label": label, "time": time}
     entry = {

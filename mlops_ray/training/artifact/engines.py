@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -88,7 +89,7 @@ def onnx_scorer(graph: bytes, features: Features, task: Task, n_classes: int, ar
         if numeric:
             feed["numeric"] = _matrix(columns, numeric)
         if categorical:
-            feed["categorical"] = np.stack([columns[c] for c in categorical], axis=1)
+            feed["categorical"] = _beside([columns[c] for c in categorical], np.dtype(object))
         found = session.run([output], feed)[0]
         if found.shape != (len(next(iter(feed.values()))), width):
             raise ArtifactRefused(artifact, f"model.onnx answers shape {found.shape}, not (n, {width})")
@@ -116,7 +117,7 @@ def _matrix(columns: Columns, names: tuple[str, ...]) -> NDArray[np.float32]:
     """Columns side by side, shape (n, names). Raises: DataError for an infinite value: the engines differ on those."""
     if not names:
         return np.empty((0, 0), dtype=np.float32)
-    matrix = np.stack([columns[name] for name in names], axis=1, dtype=np.float32, casting="same_kind")
+    matrix = _beside([columns[name] for name in names], np.dtype(np.float32))
     infinite = np.isinf(matrix)
     if infinite.any():
         row, column = np.argwhere(infinite)[0]
@@ -124,6 +125,13 @@ def _matrix(columns: Columns, names: tuple[str, ...]) -> NDArray[np.float32]:
             "request", f"row {row}: {names[column]} is infinite; send a number, or null where it is missing"
         )
     return matrix
+
+
+def _beside(columns: Sequence[NDArray[Any]], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Columns of shape (n,) side by side, shape (n, columns), row after row in memory."""
+    if len(columns[0]) == 1:  # a request of one row: a third of what `stack` takes, and that was a fifth of the scoring
+        return np.concatenate(columns, dtype=dtype, casting="same_kind").reshape(1, -1)
+    return np.stack(columns, axis=1, dtype=dtype, casting="same_kind")
 
 
 def choose(

@@ -89,7 +89,6 @@ class World:
 def world(ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(on_collectors, "Collector", Known)
     monkeypatch.setattr(on_collectors, "_PING_S", 3.0)
-    # Calls look names up in the namespace of their own driver.
     made = World(tmp_path, "collected")
     yield made
     made.close()

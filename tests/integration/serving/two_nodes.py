@@ -1,4 +1,4 @@
-"""Two nodes, a collector on each: a watermark waits for both, a dead node for nobody, and a node that joins is found."""
+"""Two nodes, a collector on each: a watermark waits for both, for a dead node nobody does, and a new one is found."""
 
 from __future__ import annotations
 

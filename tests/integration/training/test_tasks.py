@@ -23,7 +23,9 @@ from mlops_ray.data import lake
 from mlops_ray.data.lake import DatasetVersion
 from mlops_ray.data.on_ray import prepare
 from mlops_ray.data.splits import HOLDOUT
+from mlops_ray.data.traces import Needles
 from mlops_ray.errors import DataError
+from mlops_ray.serving import erasure, forget
 from mlops_ray.state import Store, VersionRow
 from mlops_ray.training import rows as rows_of
 from mlops_ray.training.artifact import model
@@ -198,6 +200,22 @@ def test_what_differs_in_the_environment_is_named(worlds: Callable[[str], World]
     assert len(about) == 1
     assert "1.7.2" in about[0]
     assert then in about[0]
+
+
+def test_a_dataset_version_that_lost_rows_to_a_request_is_used_as_it_is_and_says_so(
+    worlds: Callable[[str], World], tmp_path: Path
+) -> None:
+    world = World(tmp_path, "binary")
+    project = world.project(["linear"])
+    done = world.train(project)
+    assert done.version is not None
+    needles = Needles(("k7",))
+    order = forget.opened(project, b"s", ("k7",), who="clerk", why="asked to", now=2e9)
+    erasure.run(project, order, needles, b"s", flush=lambda: None, now=2e9, on_progress=silent)
+    again = reproduce(project, done.version, search=False, on_progress=silent)
+    (said,) = [said for said in again.differences if "redacted" in said]
+    assert world.dataset.content_hash in said
+    assert "1 rows were forgotten" in said
 
 
 def test_a_dataset_version_that_is_gone_cannot_be_made_again(worlds: Callable[[str], World], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -28,6 +29,15 @@ def details(config: dict[str, Any]) -> dict[str, Any]:
     return {
         "applications": {a["name"]: {"status": "RUNNING", "deployed_app_config": a} for a in config["applications"]}
     }
+
+
+def test_grpc_is_offered_where_a_port_asks_for_it() -> None:
+    assert "grpc_options" not in render([served(STABLE)])
+    options = render([served(STABLE, cluster={"grpc_port": 9000})])["grpc_options"]
+    assert options["port"] == 9000
+    (path,) = options["grpc_servicer_functions"]
+    module, _, name = path.rpartition(".")
+    assert callable(getattr(importlib.import_module(module), name))
 
 
 def test_a_project_is_one_application_with_what_is_wanted_as_user_config() -> None:

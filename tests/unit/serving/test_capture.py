@@ -291,6 +291,25 @@ def test_a_full_disk_costs_records_that_are_counted_but_no_label(
     assert counts(tmp_path) == {"disk": 5}
 
 
+@pytest.mark.parametrize("durability", ["process", "disk"])
+def test_a_file_that_was_collected_fills_the_disk_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: str
+) -> None:
+    """Found on a full disk: the writer kept the claimed file open, so that removing it made no room for a new one."""
+    mine = made(tmp_path, durability=durability)
+    mine.append(scored("a"))
+    assert asyncio.run(mine.durable())
+    (segment,), _ = spool.claim(tmp_path, 0)
+    inode = segment.path.stat().st_ino
+    with monkeypatch.context() as full:
+        refuse(full)
+        assert not mine.append(scored("b"))
+    links = [fd.stat().st_ino for fd in Path("/proc/self/fd").iterdir() if fd.exists()]
+    assert inode not in links
+    assert mine.append(scored("c"))
+    mine.close()
+
+
 def test_a_replica_that_finds_no_spool_answers_and_recovers(tmp_path: Path) -> None:
     folder = tmp_path / "spool"
     folder.write_text("in the way")

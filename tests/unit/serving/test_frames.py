@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -75,6 +76,13 @@ ROWS = {"x": np.array([0.5, 0.25], dtype=np.float32)}
 
 def double(columns: Any) -> Told:
     return Told(2.0 * columns["x"].astype(np.float64), (0, 1))
+
+
+@pytest.fixture(autouse=True, params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def _loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Serve runs uvloop, whose transports are not asyncio's."""
+    monkeypatch.setattr(asyncio.events, "new_event_loop", request.param)
+    monkeypatch.setattr(asyncio.runners.events, "new_event_loop", request.param)
 
 
 def over_a_socket(folder: Path, score: frames.Score, talk: Callable[[frames.Asking], Awaitable[Any]]) -> Any:

@@ -22,7 +22,7 @@ from mlops_ray.state import Store, VersionRow
 from mlops_ray.verbs import on_deployments
 from tests import fakes
 from tests.mlflow_command import mlflow
-from tests.unit.serving.clients.conftest import STABLE, WARM, Served, every
+from tests.unit.serving.clients.conftest import STABLE, TOKEN, WARM, Served, every
 
 __all__ = ["every"]
 
@@ -120,10 +120,20 @@ def test_a_deployment_behind_an_address_is_described_by_the_server(remote: Any, 
         remote.list_deployments()
 
 
-def test_the_token_goes_with_every_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "Authorization" not in on_deployments._headers()
-    monkeypatch.setenv(on_deployments.TOKEN_VARIABLE, "mr_1_2")
-    assert on_deployments._headers()["Authorization"] == "Bearer mr_1_2"
+def test_a_project_with_tokens_asks_for_the_one_of_the_environment(
+    every: dict[str, Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = get_deploy_client(f"mlops-ray:{every['guarded'].url.rsplit('/', 1)[0]}")
+    monkeypatch.delenv(on_deployments.TOKEN_VARIABLE, raising=False)
+    with refused("UNAUTHENTICATED", "no token"):
+        client.predict("guarded", FRAME)
+    with refused("UNAUTHENTICATED", "no token"):
+        client.get_deployment("guarded")
+    monkeypatch.setenv(on_deployments.TOKEN_VARIABLE, TOKEN)
+    assert client.predict("guarded", FRAME)["predictions"] == [0, 1]
+    assert client.get_deployment("guarded")["status"] == "READY"
+    with refused("PERMISSION_DENIED", "operate"):
+        client.predict("guarded", {"dataframe_split": FRAME, "params": {"version": WARM}})
 
 
 def test_mlflows_own_command_predicts(binary: Served, tmp_path: Path) -> None:

@@ -23,9 +23,9 @@ from mlops_ray.data.features.transformer import bins, training_matrix, transform
 from mlops_ray.data.schema import conform
 from mlops_ray.demo.flights import flights
 from mlops_ray.errors import ArtifactRefused
-from mlops_ray.serving import log
-from mlops_ray.serving.capture import _strings
-from mlops_ray.serving.protocol import Form, parse_predict
+from mlops_ray.serving import encoding, log
+from mlops_ray.serving.protocols.form import Form, batch_of_rows
+from mlops_ray.serving.records import Scored
 from mlops_ray.training.artifact import model
 from mlops_ray.training.artifact.model import Reference
 
@@ -110,17 +110,18 @@ def test_one_row_scores_alike_from_statistics_to_the_log(tmp_path: Path, table: 
     names = list(form.names)
     few = rows.select(names).slice(0, 40)
     sent = orjson.loads(orjson.dumps({"rows": few.to_pylist()}))
-    parsed = parse_predict(sent, form, now=NOW)
+    parsed = batch_of_rows(sent["rows"], form, now=NOW)
     assert list(parsed.columns) == list(features.inputs)
     np.testing.assert_allclose(loaded.score(parsed.columns), batch[:40], atol=1e-7)
     for i in (0, 7, 39):
-        alone = parse_predict({"rows": [sent["rows"][i]]}, form, now=NOW)
+        alone = batch_of_rows([sent["rows"][i]], form, now=NOW)
         assert loaded.score(alone.columns)[0] == pytest.approx(batch[i], abs=1e-7)
 
     # As the spool keeps it, in the log, read back: the inputs are what was scored.
-    record = {"kind": "predict", "id": "r", "at": NOW, "keys": parsed.keys, "times": parsed.times, "stable": 1}
-    record |= {"columns": dict(parsed.columns), "scores": batch[:40], "score_us": 1.0}
-    kept = orjson.loads(orjson.dumps(record, _strings, orjson.OPT_SERIALIZE_NUMPY))
+    assert parsed.keys is not None
+    record = Scored("r", NOW, parsed.keys, parsed.times, dict(parsed.columns), 1, batch[:40], 1.0)
+    (kept,) = encoding.frames(encoding.framed(record, 7), 0, 7)
+    assert isinstance(kept, Scored)
     predictions = log.arrivals(made, [kept]).predictions
     assert predictions.schema == log.prediction_schema(made)
     back = log.inputs(made, predictions)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mlops_ray.config import Project, Task
 from mlops_ray.data.profile import Columns
+from mlops_ray.serving.access import Access, Open, Role, new_token
 from mlops_ray.serving.http import Application
 from mlops_ray.serving.records import Record, Scored
 from mlops_ray.serving.service import Held, Service, Wanted
@@ -77,12 +78,17 @@ async def _unasked(version: int, columns: Columns) -> Any:
     raise AssertionError("there is no canary")
 
 
+TOKEN, _GRANT = new_token("tests", [Role.PREDICT, Role.READ], now=0.0, expires=None)
+"""The token of the project `guarded`: it may predict and look, and not choose the version."""
+
+
 def _application(project: Project, log: Memory) -> Application:
     first, warm = (Held(v, f"/models/{v}", f"sha-{v}") for v in (STABLE, WARM))
     wanted = Wanted(0, stable=first, warm=(warm,))
     service = Service(project, log, lambda held: Rule(project.task), _unasked, first=wanted)
     fakes.eventually(lambda: {m.version for m in service.models()} == {STABLE, WARM})
-    return Application(lambda: service)
+    access = Access([_GRANT]) if project.serving.auth == "token" else Open()
+    return Application(lambda: service, lambda: access)
 
 
 def _mounted(applications: dict[str, Application]) -> Any:
@@ -97,12 +103,13 @@ def _mounted(applications: dict[str, Application]) -> Any:
 
 @pytest.fixture(scope="session")
 def every() -> Iterator[dict[str, Served]]:
-    """A project of each task, and one of numbers alone, by name, served by one process."""
+    """A project of each task, one with tokens and one of numbers alone, by name, served by one process."""
     plain = {"numeric": {"columns": ["x", "n"]}}
     projects = [
         fakes.project(),
         fakes.project(project="classes", task="multiclass"),
         fakes.project(project="numbers", task="regression"),
+        fakes.project(project="guarded", serving={"auth": "token"}),
         fakes.project(project="plain", task="regression", features=plain),
     ]
     with socket.socket() as listening:

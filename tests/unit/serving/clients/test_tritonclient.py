@@ -13,7 +13,7 @@ import tritonclient.http.aio as triton_aio
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from tests.unit.serving.clients.conftest import CLASSES, STABLE, WARM, Served
+from tests.unit.serving.clients.conftest import CLASSES, STABLE, TOKEN, WARM, Served
 
 COLUMNS: dict[str, tuple[str, NDArray[Any]]] = {
     "who": ("BYTES", np.array(["k1", "k2"], dtype=object)),
@@ -155,6 +155,22 @@ def test_classes_come_with_their_probabilities(every: dict[str, Served]) -> None
         top = client.infer("classes", inputs(), outputs=[likeliest]).as_numpy("probabilities")
         assert [text.decode() for text in top.ravel()] == ["0.400000:1:mittel", "0.750000:0:low"]
         assert client.get_model_metadata("classes")["outputs"][0]["shape"] == [-1, len(CLASSES)]
+
+
+def test_a_token_opens_what_its_roles_say(every: dict[str, Served]) -> None:
+    bearer = {"Authorization": f"Bearer {TOKEN}"}
+    with triton.InferenceServerClient(every["guarded"].place) as client:
+        assert client.infer("guarded", inputs(), headers=bearer).as_numpy("label").tolist() == [0, 1]
+        assert client.is_server_ready(headers=bearer)
+        assert not client.is_server_ready()
+        with pytest.raises(InferenceServerException) as caught:
+            client.infer("guarded", inputs())
+        assert caught.value.status() == "401"
+        assert "no token" in caught.value.message()
+        with pytest.raises(InferenceServerException) as caught:
+            client.infer("guarded", inputs(), model_version=str(WARM), headers=bearer)
+        assert caught.value.status() == "403"
+        assert "operate" in caught.value.message()
 
 
 def test_all_features_may_stand_in_one_tensor(plain: Served) -> None:

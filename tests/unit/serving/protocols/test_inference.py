@@ -139,10 +139,12 @@ def test_a_version_in_the_url_pins() -> None:
 
 def test_a_threshold_is_an_option_of_binary_models() -> None:
     assert asked(tensors(), parameters={"threshold": 0.25}).options.threshold == 0.25
-    assert refused(tensors(), parameters={"threshold": 2}).title == "wrong value"
-    assert refused(tensors(), parameters={"threshold": True}).title == "wrong value"
+    for wrong in (2, True, "0.5"):
+        error = refused(tensors(), parameters={"threshold": wrong})
+        assert "parameters.threshold: expected a number from 0 to 1" in error.detail
+        assert error.members["pointer"] == "#/parameters/threshold"
     numbers = Form.of(fakes.project(task="regression"))
-    assert refused(tensors(), numbers, parameters={"threshold": 0.5}).title == "no threshold"
+    assert "regression" in refused(tensors(), numbers, parameters={"threshold": 0.5}).detail
 
 
 def test_id_and_outputs_are_kept_for_the_reply() -> None:

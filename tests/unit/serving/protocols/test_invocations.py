@@ -92,17 +92,17 @@ def test_params_are_options() -> None:
 @pytest.mark.parametrize(
     ("params", "says"),
     [
-        ([], "params must be an object"),
-        ({"temperature": 1}, "params.temperature is not known; the params are probabilities, threshold"),
-        ({"probabilities": 1}, "true or false"),
-        ({"threshold": "0.5"}, "from 0 to 1"),
-        ({"threshold": True}, "from 0 to 1"),
-        ({"threshold": 1.5}, "from 0 to 1"),
-        ({"version": 0}, "a version's number"),
-        ({"version": "3"}, "a version's number"),
-        ({"version": True}, "a version's number"),
-        ({"explain": 1}, "from 0 to 0 (serving.explain)"),
-        ({"explain": False}, "from 0 to 0 (serving.explain)"),
+        ([], "params: expected an object"),
+        ({"temperature": 1}, "params.temperature: expected one of threshold, version, explain, probabilities"),
+        ({"probabilities": 1}, "params.probabilities: expected true or false"),
+        ({"threshold": "0.5"}, "params.threshold: expected a number from 0 to 1"),
+        ({"threshold": True}, "params.threshold: expected a number from 0 to 1"),
+        ({"threshold": 1.5}, "params.threshold: expected a number from 0 to 1"),
+        ({"version": 0}, "params.version: expected the number of a version"),
+        ({"version": "3"}, "params.version: expected the number of a version"),
+        ({"version": True}, "params.version: expected the number of a version"),
+        ({"explain": 1}, "params.explain: expected 0"),
+        ({"explain": False}, "params.explain: expected 0"),
     ],
 )
 def test_params_that_are_none_say_why(params: Any, says: str) -> None:

@@ -66,6 +66,7 @@ def test_options() -> None:
     assert asked.options == Options(0.3, 7, 2)
     assert asked.echo == native.Shape(probabilities=False)
     assert ask({"rows": [row()], "options": {}}).options == NO_OPTIONS
+    assert ask({"rows": [row()], "options": {"version": 7.0, "explain": 0.0}}).options == Options(version=7)
     assert ask({"rows": [row()], "options": {"threshold": 1}}).options.threshold == 1.0
 
 

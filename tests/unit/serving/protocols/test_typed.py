@@ -265,7 +265,7 @@ def test_an_integer_key() -> None:
         return batch_of_arrays({"who": values, "x": np.zeros(2)}, WITH_NUMBER, now=NOW).keys
 
     assert keys(np.array([7, 8], np.uint16)) == keys(pa.array([7, 8])) == keys(np.array([7, 8], object)) == ("7", "8")
-    for wrong in (np.array([7.0, 8.0]), pa.array([7, None]), pa.array(["7", "8"]), np.array([2**60, 1])):
+    for wrong in (np.array([7.0, 8.0]), pa.array([7, None]), pa.array(["7", "8"])):
         assert refused(lambda wrong=wrong: keys(wrong)).members["column"] == "who"
 
 

@@ -1,0 +1,26 @@
+"""Routes of the documents about the interface itself: the OpenAPI document and the page for people."""
+
+from __future__ import annotations
+
+from mlops_ray.serving.access import Role
+from mlops_ray.serving.calls import Call, Route
+from mlops_ray.serving.exchange import Reply
+from mlops_ray.serving.foreign import installed
+from mlops_ray.serving.protocols import page
+
+
+def routes() -> tuple[Route, ...]:
+    """`/openapi.json` and `/docs`."""
+    return (
+        Route("GET", "/openapi.json", Role.READ, _openapi, measured=False),
+        Route("GET", "/docs", Role.READ, _docs, measured=False),
+    )
+
+
+async def _openapi(call: Call) -> Reply:
+    classes = sorted({name for model in call.service.models() for name in model.classes}, key=str)
+    return page.json_document(call.service.project, release=installed("mlops-ray"), classes=classes)
+
+
+async def _docs(call: Call) -> Reply:
+    return page.docs(call.service.project, release=installed("mlops-ray"))
