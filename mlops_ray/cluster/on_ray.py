@@ -41,6 +41,8 @@ class Cluster:
     temp_dir: str
 
 
+# Read by Serve once, when a cluster starts.
+_FAST = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED")
 # Where `cluster.host` means every interface; HAProxy writes it so.
 _ALL_INTERFACES = {"0.0.0.0": "*", "::": "[::]"}
 # Ray takes a node address of 127.0.0.1 for a mistake and looks for one that others reach, unless it is told that there
@@ -92,8 +94,7 @@ def serve_environment(project: Project, cluster_id: str, temp_dir: str) -> dict[
         "RAY_USAGE_STATS_ENABLED": "0",
         # A token file that happens to lie in the home directory would switch token mode on for half of the processes.
         "RAY_AUTH_MODE": "disabled",
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        **dict.fromkeys(_FAST, "1"),
         # Requests reach the ingress's application without Serve's own wrapper, two thirds of a request's cost.
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "mlops_ray.serving.on_ingress.middlewares",
         "RAY_SERVE_HAPROXY_BINARY_PATH": f"{proxy}/haproxy",
@@ -301,6 +302,24 @@ def _one_node() -> Iterator[None]:
 def joins(project: Project) -> bool:
     """Whether the project lives on a cluster that others started, named by its file or (inside a job) by Ray."""
     return bool(os.environ.get("RAY_ADDRESS") or project.cluster.address)
+
+
+def lacking() -> tuple[str, ...]:
+    """Settings that make Serve fast and that the joined cluster was started without; asks one of its processes.
+
+    Raises: BackendUnavailable when the cluster has no process that could say."""
+    asked = ray.remote(num_cpus=0)(_lacking_here).remote()
+    try:
+        names: list[str] = ray.get(asked, timeout=60)
+    except (ray.exceptions.RayError, TimeoutError) as exc:
+        raise BackendUnavailable("the Ray cluster", str(exc).strip().splitlines()[-1]) from exc
+    return tuple(names)
+
+
+def _lacking_here() -> list[str]:
+    from ray.serve._private import constants
+
+    return [name for name in _FAST if not getattr(constants, name, False)]
 
 
 def ensure_actor(kind: Any, name: str, text: str, *args: Any, concurrency: int = 4) -> int:

@@ -73,9 +73,17 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_room_has_blocks_that_run() -> None:
-    assert {"data.md", "training.md", "serving.md", "protocols.md", "log.md", "monitoring.md", "rollout.md", "retraining.md", "state.md"} <= {
-        page.name for page in pages_with("python")
-    }
+    assert {
+        "data.md",
+        "training.md",
+        "serving.md",
+        "protocols.md",
+        "log.md",
+        "monitoring.md",
+        "rollout.md",
+        "retraining.md",
+        "state.md",
+    } <= {page.name for page in pages_with("python")}
 
 
 @pytest.mark.parametrize("page", pages_with("python"), ids=lambda p: p.name)
