@@ -35,7 +35,7 @@ demo-fast: $(STAMP) ## the demo's short form
 test: test-unit test-integration ## unit tests, then integration tests on a local Ray (not the slow ones)
 
 test-unit: $(STAMP) ## tests of the parts that decide; no Ray
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit -m "not slow"
 
 test-integration: $(STAMP) ## tests on a local Ray and real servers, then on clusters of their own
 	$(BIN)/python -m pytest -q tests/integration -m "not slow"

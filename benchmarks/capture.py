@@ -24,9 +24,9 @@ import numpy as np
 from mlops_ray.config import Project
 from mlops_ray.data.profile import Bins
 from mlops_ray.monitoring.folding import fold
-from mlops_ray.serving.capture import Capture
-from mlops_ray.serving.collecting import Drain
+from mlops_ray.serving.log.collecting import Drain
 from mlops_ray.serving.records import Scored
+from mlops_ray.serving.spool.capture import Capture
 from mlops_ray.state import Store
 
 NUMERIC = [f"f{i}" for i in range(10)]

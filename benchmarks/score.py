@@ -161,8 +161,8 @@ def alone(project: Any, row: Any, root: Path) -> dict[str, Took]:
 
     from mlops_ray.data.features import statistics
     from mlops_ray.data.sources import shards
-    from mlops_ray.serving import bulk
-    from mlops_ray.serving.batch import Output, Plan
+    from mlops_ray.serving.bulk import blocks as bulk
+    from mlops_ray.serving.bulk.batch import Output, Plan
     from mlops_ray.training.artifact import model
 
     loaded = model.load(row.artifact, row.sha256)
@@ -187,8 +187,8 @@ def alone(project: Any, row: Any, root: Path) -> dict[str, Took]:
 
 def on_ray(project: Any, row: Any, root: Path, round_: int) -> Took:
     """Of the whole batch."""
-    from mlops_ray.serving.batch import Output
-    from mlops_ray.serving.on_score import score
+    from mlops_ray.serving.bulk.batch import Output
+    from mlops_ray.serving.bulk.on_score import score
 
     output = Output(str(root / f"scores-{round_}"), delta=False)
     started = clock()

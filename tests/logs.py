@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from mlops_ray.config import Project
 from mlops_ray.data import lake
-from mlops_ray.serving.log import day_of, label_schema, prediction_schema
+from mlops_ray.serving.log.tables import day_of, label_schema, prediction_schema
 
 DAY_S = 86_400.0
 START = 20_454 * DAY_S  # 2026-01-01

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlops_ray.serving import spool
 from mlops_ray.serving.exchange import Labels
 from mlops_ray.serving.records import Labelled, Record, Scored, Shadowed, Trial, Uncaptured, Watermark
+from mlops_ray.serving.spool import segments as spool
 
 
 def scored(request_id: str, n: int = 1, **more: Any) -> Scored:

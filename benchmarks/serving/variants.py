@@ -17,13 +17,13 @@ from typing import Any
 from ray import serve
 
 from mlops_ray.config import Project, parse_portable
-from mlops_ray.serving import http
 from mlops_ray.serving.access import Open
 from mlops_ray.serving.artifacts import load_version
-from mlops_ray.serving.capture import Capture
 from mlops_ray.serving.records import Record
 from mlops_ray.serving.service import Line, Log, Service
+from mlops_ray.serving.spool.capture import Capture
 from mlops_ray.serving.versions import Wanted
+from mlops_ray.serving.web import http
 from mlops_ray.state import Store
 
 

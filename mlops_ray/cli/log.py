@@ -51,7 +51,7 @@ def query(
 
     With --json also their features. Days that are not asked for are not read.
     """
-    from mlops_ray.serving.history import Question
+    from mlops_ray.serving.log.history import Question
     from mlops_ray.verbs import log
 
     question = Question(tuple(key or ()), prediction, since, until, version, variant, limit)
@@ -78,7 +78,7 @@ def export(
 
     Memory holds some days, never the log. `log forget` does not reach what was exported.
     """
-    from mlops_ray.serving.history import Question
+    from mlops_ray.serving.log.history import Question
     from mlops_ray.verbs import log
 
     if not output.absolute().parent.is_dir():

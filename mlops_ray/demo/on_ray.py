@@ -27,9 +27,9 @@ from mlops_ray.monitoring.on_ray import monitor_name
 from mlops_ray.monitoring.performance import quality
 from mlops_ray.retraining.on_ray import MANUAL, decided
 from mlops_ray.rollout.on_ray import controller_name
-from mlops_ray.serving import log
 from mlops_ray.serving.artifacts import local
-from mlops_ray.serving.on_collectors import flush
+from mlops_ray.serving.log import tables as log
+from mlops_ray.serving.log.on_collectors import flush
 from mlops_ray.serving.places import labels_uri, log_uri
 from mlops_ray.state import RetrainRow, Store
 

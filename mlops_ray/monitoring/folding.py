@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlops_ray.data.profile import Profile
-from mlops_ray.serving import collecting
+from mlops_ray.serving.log import collecting
 from mlops_ray.state import Tx
 
 

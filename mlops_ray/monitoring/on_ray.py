@@ -26,8 +26,8 @@ from mlops_ray.monitoring import clock, judgement
 from mlops_ray.monitoring.folding import fold
 from mlops_ray.monitoring.labels import joined
 from mlops_ray.monitoring.on_prometheus import Exposition
-from mlops_ray.serving import log
 from mlops_ray.serving.artifacts import local
+from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.places import labels_uri, log_uri
 from mlops_ray.state import Cursor, RetrainRow, Store, Tx, VersionRow, WindowRow
 from mlops_ray.training.artifact import model

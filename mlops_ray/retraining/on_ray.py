@@ -26,7 +26,7 @@ from mlops_ray.monitoring.labels import joined
 from mlops_ray.monitoring.on_ray import Brain, decision_now
 from mlops_ray.retraining.policy import History, Judged, decide
 from mlops_ray.rollout.on_ray import save_start
-from mlops_ray.serving import log
+from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.places import labels_uri, log_uri
 from mlops_ray.state import RetrainRow, Store, Tx, VersionRow
 from mlops_ray.training.gates.verdict import Verdict

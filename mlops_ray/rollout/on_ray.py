@@ -28,9 +28,10 @@ from mlops_ray.monitoring.on_ray import decision_now, monitor_name
 from mlops_ray.rollout import canary
 from mlops_ray.rollout.analysis import Analysis, Outcomes, analyse
 from mlops_ray.rollout.canary import CanaryState, Phase, Reason
-from mlops_ray.serving import applications, log
+from mlops_ray.serving import applications
+from mlops_ray.serving.log import tables as log
+from mlops_ray.serving.log.on_collectors import ensure_collectors
 from mlops_ray.serving.on_apply import application_states, live_replicas, replica_status, try_apply
-from mlops_ray.serving.on_collectors import ensure_collectors
 from mlops_ray.serving.places import labels_uri, log_uri
 from mlops_ray.serving.versions import Held, Wanted
 from mlops_ray.state import Lease, RolloutRow, ServingRow, Store, Tx, VersionRow

@@ -14,13 +14,13 @@ from typing import Any
 import grpc  # type: ignore[import-untyped]  # comes without types
 
 from mlops_ray.errors import BackendUnavailable, BadRequest
-from mlops_ray.serving import foreign
 from mlops_ray.serving.access import Role
-from mlops_ray.serving.calls import Access, Call, scored
 from mlops_ray.serving.exchange import Answer, Asked, Reply
-from mlops_ray.serving.http import identify
 from mlops_ray.serving.protocols import inference, metadata, rpc
 from mlops_ray.serving.service import Service
+from mlops_ray.serving.web import foreign
+from mlops_ray.serving.web.calls import Access, Call, scored
+from mlops_ray.serving.web.http import identify
 
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,

@@ -19,19 +19,21 @@ from starlette.middleware import Middleware
 from mlops_ray.config import Project, parse_portable
 from mlops_ray.data.profile import Columns
 from mlops_ray.errors import BackendUnavailable, ModelNotFound
-from mlops_ray.serving import applications, calls, claims, frames, http, tokens
+from mlops_ray.serving import applications, frames, tokens
 from mlops_ray.serving.access import Access, Open
-from mlops_ray.serving.admission import Receive
 from mlops_ray.serving.artifacts import load_version
 from mlops_ray.serving.canary import Told
-from mlops_ray.serving.capture import Capture
 from mlops_ray.serving.on_grpc import Rpc
 from mlops_ray.serving.on_line import Door, Line
 from mlops_ray.serving.on_loopback import listen_on_loopback
 from mlops_ray.serving.places import spool_folder
 from mlops_ray.serving.scoring import INLINE_ROWS
 from mlops_ray.serving.service import Service
+from mlops_ray.serving.spool import claims
+from mlops_ray.serving.spool.capture import Capture
 from mlops_ray.serving.versions import Held, Scorer, Wanted
+from mlops_ray.serving.web import calls, http
+from mlops_ray.serving.web.admission import Receive
 from mlops_ray.state import Store
 
 _log = logging.getLogger(__name__)

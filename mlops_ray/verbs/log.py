@@ -13,8 +13,8 @@ from mlops_ray.verbs import Env, Paths, Progress, _silent, known_store, load
 
 if TYPE_CHECKING:
     from mlops_ray.config import Project
-    from mlops_ray.serving.erasure import Outcome
-    from mlops_ray.serving.history import Question
+    from mlops_ray.serving.log.erasure import Outcome
+    from mlops_ray.serving.log.history import Question
     from mlops_ray.state import Store, Tx
 
 
@@ -23,7 +23,7 @@ def query(paths: Paths, env: Env, question: Question, *, labels: bool = False) -
 
     Raises: DataError."""
     from mlops_ray.monitoring.labels import addressed
-    from mlops_ray.serving.history import History
+    from mlops_ray.serving.log.history import History
 
     project = load(paths, env).project
     history = History(project, addressed)
@@ -42,7 +42,7 @@ def export(
 ) -> dict[str, Any]:
     """The log's predictions with their labels as a file, or as a folder with one for each day. Raises: DataError."""
     from mlops_ray.monitoring.labels import addressed
-    from mlops_ray.serving import history
+    from mlops_ray.serving.log import history
 
     project = load(paths, env).project
     done = history.export(
@@ -64,8 +64,9 @@ def forget(
     Raises: DataError; ConfigError for a reason that names a key, since nothing can be taken out of the ledger.
     """
     from mlops_ray.errors import ConfigError
-    from mlops_ray.serving import claims, erasure
-    from mlops_ray.serving import forget as orders
+    from mlops_ray.serving.log import erasure
+    from mlops_ray.serving.log import forget as orders
+    from mlops_ray.serving.spool import claims
 
     project = load(paths, env).project
     store = known_store(project)
@@ -98,7 +99,7 @@ def forget(
 def _needles(project: Project, secret: bytes, keys: Sequence[str]) -> Any:
     """The keys, and what capture keeps of them where it hashes them: both may stand in dataset versions."""
     from mlops_ray.data.traces import Needles
-    from mlops_ray.serving.capture import key_keeper
+    from mlops_ray.serving.spool.capture import key_keeper
 
     keep = key_keeper(project, secret)
     stored = [kept for key in keys if (kept := keep(key))] if keep is not None else []
@@ -108,8 +109,8 @@ def _needles(project: Project, secret: bytes, keys: Sequence[str]) -> Any:
 def _as_stored(project: Project, store: Callable[[], Store], question: Question) -> Question:
     """The question with its keys as capture keeps them. Raises: DataError where it keeps none."""
     from mlops_ray.errors import DataError
-    from mlops_ray.serving import claims
-    from mlops_ray.serving.capture import key_keeper
+    from mlops_ray.serving.spool import claims
+    from mlops_ray.serving.spool.capture import key_keeper
 
     if not question.keys:
         return question
@@ -124,7 +125,7 @@ def _as_stored(project: Project, store: Callable[[], Store], question: Question)
 def _seal(store: Store, project: Project, outcome: Outcome) -> None:
     """The ledger says that it was done; once, however often a course ended just before it could."""
     from mlops_ray import ledger
-    from mlops_ray.serving import erasure
+    from mlops_ray.serving.log import erasure
 
     order = outcome.order
 
@@ -143,7 +144,7 @@ def _flusher(project: Project, said: list[str]) -> Callable[[], None]:
     def flush() -> None:
         from mlops_ray.cluster.on_ray import connected
         from mlops_ray.errors import BackendUnavailable
-        from mlops_ray.serving import on_collectors
+        from mlops_ray.serving.log import on_collectors
 
         try:
             with connected(project):

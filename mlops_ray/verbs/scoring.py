@@ -35,8 +35,8 @@ def score(
     """
     from mlops_ray.cluster.on_ray import connected
     from mlops_ray.data.sources.shards import described
-    from mlops_ray.serving.batch import Output
-    from mlops_ray.serving.on_score import score as scored
+    from mlops_ray.serving.bulk.batch import Output
+    from mlops_ray.serving.bulk.on_score import score as scored
 
     project = load(paths, env).project
     row = _version(known_store(project), project, version)

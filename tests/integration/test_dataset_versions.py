@@ -336,7 +336,7 @@ def test_what_is_no_time_or_number_is_refused(tmp_path: Path, args: tuple[str, s
 def test_a_retrains_version_names_its_decision_and_its_parent(tmp_path: Path):
     from mlops_ray.data.lineage import last_prepared
     from mlops_ray.retraining.on_ray import training_set
-    from mlops_ray.serving import log
+    from mlops_ray.serving.log import tables as log
     from mlops_ray.serving.places import labels_uri, log_uri
 
     file = project_file(tmp_path, ["unused"])

@@ -18,7 +18,7 @@ from mlops_ray import verbs
 from mlops_ray.cluster import on_ray as cluster
 from mlops_ray.cluster import processes
 from mlops_ray.data import lake
-from mlops_ray.serving import log
+from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.on_apply import replica_status
 from mlops_ray.serving.places import log_uri
 from mlops_ray.serving.versions import Wanted

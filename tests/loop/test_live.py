@@ -26,7 +26,8 @@ from mlops_ray.data import lake
 from mlops_ray.demo import on_ray as demo
 from mlops_ray.demo import replay
 from mlops_ray.demo.flights import flights
-from mlops_ray.serving import log, on_collectors
+from mlops_ray.serving.log import on_collectors
+from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.places import labels_uri, log_uri
 from tests.loop.conftest import ROOT, Live
 from tests.mlflow_command import mlflow

@@ -53,7 +53,7 @@ CARRIERS = {"ray", "mlflow", "prometheus_client"}
 # Where the environment and the wall clock enter as values; everything else is handed them.
 SHELLS = {"cli", "verbs", "demo"}
 # A request's arrival is read where it arrives.
-DOORS = {"serving/http.py", "serving/service.py"}
+DOORS = {"serving/web/http.py", "serving/service.py"}
 IMPURE = {
     "time.time",
     "time.sleep",

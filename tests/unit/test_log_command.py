@@ -18,13 +18,13 @@ from mlops_ray.config import Project
 from mlops_ray.data import lake
 from mlops_ray.data.content import row_hash
 from mlops_ray.data.profile import Bins
-from mlops_ray.serving import claims
-from mlops_ray.serving.capture import Capture, key_keeper
-from mlops_ray.serving.collecting import Drain
 from mlops_ray.serving.exchange import Labels
-from mlops_ray.serving.forget import Register
+from mlops_ray.serving.log.collecting import Drain
+from mlops_ray.serving.log.forget import Register
 from mlops_ray.serving.places import labels_uri, log_uri, spool_folder
 from mlops_ray.serving.records import Labelled, Scored
+from mlops_ray.serving.spool import claims
+from mlops_ray.serving.spool.capture import Capture, key_keeper
 from mlops_ray.state import Store
 from tests import fakes
 from tests.logs import DAY_S, START, append, labels, predictions

@@ -19,7 +19,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from mlops_ray import ledger, state
 from mlops_ray.errors import BackendUnavailable, DataError, IllegalMove, LeaseLost, ModelNotFound
-from mlops_ray.serving import claims, tokens
+from mlops_ray.serving import tokens
+from mlops_ray.serving.spool import claims
 from mlops_ray.state import Cursor, Lease, RetrainRow, RolloutRow, Store, Tx, VersionRow, WindowRow
 from tests.postgres import Postgres
 

@@ -23,11 +23,13 @@ from mlops_ray.config import Project
 from mlops_ray.data import lake
 from mlops_ray.data.profile import Bins
 from mlops_ray.monitoring.folding import fold
-from mlops_ray.serving import log, on_collectors, spool
-from mlops_ray.serving.capture import Capture
-from mlops_ray.serving.on_collector import Collector, alive_nodes
+from mlops_ray.serving.log import on_collectors
+from mlops_ray.serving.log import tables as log
+from mlops_ray.serving.log.on_collector import Collector, alive_nodes
 from mlops_ray.serving.places import log_uri, spool_folder, spool_root
 from mlops_ray.serving.records import Watermark
+from mlops_ray.serving.spool import segments as spool
+from mlops_ray.serving.spool.capture import Capture
 from mlops_ray.state import Store
 from tests import fakes
 from tests.fakes import eventually

@@ -26,8 +26,8 @@ from mlops_ray.data.features import statistics, transformer
 from mlops_ray.data.profile import fold
 from mlops_ray.data.sources.shards import described
 from mlops_ray.errors import DataError
-from mlops_ray.serving.batch import Output
-from mlops_ray.serving.on_score import Scored, score
+from mlops_ray.serving.bulk.batch import Output
+from mlops_ray.serving.bulk.on_score import Scored, score
 from mlops_ray.state import Store, VersionRow
 from mlops_ray.training.artifact import model
 from mlops_ray.training.artifact.model import Model, Reference

@@ -12,11 +12,11 @@ import ray
 from ray.cluster_utils import Cluster
 
 from mlops_ray.cluster.on_ray import NAMESPACE
-from mlops_ray.serving import on_collectors
-from mlops_ray.serving.capture import Capture
-from mlops_ray.serving.on_collector import alive_nodes
+from mlops_ray.serving.log import on_collectors
+from mlops_ray.serving.log.on_collector import alive_nodes
 from mlops_ray.serving.places import spool_folder
 from mlops_ray.serving.records import Watermark
+from mlops_ray.serving.spool.capture import Capture
 from tests.fakes import eventually
 from tests.integration.serving.test_collectors import Known, World
 from tests.spooling import scored

@@ -25,7 +25,7 @@ from mlops_ray.data.on_ray import prepare
 from mlops_ray.data.splits import HOLDOUT
 from mlops_ray.data.traces import Needles
 from mlops_ray.errors import DataError
-from mlops_ray.serving import erasure, forget
+from mlops_ray.serving.log import erasure, forget
 from mlops_ray.state import Store, VersionRow
 from mlops_ray.training import rows as rows_of
 from mlops_ray.training.artifact import model

@@ -7,7 +7,7 @@ import pyarrow as pa
 from hypothesis import given
 
 from mlops_ray.monitoring.labels import addressed, joined
-from mlops_ray.serving.log import label_schema
+from mlops_ray.serving.log.tables import label_schema
 from tests import fakes
 
 _TIME = pa.timestamp("us", tz="UTC")

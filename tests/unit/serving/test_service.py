@@ -13,12 +13,12 @@ import pytest
 
 from mlops_ray.errors import BackendUnavailable
 from mlops_ray.serving.exchange import Answer, Asked, Options
-from mlops_ray.serving.http import Application
 from mlops_ray.serving.protocols.form import Form, batch_of_rows
 from mlops_ray.serving.records import Labelled, Scored, Watermark
 from mlops_ray.serving.routing import to_canary
 from mlops_ray.serving.service import Service
 from mlops_ray.serving.versions import Held, Wanted
+from mlops_ray.serving.web.http import Application
 from tests import fakes
 from tests.fakes import FakeLoader, FakeLog, FakeScorer, canary, eventually, held, row
 

@@ -23,9 +23,10 @@ from mlops_ray.data.features.transformer import bins, training_matrix, transform
 from mlops_ray.data.schema import conform
 from mlops_ray.demo.flights import flights
 from mlops_ray.errors import ArtifactRefused
-from mlops_ray.serving import encoding, log
+from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.protocols.form import Form, batch_of_rows
 from mlops_ray.serving.records import Scored
+from mlops_ray.serving.spool import encoding
 from mlops_ray.training.artifact import model
 from mlops_ray.training.artifact.model import Reference
 

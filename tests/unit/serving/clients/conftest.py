@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from mlops_ray.config import Project, Task
 from mlops_ray.data.profile import Columns
 from mlops_ray.serving.access import Access, Open, Role, new_token
-from mlops_ray.serving.http import Application
 from mlops_ray.serving.records import Record, Scored
 from mlops_ray.serving.service import Held, Service, Wanted
+from mlops_ray.serving.web.http import Application
 from tests import fakes
 
 CLASSES = ("low", "mittel", "high")

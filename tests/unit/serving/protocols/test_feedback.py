@@ -9,7 +9,7 @@ from hypothesis import example, given
 
 from mlops_ray.errors import BadRequest
 from mlops_ray.serving.exchange import Labels
-from mlops_ray.serving.log import day_of
+from mlops_ray.serving.log.tables import day_of
 from mlops_ray.serving.protocols import feedback
 from mlops_ray.serving.protocols.form import Form
 from tests import fakes

@@ -17,7 +17,7 @@ from mlops_ray.config import Project
 from mlops_ray.data.rules.expectations import check
 from mlops_ray.errors import BadRequest
 from mlops_ray.serving.exchange import Batch
-from mlops_ray.serving.log import day_of
+from mlops_ray.serving.log.tables import day_of
 from mlops_ray.serving.protocols.form import Form, batch_of_lists, batch_of_row, batch_of_rows
 from tests import fakes
 from tests.fakes import row

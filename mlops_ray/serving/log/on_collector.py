@@ -17,11 +17,12 @@ from mlops_ray.cluster.on_ray import NAMESPACE
 from mlops_ray.config import parse_portable
 from mlops_ray.data.profile import Bins
 from mlops_ray.errors import BackendUnavailable
-from mlops_ray.serving import collecting, spool
 from mlops_ray.serving.artifacts import local
-from mlops_ray.serving.collecting import Drain
-from mlops_ray.serving.maintenance import Maintenance
+from mlops_ray.serving.log import collecting
+from mlops_ray.serving.log.collecting import Drain
+from mlops_ray.serving.log.maintenance import Maintenance
 from mlops_ray.serving.places import spool_folder, spool_root
+from mlops_ray.serving.spool import segments as spool
 from mlops_ray.state import Store
 
 _log = logging.getLogger(__name__)

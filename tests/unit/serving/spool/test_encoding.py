@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
 
-from mlops_ray.serving import encoding
-from mlops_ray.serving.encoding import MAGIC, Damage, framed, frames
 from mlops_ray.serving.exchange import Labels
 from mlops_ray.serving.records import Labelled, Scored, Shadowed, Trial, Watermark
+from mlops_ray.serving.spool import encoding
+from mlops_ray.serving.spool.encoding import MAGIC, Damage, framed, frames
 from tests.spooling import labelled, same, scored, trial
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)

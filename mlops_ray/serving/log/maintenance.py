@@ -11,8 +11,9 @@ from typing import Any
 from mlops_ray.config import DAY_S, Project
 from mlops_ray.data import lake
 from mlops_ray.errors import LeaseLost
-from mlops_ray.serving import claims, log
+from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.places import labels_uri, log_uri, shadow_uri, uncaptured_uri
+from mlops_ray.serving.spool import claims
 from mlops_ray.state import Store
 
 # Longer than any turn takes; a holder that was killed keeps the next one waiting for so long.

@@ -16,12 +16,14 @@ from mlops_ray.config import Project
 from mlops_ray.data import lake
 from mlops_ray.data.profile import Bins
 from mlops_ray.monitoring.folding import fold
-from mlops_ray.serving import collecting, log, spool
-from mlops_ray.serving.capture import Capture
-from mlops_ray.serving.collecting import Drain
-from mlops_ray.serving.maintenance import Maintenance
+from mlops_ray.serving.log import collecting
+from mlops_ray.serving.log import tables as log
+from mlops_ray.serving.log.collecting import Drain
+from mlops_ray.serving.log.maintenance import Maintenance
 from mlops_ray.serving.places import labels_uri, log_uri, shadow_uri, spool_folder, uncaptured_uri
 from mlops_ray.serving.records import Shadowed, Uncaptured, Watermark
+from mlops_ray.serving.spool import segments as spool
+from mlops_ray.serving.spool.capture import Capture
 from mlops_ray.state import Store
 from tests import fakes
 from tests.spooling import labelled, scored, trial
@@ -204,8 +206,10 @@ COLLECTOR = """
 import os, signal, sys
 from pathlib import Path
 from mlops_ray.data import lake
-from mlops_ray.serving import claims, collecting, spool
-from tests.unit.serving.test_collecting import World
+from mlops_ray.serving.spool import claims
+from mlops_ray.serving.log import collecting
+from mlops_ray.serving.spool import segments as spool
+from tests.unit.serving.log.test_collecting import World
 root, step, how = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 def here():
     if how == "die":

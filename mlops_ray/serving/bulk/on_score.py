@@ -14,9 +14,10 @@ from mlops_ray.config import Project, Source
 from mlops_ray.data.profile import Bins, Profile
 from mlops_ray.data.sources.on_ray import numbered, open_source
 from mlops_ray.data.sources.shards import fingerprint
-from mlops_ray.serving import batch, bulk
 from mlops_ray.serving.artifacts import local
-from mlops_ray.serving.batch import Block, Output, Plan
+from mlops_ray.serving.bulk import batch
+from mlops_ray.serving.bulk import blocks as bulk
+from mlops_ray.serving.bulk.batch import Block, Output, Plan
 from mlops_ray.state import VersionRow
 from mlops_ray.training.artifact.model import Model
 

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from mlops_ray.errors import BackendUnavailable, BadRequest
-from mlops_ray.serving import capture, spool
-from mlops_ray.serving.capture import Capture, key_keeper
 from mlops_ray.serving.records import Labelled, Scored, Shadowed, Uncaptured, Watermark
+from mlops_ray.serving.spool import capture
+from mlops_ray.serving.spool import segments as spool
+from mlops_ray.serving.spool.capture import Capture, key_keeper
 from tests import fakes
 from tests.spooling import labelled, same, scored, spooled, trial
 
@@ -331,7 +332,7 @@ def test_rows_that_a_shadow_missed_are_counted(kept: Capture, tmp_path: Path) ->
 LIMITED = """
 import os, resource, signal, sys
 from pathlib import Path
-from mlops_ray.serving.capture import Capture
+from mlops_ray.serving.spool.capture import Capture
 from tests import fakes
 from tests.spooling import labelled, scored
 from mlops_ray.errors import BackendUnavailable

@@ -11,8 +11,8 @@ import pytest
 from mlops_ray.config import Project
 from mlops_ray.errors import DataError
 from mlops_ray.monitoring.labels import addressed
-from mlops_ray.serving import history
-from mlops_ray.serving.history import History, Question
+from mlops_ray.serving.log import history
+from mlops_ray.serving.log.history import History, Question
 from mlops_ray.serving.places import labels_uri, log_uri
 from tests import fakes
 from tests.logs import DAY_S, START, append, labels, predictions

@@ -24,8 +24,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlops_ray.serving.encoding import Damage, frames
 from mlops_ray.serving.records import Record, Uncaptured
+from mlops_ray.serving.spool.encoding import Damage, frames
 
 OPEN = ".open"
 LOCK = "owner.lock"

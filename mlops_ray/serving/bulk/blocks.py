@@ -20,7 +20,7 @@ from mlops_ray.data.rules.expectations import QUARANTINE, broken, quarantined
 from mlops_ray.data.schema import conform
 from mlops_ray.data.sources.shards import filesystem_of
 from mlops_ray.errors import DataError
-from mlops_ray.serving.batch import Block, Output, Plan
+from mlops_ray.serving.bulk.batch import Block, Output, Plan
 from mlops_ray.serving.exchange import Answer
 from mlops_ray.training.artifact.model import Model
 

@@ -15,9 +15,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mlops_ray.cluster.on_ray import NAMESPACE, end_actor, ensure_actor
 from mlops_ray.config import Project
 from mlops_ray.errors import BackendUnavailable
-from mlops_ray.serving import spool
-from mlops_ray.serving.on_collector import Collector, alive_nodes
+from mlops_ray.serving.log.on_collector import Collector, alive_nodes
 from mlops_ray.serving.places import spool_folder
+from mlops_ray.serving.spool import segments as spool
 
 _log = logging.getLogger(__name__)
 

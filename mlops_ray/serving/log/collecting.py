@@ -26,10 +26,12 @@ import pyarrow as pa
 from mlops_ray.config import Project
 from mlops_ray.data import lake
 from mlops_ray.data.profile import Bins
-from mlops_ray.serving import claims, log, spool
-from mlops_ray.serving.forget import Register
+from mlops_ray.serving.log import tables as log
+from mlops_ray.serving.log.forget import Register
 from mlops_ray.serving.places import labels_uri, log_uri, shadow_uri, uncaptured_uri
-from mlops_ray.serving.spool import Segment
+from mlops_ray.serving.spool import claims
+from mlops_ray.serving.spool import segments as spool
+from mlops_ray.serving.spool.segments import Segment
 from mlops_ray.state import Store, Tx
 
 _log = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from mlops_ray.data.content import row_hash
 from mlops_ray.data.rules.expectations import quarantined
 from mlops_ray.data.traces import Needles
 from mlops_ray.monitoring.labels import addressed
-from mlops_ray.serving import erasure, forget
-from mlops_ray.serving.history import History, Question
+from mlops_ray.serving.log import erasure, forget
+from mlops_ray.serving.log.history import History, Question
 from mlops_ray.serving.places import labels_uri, log_uri
 from tests import fakes
 from tests.logs import DAY_S, START, append, labels, predictions

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from mlops_ray.serving.access import Role
-from mlops_ray.serving.calls import Call, Route
 from mlops_ray.serving.exchange import Reply
-from mlops_ray.serving.foreign import installed
 from mlops_ray.serving.protocols import page
+from mlops_ray.serving.web.calls import Call, Route
+from mlops_ray.serving.web.foreign import installed
 
 
 def routes() -> tuple[Route, ...]:

@@ -22,8 +22,8 @@ from mlops_ray.data import redaction
 from mlops_ray.data.redaction import Removed, Sought
 from mlops_ray.data.sources.shards import filesystem_of
 from mlops_ray.data.traces import Needles, Trace, traces
-from mlops_ray.serving import forget
-from mlops_ray.serving.forget import Forgotten, Order
+from mlops_ray.serving.log import forget
+from mlops_ray.serving.log.forget import Forgotten, Order
 from mlops_ray.serving.places import spool_root
 
 Progress = Callable[[str, int, int], None]

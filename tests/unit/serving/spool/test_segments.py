@@ -12,10 +12,10 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from mlops_ray.serving import spool
-from mlops_ray.serving.encoding import framed
 from mlops_ray.serving.records import Scored, Uncaptured, Watermark
-from mlops_ray.serving.spool import HEAD_BYTES, Segment, SegmentFile, claim, claimed, lock_folder, parsed
+from mlops_ray.serving.spool import segments as spool
+from mlops_ray.serving.spool.encoding import framed
+from mlops_ray.serving.spool.segments import HEAD_BYTES, Segment, SegmentFile, claim, claimed, lock_folder, parsed
 from tests.fakes import eventually
 from tests.spooling import scored, spooled
 
@@ -250,8 +250,8 @@ def test_writers_and_a_claiming_collector_lose_and_double_nothing(tmp_path: Path
 WRITER = """
 import os, sys
 from pathlib import Path
-from mlops_ray.serving import spool
-from mlops_ray.serving.capture import Capture
+from mlops_ray.serving.spool import segments as spool
+from mlops_ray.serving.spool.capture import Capture
 from mlops_ray.serving.records import Watermark
 from tests import fakes
 real, i = os.pwrite, 0

@@ -17,9 +17,9 @@ import pytest
 import uvicorn
 
 from mlops_ray.serving.access import Access, Grant, Role, new_token
-from mlops_ray.serving.http import Application, routes
 from mlops_ray.serving.service import Service
 from mlops_ray.serving.versions import Wanted
+from mlops_ray.serving.web.http import Application, routes
 from tests import fakes
 from tests.fakes import FakeLoader, FakeLog, FakeScorer, eventually, held, row
 

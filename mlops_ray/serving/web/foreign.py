@@ -7,9 +7,9 @@ import importlib.metadata
 
 from mlops_ray.errors import BadRequest
 from mlops_ray.serving.access import Role
-from mlops_ray.serving.calls import Call, Route, scored
 from mlops_ray.serving.exchange import Answer, Asked, Reply
 from mlops_ray.serving.protocols import inference, invocations, metadata
+from mlops_ray.serving.web.calls import Call, Route, scored
 
 _MODEL = "/v2/models/{model}"
 _VERSION = f"{_MODEL}/versions/{{version}}"

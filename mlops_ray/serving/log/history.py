@@ -27,7 +27,7 @@ from deltalake.exceptions import TableNotFoundError
 
 from mlops_ray.config import Project
 from mlops_ray.errors import DataError
-from mlops_ray.serving.log import label_schema, prediction_schema
+from mlops_ray.serving.log.tables import label_schema, prediction_schema
 from mlops_ray.serving.places import labels_uri, log_uri
 
 Progress = Callable[[str, int, int], None]

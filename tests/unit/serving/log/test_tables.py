@@ -9,7 +9,7 @@ import pytest
 
 from mlops_ray.config import DAY_S
 from mlops_ray.data.profile import Bins, fold
-from mlops_ray.serving import log
+from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.records import Record, Shadowed, Uncaptured, Watermark
 from mlops_ray.training import target
 from tests import fakes

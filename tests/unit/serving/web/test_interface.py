@@ -22,9 +22,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from mlops_ray.serving.http import Application, routes
 from mlops_ray.serving.protocols.document import openapi
 from mlops_ray.serving.service import Service, Wanted
+from mlops_ray.serving.web.http import Application, routes
 from tests import fakes
 
 PROJECT = fakes.project(serving={"explain": 3, "max_body_mb": 1, "max_rows": 50})

@@ -18,13 +18,13 @@ from typing import Any
 import orjson
 
 from mlops_ray.errors import BackendUnavailable, BadRequest
-from mlops_ray.serving import documents, foreign
 from mlops_ray.serving.access import Open, Role
-from mlops_ray.serving.admission import Gone, Message, Ongoing, Receive, read
-from mlops_ray.serving.calls import Access, Call, Route, scored, with_headers
 from mlops_ray.serving.exchange import Reply
 from mlops_ray.serving.protocols import bodies, feedback, native, problem
 from mlops_ray.serving.service import Service
+from mlops_ray.serving.web import documents, foreign
+from mlops_ray.serving.web.admission import Gone, Message, Ongoing, Receive, read
+from mlops_ray.serving.web.calls import Access, Call, Route, scored, with_headers
 
 _log = logging.getLogger(__name__)
 

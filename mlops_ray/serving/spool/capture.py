@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 
 from mlops_ray.config import Project
 from mlops_ray.errors import BackendUnavailable, BadRequest
-from mlops_ray.serving.encoding import framed
 from mlops_ray.serving.records import Labelled, Record, Scored, Shadowed, Uncaptured, Watermark
 from mlops_ray.serving.routing import points
-from mlops_ray.serving.spool import SEGMENT_BYTES, SegmentFile, sync_folder, waiting_bytes
+from mlops_ray.serving.spool.encoding import framed
+from mlops_ray.serving.spool.segments import SEGMENT_BYTES, SegmentFile, sync_folder, waiting_bytes
 
 _log = logging.getLogger(__name__)
 

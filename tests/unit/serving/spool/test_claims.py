@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from mlops_ray.errors import DataError
-from mlops_ray.serving import claims, tokens
+from mlops_ray.serving import tokens
 from mlops_ray.serving.access import Role, new_token
+from mlops_ray.serving.spool import claims
 from mlops_ray.state import Store
 
 

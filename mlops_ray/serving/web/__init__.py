@@ -1,0 +1,1 @@
+"""The HTTP surface: routes, limits, what every answer carries."""
