@@ -8,6 +8,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,60 @@ def test_an_order_reaches_every_replica_at_once(live: Live) -> None:
     assert load.canary
     assert last < 1.0
     assert before == {p.pid for p in titled(live, INGRESS)}  # shares and versions restart nobody
+    eventually(lambda: not titled(live, *CANARY), 60.0)
+
+
+def test_a_version_that_cannot_be_loaded_costs_no_answer(live: Live) -> None:
+    """The replicas say so and keep what they have; nobody restarts, and what is wanted next is taken at once."""
+    before = {p.pid for p in titled(live, INGRESS)}
+    with live.store.read() as tx:
+        served = tx.serving("flights")
+    assert served is not None
+    good = Wanted.of(served)
+    assert good.stable is not None
+    bad = replace(good, stable=replace(good.stable, version=99, artifact=good.stable.artifact + "-torn"))
+
+    def want(wanted: Wanted) -> None:
+        live.store.run(lambda tx: tx.save_serving("flights", wanted.spec(), served.fence))
+
+    def during() -> None:
+        want(bad)
+        eventually(lambda: all("99" in r["failed"] for r in replicas(live)), 20.0)
+        want(good)
+        eventually(lambda: all(r["sequence"] == served.seq + 2 for r in replicas(live)), 5.0)
+
+    with cluster.connected(live.project):
+        load = run(live, "torn", during, retry=False)
+        assert {r["stable"] for r in replicas(live)} == {good.stable.version}
+    assert load.statuses == {"200": len(load.acknowledged)}
+    assert before == {p.pid for p in titled(live, INGRESS)}
+
+
+@pytest.mark.slow
+def test_a_canary_that_keeps_dying_is_taken_out_after_three_restarts(live: Live) -> None:
+    versions = verbs.status(live.paths, os.environ)["versions"]
+    second = versions[-1]["version"] if len(versions) > 1 else verbs.train(live.paths, os.environ)["version"]
+    rollout = verbs.rollout_start(live.paths, os.environ, second, "test")["rollout"]
+    pids: set[int] = set()
+
+    def taken_out() -> bool:
+        """Kill whatever lives of the canary, a second after it came, until the controller has had enough."""
+        for process in titled(live, *CANARY):
+            if time.time() - process.create_time() > 4.0:
+                pids.add(process.pid)
+                process.kill()
+        with live.store.read() as tx:
+            row = tx.rollout(rollout)
+        assert row is not None
+        return str(row.state["phase"]) == "rolled back"
+
+    load = run(live, "dying", lambda: eventually(taken_out, 120.0))
+    with live.store.read() as tx:
+        row = tx.rollout(rollout)
+    assert row is not None
+    assert row.state["reason"] == "crash"
+    assert 1 <= len(pids) <= 4
+    assert load.statuses == {"200": len(load.acknowledged)}
     eventually(lambda: not titled(live, *CANARY), 60.0)
 
 
