@@ -100,6 +100,11 @@ def eventually(condition: Callable[[], bool], within_s: float) -> float:
     return time.monotonic() - began
 
 
+def crowding() -> float:
+    """By how much what takes a fraction of a second takes longer here: runnable processes per core, at least 1."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 def in_the_log(live: Live, ids: list[str], within_s: float = 60.0) -> None:
     """Every acknowledged prediction stands in the log exactly once."""
     assert len(set(ids)) == len(ids)
@@ -196,14 +201,14 @@ def test_an_order_reaches_every_replica_at_once(live: Live) -> None:
             ordered.append(time.monotonic())
             told = eventually(lambda: all(r["sequence"] >= wanted().sequence for r in replicas(live)), 10.0)
             print(f"every replica knew after {told:.3f} s")
-            assert told < 0.5
+            assert told < 0.5 * crowding()
 
         load = run(live, "canary", during)
     assert load.statuses == {"200": len(load.acknowledged)}
     last = max(load.canary) + load.began - ordered[0]
     print(f"{len(load.canary)} answers of the canary, the last one {last:.3f} s after the order")
     assert load.canary
-    assert last < 1.0
+    assert last < 1.0 * crowding()
     assert before == {p.pid for p in titled(live, INGRESS)}  # shares and versions restart nobody
     eventually(lambda: not titled(live, *CANARY), 60.0)
 
