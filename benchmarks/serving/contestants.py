@@ -69,7 +69,11 @@ def server(
     """A server process and its children, ended with the block."""
     with log.open("wb") as out:
         process = subprocess.Popen(
-            list(command), cwd=cwd, env={**os.environ, **_ONE_THREAD, **(env or {})}, stdout=out, stderr=subprocess.STDOUT
+            list(command),
+            cwd=cwd,
+            env={**os.environ, **_ONE_THREAD, **(env or {})},
+            stdout=out,
+            stderr=subprocess.STDOUT,
         )
     try:
         yield family(process.pid)
@@ -142,9 +146,7 @@ def _mlserver(
     described = {"name": "bench", "implementation": f"mlserver_runtime.{kind}", "parameters": parameters}
     (home / "model-settings.json").write_text(json.dumps(described))
     running = stack.enter_context(
-        server(
-            [str(python.with_name("mlserver")), "start", str(home)], log, cwd=home, env={"PYTHONPATH": str(_PEERS)}
-        )
+        server([str(python.with_name("mlserver")), "start", str(home)], log, cwd=home, env={"PYTHONPATH": str(_PEERS)})
     )
     kinds = {name: "BYTES" if name in workload.CATEGORIES else "FP64" for name in workload.INPUTS}
     bodies = [

@@ -193,7 +193,9 @@ def _deploy(dashboard: str, wanted: Mapping[str, tuple[str, Mapping[str, Any]]])
         states = {name: each["status"] for name, each in found["applications"].items()}
         if all(states.get(name) == "RUNNING" for name in wanted):
             return
-        if not wanted.keys() <= states.keys():  # at first, and when our own controller wrote between reading and writing
+        if (
+            not wanted.keys() <= states.keys()
+        ):  # at first, and when our own controller wrote between reading and writing
             kept = [each["deployed_app_config"] for each in found["applications"].values()]
             body = {"proxy_location": "EveryNode", "http_options": _listening(found), "applications": [*kept, *ours]}
             requests.put(url, json=body, timeout=60).raise_for_status()

@@ -60,6 +60,9 @@ def defaults(project: Project) -> dict[str, str]:
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         # A replica that hangs is out of rotation after two of these.
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "2s",
+        # While a replica takes a new configuration, Serve counts it out for a tenth of a second; HAProxy must not be
+        # told, or it would send everybody to Serve's Python proxy meanwhile. A dead replica is known by its health.
+        "RAY_SERVE_HAPROXY_BROADCAST_COALESCE_S": "1",
         # A killed replica's requests in flight go to another: a prediction may be asked for twice, and with an
         # Idempotency-Key it is one. `response-timeout` is not among them, for it would load who is slow already.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",

@@ -145,6 +145,9 @@ class Service:
         if trial is not None and not answering.wanted.shadow:
             coming = self._calls_of(trial.version).ask(_taken(batch, trial), len(trial.rows))
         scores, score_us = await self._scoring.scored(answering.version, answering.scorer, batch.columns, batch.n_rows)
+        outcome = None if coming is None else await coming
+        if outcome is not None and trial is not None:
+            trial = judged(trial, outcome, answering.scorer.classes)
         record = Scored(
             id=request_id,
             at=time.time(),
@@ -155,17 +158,13 @@ class Service:
             scores=scores,
             score_us=score_us,
             repeatable=repeatable,
+            canary=None if outcome is None else trial,
         )
-        if trial is None or coming is None:
-            answer = self._answer(request_id, asked, answering, scores, await self._kept(record))
-            if trial is not None and answer.captured:
-                self._copy(record, trial, answering.scorer.classes, batch)
-        else:
-            outcome = await coming
-            trial = judged(trial, outcome, answering.scorer.classes)
-            captured = await self._kept(replace(record, canary=trial))
-            answer = self._answer(request_id, asked, answering, scores, captured)
+        answer = self._answer(request_id, asked, answering, scores, await self._kept(record))
+        if trial is not None and outcome is not None:
             answer = self._with_canary(answer, asked, trial, outcome.told)
+        elif trial is not None and answer.captured:
+            self._copy(record, trial, answering.scorer.classes, batch)
         return await self._explained(answer, asked, answering) if options.explain else answer
 
     def _answer(

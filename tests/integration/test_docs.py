@@ -73,9 +73,17 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_room_has_blocks_that_run() -> None:
-    assert {"data.md", "training.md", "serving.md", "monitoring.md", "rollout.md", "retraining.md", "state.md"} <= {
-        page.name for page in pages_with("python")
-    }
+    assert {
+        "data.md",
+        "training.md",
+        "serving.md",
+        "protocols.md",
+        "log.md",
+        "monitoring.md",
+        "rollout.md",
+        "retraining.md",
+        "state.md",
+    } <= {page.name for page in pages_with("python")}
 
 
 @pytest.mark.parametrize("page", pages_with("python"), ids=lambda p: p.name)
@@ -175,6 +183,9 @@ def trouble(command: Command) -> str | None:
         if RAY[verb] == "FILE":
             return None if there(words[-1], command.made) else f"no file {words[-1]}"
         return trouble(Command(words[words.index("--") + 1 :], command.made))
+    if words[0] == "mlflow":
+        verbs = ("create", "get", "list", "predict", "update", "delete", "help")
+        return None if words[1] == "deployments" and words[2] in verbs else f"no `mlflow {words[1]} {words[2]}`"
     if words[0] == "python":
         return None if there(words[1], command.made) else f"no file {words[1]}"
     if words[0] == "cp":
