@@ -37,6 +37,7 @@ def live(tmp_path_factory: pytest.TempPathFactory, clean_environment: None) -> I
     """The flights with two ingress replicas, and a second version to try."""
     paths = overlay(
         tmp_path_factory.mktemp("faults"),
+        cluster={"http_port": processes.free_port(), "grpc_port": processes.free_port()},
         serving={"replicas": 2},
         capture={"commit_s": 1.0, "commit_idle_s": 2.0},
         rollout={"shares": [0.3, 0.5], "step_max_s": 1e9},
@@ -127,7 +128,7 @@ def test_nothing_but_loopback_listens(live: Live) -> None:
             for connection in process.net_connections("inet")
             if connection.status == psutil.CONN_LISTEN or (connection.type == 2 and not connection.raddr)
         }
-    assert live.project.cluster.http_port in {port for _, port in listening}
+    assert {live.project.cluster.http_port, live.project.cluster.grpc_port} <= {port for _, port in listening}
     assert len(listening) > 20
     assert {address: name for address, name in listening.items() if not address[0].startswith("127.")} == {}
 
