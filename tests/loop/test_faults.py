@@ -134,9 +134,15 @@ def test_nothing_but_loopback_listens(live: Live) -> None:
 
 
 def kill_ingress(live: Live, n: int = 2) -> None:
-    """Kill one replica, and wait until there are `n` again."""
+    """Kill one of `n` replicas, and wait until there are `n` again, none of them still starting or on its way out."""
+
+    def settled() -> bool:
+        return len(titled(live, INGRESS)) == n and len(replicas(live)) == n
+
+    eventually(settled, 60.0)
+    time.sleep(1.5)  # HAProxy's reload: it tells nobody but Serve's actor when it has the new replica
     pid = kill(live, INGRESS)
-    eventually(lambda: len(replicas(live)) == n and pid not in {p.pid for p in titled(live, INGRESS)}, 60.0)
+    eventually(lambda: pid not in {p.pid for p in titled(live, INGRESS)} and settled(), 60.0)
 
 
 def test_kill_9_of_what_serves_while_a_client_retries(live: Live) -> None:
