@@ -48,7 +48,7 @@ _START_S = 300.0
 # Machine time between two looks at the collectors: for so long a new node's records wait at most.
 _COLLECTORS_S = 5.0
 # Machine time after which live replicas have heard of what was saved, at most.
-_GLANCE_S = 0.2
+_GLANCE_S = 0.1
 # Deaths of the canary's process after which it is taken out: it was restarted as often.
 _DEATHS = 3
 # Machine time between two checks that the registry's aliases say what the state database says.

@@ -129,6 +129,7 @@ def middlewares() -> list[Middleware]:
 
     Without the hook everything works as it does with it, more slowly.
     """
+    listen_on_loopback()
     try:
         context = serve.get_replica_context()
     except RayServeException:  # Serve's own proxy

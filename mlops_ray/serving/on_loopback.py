@@ -1,4 +1,4 @@
-"""Replicas of a cluster of our own listen on loopback only."""
+"""Replicas, and Serve's own proxy, listen on loopback only where the cluster is our own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mlops_ray.cluster.processes import MARK
 
 
 def listen_on_loopback() -> None:
-    """To be called where a replica is made, on whatever cluster: matters on one of our own.
+    """To be called where a replica or a proxy is made, on whatever cluster: matters on one of our own.
 
     A replica starts a gRPC server for calls by handle when it is initialised, on `[::]` whatever the settings say
     (Ray 2.60, `ReplicaBase._on_initialized`), and what it takes there is unpickled. There is no setting, so the

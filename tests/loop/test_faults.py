@@ -8,6 +8,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def live(tmp_path_factory: pytest.TempPathFactory, clean_environment: None) -> I
     """The flights with two ingress replicas, and a second version to try."""
     paths = overlay(
         tmp_path_factory.mktemp("faults"),
+        cluster={"http_port": processes.free_port(), "grpc_port": processes.free_port()},
         serving={"replicas": 2},
         capture={"commit_s": 1.0, "commit_idle_s": 2.0},
         rollout={"shares": [0.3, 0.5], "step_max_s": 1e9},
@@ -99,6 +101,11 @@ def eventually(condition: Callable[[], bool], within_s: float) -> float:
     return time.monotonic() - began
 
 
+def crowding() -> float:
+    """By how much what takes a fraction of a second takes longer here: runnable processes per core, at least 1."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 def in_the_log(live: Live, ids: list[str], within_s: float = 60.0) -> None:
     """Every acknowledged prediction stands in the log exactly once."""
     assert len(set(ids)) == len(ids)
@@ -121,15 +128,21 @@ def test_nothing_but_loopback_listens(live: Live) -> None:
             for connection in process.net_connections("inet")
             if connection.status == psutil.CONN_LISTEN or (connection.type == 2 and not connection.raddr)
         }
-    assert live.project.cluster.http_port in {port for _, port in listening}
+    assert {live.project.cluster.http_port, live.project.cluster.grpc_port} <= {port for _, port in listening}
     assert len(listening) > 20
     assert {address: name for address, name in listening.items() if not address[0].startswith("127.")} == {}
 
 
 def kill_ingress(live: Live, n: int = 2) -> None:
-    """Kill one replica, and wait until there are `n` again."""
+    """Kill one of `n` replicas, and wait until there are `n` again, none of them still starting or on its way out."""
+
+    def settled() -> bool:
+        return len(titled(live, INGRESS)) == n and len(replicas(live)) == n
+
+    eventually(settled, 60.0)
+    time.sleep(1.5)  # HAProxy's reload: it tells nobody but Serve's actor when it has the new replica
     pid = kill(live, INGRESS)
-    eventually(lambda: len(replicas(live)) == n and pid not in {p.pid for p in titled(live, INGRESS)}, 60.0)
+    eventually(lambda: pid not in {p.pid for p in titled(live, INGRESS)} and settled(), 60.0)
 
 
 def test_kill_9_of_what_serves_while_a_client_retries(live: Live) -> None:
@@ -195,15 +208,69 @@ def test_an_order_reaches_every_replica_at_once(live: Live) -> None:
             ordered.append(time.monotonic())
             told = eventually(lambda: all(r["sequence"] >= wanted().sequence for r in replicas(live)), 10.0)
             print(f"every replica knew after {told:.3f} s")
-            assert told < 0.5
+            assert told < 0.5 * crowding()
 
         load = run(live, "canary", during)
     assert load.statuses == {"200": len(load.acknowledged)}
     last = max(load.canary) + load.began - ordered[0]
     print(f"{len(load.canary)} answers of the canary, the last one {last:.3f} s after the order")
     assert load.canary
-    assert last < 1.0
+    assert last < 1.0 * crowding()
     assert before == {p.pid for p in titled(live, INGRESS)}  # shares and versions restart nobody
+    eventually(lambda: not titled(live, *CANARY), 60.0)
+
+
+def test_a_version_that_cannot_be_loaded_costs_no_answer(live: Live) -> None:
+    """The replicas say so and keep what they have; nobody restarts, and what is wanted next is taken at once."""
+    before = {p.pid for p in titled(live, INGRESS)}
+    with live.store.read() as tx:
+        served = tx.serving("flights")
+    assert served is not None
+    good = Wanted.of(served)
+    assert good.stable is not None
+    bad = replace(good, stable=replace(good.stable, version=99, artifact=good.stable.artifact + "-torn"))
+
+    def want(wanted: Wanted) -> None:
+        live.store.run(lambda tx: tx.save_serving("flights", wanted.spec(), served.fence))
+
+    def during() -> None:
+        want(bad)
+        eventually(lambda: all("99" in r["failed"] for r in replicas(live)), 20.0)
+        want(good)
+        eventually(lambda: all(r["sequence"] == served.seq + 2 for r in replicas(live)), 5.0)
+
+    with cluster.connected(live.project):
+        load = run(live, "torn", during, retry=False)
+        assert {r["stable"] for r in replicas(live)} == {good.stable.version}
+    assert load.statuses == {"200": len(load.acknowledged)}
+    assert before == {p.pid for p in titled(live, INGRESS)}
+
+
+@pytest.mark.slow
+def test_a_canary_that_keeps_dying_is_taken_out_after_three_restarts(live: Live) -> None:
+    versions = verbs.status(live.paths, os.environ)["versions"]
+    second = versions[-1]["version"] if len(versions) > 1 else verbs.train(live.paths, os.environ)["version"]
+    rollout = verbs.rollout_start(live.paths, os.environ, second, "test")["rollout"]
+    pids: set[int] = set()
+
+    def taken_out() -> bool:
+        """Kill whatever lives of the canary, a second after it came, until the controller has had enough."""
+        for process in titled(live, *CANARY):
+            if time.time() - process.create_time() > 4.0:
+                pids.add(process.pid)
+                process.kill()
+        with live.store.read() as tx:
+            row = tx.rollout(rollout)
+        assert row is not None
+        return str(row.state["phase"]) == "rolled back"
+
+    load = run(live, "dying", lambda: eventually(taken_out, 120.0))
+    with live.store.read() as tx:
+        row = tx.rollout(rollout)
+    assert row is not None
+    assert row.state["reason"] == "crash"
+    assert 1 <= len(pids) <= 4
+    assert load.statuses == {"200": len(load.acknowledged)}
     eventually(lambda: not titled(live, *CANARY), 60.0)
 
 
