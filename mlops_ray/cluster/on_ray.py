@@ -66,7 +66,7 @@ def defaults(project: Project) -> dict[str, str]:
         # A killed replica's requests in flight go to another: a prediction may be asked for twice, and with an
         # Idempotency-Key it is one. `response-timeout` is not among them, for it would load who is slow already.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-        # The replica answers first, with 408; this is for one that hangs.
+        # The replica answers first, with 503; this is for one that hangs.
         "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(math.ceil(serving.request_timeout_s) + 5),
         # One datagram for each request, parsed in Python: half a core at full load. The monitor counts for us.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",

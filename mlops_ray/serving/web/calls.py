@@ -85,9 +85,13 @@ async def scored(call: Call, asked: Asked, reply: Callable[[Asked, Answer], Repl
 
 def _keyed(call: Call, asked: Asked, header: str) -> Asked:
     """The request with the key of all its rows from `serving.key_header`, if sent. Raises: BadRequest (400)."""
-    key = call.headers.get(header)
-    if key is None:
+    sent = call.headers.get(header)
+    if sent is None:
         return asked
+    try:
+        key = sent.encode("latin-1").decode()  # the bytes as they came: a key in a body is UTF-8 as well
+    except UnicodeDecodeError as exc:
+        raise BadRequest(400, f"bad {header}", "its bytes are no UTF-8") from exc
     if not 1 <= len(key) <= 1_000 or not key.isprintable():
         raise BadRequest(400, f"bad {header}", "use 1 to 1,000 printable characters")
     return replace(asked, batch=replace(asked.batch, keys=(key,) * asked.batch.n_rows))

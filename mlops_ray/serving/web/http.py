@@ -186,8 +186,8 @@ def identify(call: Call) -> None:
     given = call.headers.get("idempotency-key")
     if given is None:
         return
-    if not 1 <= len(given) <= 200 or not given.isprintable() or ":" in given:
-        raise BadRequest(400, "bad Idempotency-Key", "use 1 to 200 printable characters without ':'")
+    if not 1 <= len(given) <= 200 or not (given.isascii() and given.isprintable()) or ":" in given:
+        raise BadRequest(400, "bad Idempotency-Key", "use 1 to 200 printable ASCII characters without ':'")
     call.id, call.repeatable = given, True
 
 

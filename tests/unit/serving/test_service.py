@@ -438,6 +438,7 @@ def test_a_bug_is_a_500_without_a_traceback(log: FakeLog) -> None:
         ({"content": b"\x1b\x03", "headers": JSON | {"Content-Encoding": "br"}}, 415, "uncompressed"),
         ({"json": ROWS, "headers": {"Idempotency-Key": "a:b"}}, 400, "':'"),
         ({"json": ROWS, "headers": {"Idempotency-Key": ""}}, 400, "1 to 200"),
+        ({"json": ROWS, "headers": [(b"Idempotency-Key", "é".encode())]}, 400, "ASCII"),
         ({"json": ROWS, "headers": {"Idempotency-Key": "x" * 201}}, 400, "1 to 200"),
         ({"json": {"rows": [row(c="y" * 3000)]}}, 413, "limit"),
     ],

@@ -187,7 +187,9 @@ def test_a_key_by_header() -> None:
     assert post(service(log), content=body, headers={"X-Customer": "c-7"}).status_code == 200
     assert post(service(log), headers={"X-Customer": "c-7"}).status_code == 200  # a key in the row is the row's
     assert post(service(log), content=body, headers={"X-Customer": ""}).status_code == 400
-    assert [r.keys for r in log.records] == [("c-7", "c-7"), ("k1",)]  # type: ignore[union-attr]
+    assert post(service(log), content=body, headers=[(b"X-Customer", "Zoë".encode())]).status_code == 200
+    assert post(service(log), content=body, headers=[(b"X-Customer", b"Zo\xeb")]).status_code == 400
+    assert [r.keys for r in log.records] == [("c-7", "c-7"), ("k1",), ("Zoë", "Zoë")]  # type: ignore[union-attr]
 
 
 # --- methods and paths ---
