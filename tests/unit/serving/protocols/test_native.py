@@ -287,3 +287,9 @@ def test_any_bytes_are_a_batch_or_a_bad_request(noise: bytes, start: int, end: i
     for damaged in (noise, body[:start], body[:start] + noise + body[end:]):
         asked = or_refusal(lambda damaged=damaged: ask(damaged))
         assert isinstance(asked, Asked | BadRequest)
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity"])
+def test_what_is_no_number_of_json_is_named(text: str) -> None:
+    with pytest.raises(BadRequest, match="Infinity is no JSON" if "Inf" in text else "NaN is no JSON"):
+        bodies.parse_json(f'{{"rows": [{{"who": "Zoë", "x": {text}}}]}}'.encode())
