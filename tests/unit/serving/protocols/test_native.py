@@ -11,7 +11,7 @@ from hypothesis import example, given
 
 from mlops_ray.errors import BadRequest
 from mlops_ray.serving.exchange import NO_OPTIONS, Asked, Options
-from mlops_ray.serving.protocols import arrow, native
+from mlops_ray.serving.protocols import arrow, bodies, native
 from mlops_ray.serving.protocols.form import Form
 from mlops_ray.serving.protocols.problem import problem
 from tests import fakes
