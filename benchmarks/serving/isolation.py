@@ -178,6 +178,7 @@ class Bench:
                 quiet = self._sample("", _NOBODY, shadow)
                 loud = self._sample(trouble, self.options.share, shadow)
             found["rounds"].append({"off": quiet, "on": loud})
+            print(json.dumps(found["rounds"][-1]), file=sys.stderr, flush=True)
         found["status"] = requests.get(self.url.replace("/predict", "/readyz"), timeout=30).json()
         return found
 
@@ -192,7 +193,7 @@ class Bench:
         from benchmarks.serving import troubled
 
         sequence = troubled.try_on(self.store, self.rollout, share, shadow=shadow).sequence
-        _await(lambda: self._status()["sequence"] >= sequence)
+        _await(lambda: self._status().get("sequence", -1) >= sequence)
 
     def _dies(self) -> dict[str, Any]:
         """From the first death until the controller has had enough."""
@@ -225,6 +226,7 @@ class Bench:
         _await(answers)
 
     def _status(self) -> dict[str, Any]:
+        """What the replica says; without a word of its configuration where nobody answers for a moment."""
         found: dict[str, Any] = requests.get(self.url.replace("/predict", "/readyz"), timeout=30).json()
         return found
 
