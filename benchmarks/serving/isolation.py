@@ -37,7 +37,7 @@ _ROWS = 500
 _WARM_S = 1.0
 _START_S = 180.0
 _CONNECTIONS = 128
-# In seconds; with what they are as shadow.
+# What the version does (`troubled.py`), and whether as shadow.
 KINDS = {
     "canary, healthy": ("", False),
     "canary, sleeps 2 s": ("sleep", False),
@@ -55,7 +55,13 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.3, help="of keys that are the version's (default 0.3)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement (default 4)")
-    parser.add_argument("--only", choices=KINDS, action="append", help="one of the troubles; may be repeated")
+    parser.add_argument(
+        "--only",
+        choices=KINDS,
+        action="append",
+        metavar="KIND",
+        help=f"may be repeated; one of {', '.join(map(repr, KINDS))}".replace("%", "%%"),
+    )
     parser.add_argument("--json", type=Path, help="writes every figure to this file")
     parser.add_argument("--lock", type=Path, help="held during each round, where benchmarks share a machine")
     options = parser.parse_args()
@@ -172,6 +178,7 @@ class Bench:
                 quiet = self._sample("", _NOBODY, shadow)
                 loud = self._sample(trouble, self.options.share, shadow)
             found["rounds"].append({"off": quiet, "on": loud})
+            print(json.dumps(found["rounds"][-1]), file=sys.stderr, flush=True)
         found["status"] = requests.get(self.url.replace("/predict", "/readyz"), timeout=30).json()
         return found
 
@@ -186,7 +193,7 @@ class Bench:
         from benchmarks.serving import troubled
 
         sequence = troubled.try_on(self.store, self.rollout, share, shadow=shadow).sequence
-        _await(lambda: self._status()["sequence"] >= sequence)
+        _await(lambda: self._status().get("sequence", -1) >= sequence)
 
     def _dies(self) -> dict[str, Any]:
         """From the first death until the controller has had enough."""
@@ -219,6 +226,7 @@ class Bench:
         _await(answers)
 
     def _status(self) -> dict[str, Any]:
+        """What the replica says; without a word of its configuration where nobody answers for a moment."""
         found: dict[str, Any] = requests.get(self.url.replace("/predict", "/readyz"), timeout=30).json()
         return found
 
@@ -249,7 +257,8 @@ def _up(options: argparse.Namespace) -> Iterator[Bench]:
     file = options.work / "isolation.yaml"
     content = yaml.safe_load(trained.file.read_text(encoding="utf-8"))
     content["features"]["trusted_types"] = [troubled.TRUSTED]
-    content["rollout"] = {"shares": [options.share]}
+    # No look at the evidence: it would take the version out after a minute, for its failures.
+    content["rollout"] = {"shares": [options.share], "look_s": 1e9}
     file.write_text(yaml.safe_dump(content), encoding="utf-8")
     project = load_project([file], env={})
     with tempfile.TemporaryDirectory(prefix="mlops_ray-isolation-") as scratch, contextlib.ExitStack() as stack:

@@ -324,7 +324,7 @@ def wanted_configuration(served: Wanted, row: RolloutRow | None, tx: Tx) -> Want
 
     It never decides which version is stable: that is written in the transaction that promotes or rolls back.
     """
-    calm = replace(served, canary=None, share=0.0, salt="")
+    calm = replace(served, canary=None, share=0.0, salt="", shadow=False)
     if row is None:
         return calm
     plan, state = RolloutPlan.model_validate(row.plan), CanaryState.from_dict(row.state)

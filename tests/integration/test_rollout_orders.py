@@ -133,3 +133,19 @@ def test_the_flip_keeps_the_old_version_warm_and_an_abort_brings_it_back(store: 
     assert (served.spec["stable"]["version"], [h["version"] for h in served.spec["warm"]]) == (2, [1])
     order(store, project, Move.ABORT)
     assert stable(store) == 1
+
+
+def test_a_shadow_stays_one_until_its_rollout_ends_and_the_next_rollout_is_none(store: Store, project: Project) -> None:
+    def served() -> Wanted:
+        with store.read() as tx:
+            row = tx.serving("flights")
+        assert row is not None
+        return Wanted.of(row)
+
+    start(store, project, 2)
+    on_trial = replace(served(), shadow=True)
+    store.run(lambda tx: tx.save_serving("flights", on_trial.spec(), 0))
+    with store.read() as tx:
+        assert rollout.wanted_configuration(on_trial, tx.open_rollout("flights"), tx).shadow
+    order(store, project, Move.ABORT)
+    assert not served().shadow

@@ -180,6 +180,24 @@ def test_stable_answers_for_a_canary_that_fails(log: FakeLog, failure: str) -> N
     assert (record.canary.scores, record.canary.failure) == (None, why)
 
 
+def test_clients_of_a_hanging_canary_leave_places_to_those_of_stable(log: FakeLog) -> None:
+    """All of them arrive within its deadline, and are more than the replica may have in hand."""
+    project = fakes.project(serving={"canary_deadline_s": 1.0, "max_ongoing_requests": 4})
+    service = make(log, ON_TRIAL, canary(None), project=project)
+    theirs, ours = ([k for k, chosen in zip(KEYS, CHOSEN, strict=True) if chosen == wanted] for wanted in (True, False))
+
+    async def crowd(client: Client) -> list[httpx.Response]:
+        waiting = []
+        for key in theirs:
+            waiting.append(asyncio.create_task(client.post("/predict", json={"rows": [row(key)]})))
+            await asyncio.sleep(0.01)
+        assert not waiting[0].done()
+        return [await client.post("/predict", json={"rows": [row(ours[0])]}), *await asyncio.gather(*waiting)]
+
+    assert len(theirs) > 4
+    assert {answer.status_code for answer in visit(service, crowd)} == {200}
+
+
 def test_rows_of_concurrent_requests_travel_together(log: FakeLog) -> None:
     lines = canary(lambda n: np.linspace(0.5, 0.9, n))
     service = make(log, ON_TRIAL, lines)
