@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,10 @@ class Load:
     canary: list[float] = field(default_factory=list)
     """When answers of a canary came."""
     latencies_s: list[float] = field(default_factory=list)
+    assigned: dict[str, list[float]] = field(default_factory=lambda: {"stable": [], "canary": []})
+    """Latencies of the answers, by the variant that their key was assigned to."""
+    answered: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """Answers by that variant and by the version that answered."""
     began: float = 0.0
     """Of `time.monotonic`."""
 
@@ -45,7 +49,12 @@ class Load:
 
     def latency_s(self, share: float) -> float:
         """A quantile of the latencies, retries and their pauses included."""
-        return sorted(self.latencies_s)[min(len(self.latencies_s) - 1, int(len(self.latencies_s) * share))]
+        return quantile(self.latencies_s, share)
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value that `share` of them are below."""
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
 async def steady(
@@ -100,5 +109,7 @@ async def _one(client: httpx.AsyncClient, url: str, row: Mapping[str, Any], key:
     if outcome == "200":
         (prediction,) = answer.json()["predictions"]
         load.acknowledged.append(prediction["prediction_id"])
+        load.assigned[prediction["variant"]].append(load.latencies_s[-1])
+        load.answered[prediction["variant"], prediction["version"]] += 1
         if prediction["variant"] == "canary":
             load.canary.append(time.monotonic() - load.began)

@@ -65,12 +65,12 @@ def train(folder: Path) -> Trained:
         workload.write_source(folder / "rows.parquet", _TRAINING_ROWS, seed=1)
         content = workload.project(folder / "rows.parquet", root, http_port=free_port(), metrics_port=free_port())
         file.write_text(yaml.safe_dump(content), encoding="utf-8")
-        _command("prepare", "-c", file)
-        _command("train", "-c", file)
+        command("prepare", "-c", file)
+        command("train", "-c", file)
     project = load_project([file], env={})
     store = Store.open(project.storage.state)
     with store.read() as tx:
-        row = tx.versions(project.project)[-1]
+        row = tx.versions(project.project)[0]
     store.close()
     loaded = model.load(row.artifact, row.sha256)
     pipeline = folder / "pipeline.joblib"
@@ -78,12 +78,12 @@ def train(folder: Path) -> Trained:
     return Trained(file, loaded, pipeline)
 
 
-def _command(*arguments: str | Path) -> dict[str, Any]:
+def command(*arguments: str | Path) -> dict[str, Any]:
     """What the command printed as JSON. Raises: RuntimeError with its errors."""
-    command = [sys.executable, "-m", "mlops_ray", *map(str, arguments), "--json"]
-    done = subprocess.run(command, env=_environment(), capture_output=True, text=True)
+    words = [sys.executable, "-m", "mlops_ray", *map(str, arguments), "--json"]
+    done = subprocess.run(words, env=_environment(), capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:] or done.stdout[-2000:]}")
+        raise RuntimeError(f"{' '.join(words)}: {done.stderr[-2000:] or done.stdout[-2000:]}")
     said: dict[str, Any] = json.loads(done.stdout)
     return said
 
@@ -101,9 +101,9 @@ def served(trained: Trained, folder: Path, rows: workload.Table) -> Iterator[dic
     second = _second(trained)
     bodies = workload.requests(rows)
     with contextlib.ExitStack() as stack:
-        _command("up", "-c", trained.file)
-        stack.callback(_command, "down", "-c", trained.file)
-        _command("up", "-c", second)
+        command("up", "-c", trained.file)
+        stack.callback(command, "down", "-c", trained.file)
+        command("up", "-c", second)
         found = cluster.find(trained.project)
         assert found is not None, "`up` has just started it"
         beside = {
@@ -112,7 +112,7 @@ def served(trained: Trained, folder: Path, rows: workload.Table) -> Iterator[dic
         }
         _deploy(found.dashboard, beside)
         if not _rolling(trained.project):
-            _command("rollout", "start", "-c", second, "1", "--why", "an equal canary")
+            command("rollout", "start", "-c", second, "1", "--why", "an equal canary")
         here = partial(processes.marked, found.id)
         all_of = {
             label: Contestant(label, f"{found.http}/{name}/predict", bodies, _probability, here)
@@ -130,8 +130,8 @@ def served(trained: Trained, folder: Path, rows: workload.Table) -> Iterator[dic
             ("our app, uvicorn", "variants", text),
         ):
             port, log = free_port(), folder / f"{module}.log"
-            command = (sys.executable, "-m", f"benchmarks.serving.{module}", str(what), str(port))
-            running = stack.enter_context(server(command, log, env=_environment()))
+            words = (sys.executable, "-m", f"benchmarks.serving.{module}", str(what), str(port))
+            running = stack.enter_context(server(words, log, env=_environment()))
             url = f"http://127.0.0.1:{port}/predict"
             all_of[label] = Contestant(label, url, bodies, _probability, running)
             await_answer(all_of[label], log)

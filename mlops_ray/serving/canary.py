@@ -34,7 +34,8 @@ _MOST_ROWS = 20_000
 _ROWS_PER_CALL = 4_096
 # Failed calls in a row after which a version is asked no more. One that is late costs its clients the whole deadline.
 _STRIKES, _LATE_STRIKES = 5, 3
-# How long it is left alone then: after each trial that fails as well, twice as long.
+# How long it is left alone after a trial that fails as well: twice as long each time. The first trial is made at once,
+# so that a moment in which the whole machine stood still costs a version no second of evidence.
 _PAUSE_S, _MOST_PAUSE_S = 1.0, 30.0
 
 
@@ -89,10 +90,10 @@ class Breaker:
         return self._next_trial is None
 
     def trial(self, now: float) -> bool:
-        """Whether a trial is due; when it is, the next one is due only after another pause."""
+        """Whether a trial is due; when it is, none is until this one has failed and a pause has passed."""
         if self._next_trial is None or now < self._next_trial:
             return False
-        self._next_trial = now + self._pause_s
+        self._next_trial = math.inf
         return True
 
     def passed(self) -> None:
@@ -102,12 +103,12 @@ class Breaker:
     def failed(self, now: float, *, late: bool, trial: bool = False) -> None:
         """A call failed, or was late."""
         if trial:
-            self._pause_s = min(2 * self._pause_s, _MOST_PAUSE_S)
             self._next_trial = now + self._pause_s
+            self._pause_s = min(2 * self._pause_s, _MOST_PAUSE_S)
             return
         self._strikes += _LATE_STRIKES if late else 1
         if self._strikes >= _STRIKES and self._next_trial is None:
-            self._next_trial = now + self._pause_s
+            self._next_trial = now
 
 
 @dataclass(eq=False)
@@ -139,17 +140,21 @@ class _UnderWay:
 class Apart:
     """Calls to one version. All methods run on one event loop."""
 
-    def __init__(self, line: Line, task: Task, *, deadline_s: float) -> None:
-        self._line, self._task, self._deadline_s = line, task, deadline_s
+    def __init__(self, line: Line, task: Task, *, deadline_s: float, most_waiting: int = _MOST_ROWS) -> None:
+        """Args: most_waiting: clients that wait at once; for those beyond the version is late as soon as they ask."""
+        self._line, self._task, self._deadline_s, self._most_waiting = line, task, deadline_s, most_waiting
         self._breaker = Breaker()
         self._waiting: deque[_Rows] = deque()
         self._n_calls = 0
         self._n_held = 0
+        self._n_waiting = 0
         self._last_start = -math.inf
         self._timer: asyncio.Handle | None = None
 
-    def ask(self, columns: Columns, n: int) -> asyncio.Future[Outcome]:
-        """The version's scores of these `n` rows; done at the latest after the deadline, and never with an error."""
+    def ask(self, columns: Columns, n: int, *, for_client: bool = True) -> asyncio.Future[Outcome]:
+        """The version's scores of these `n` rows; done at the latest after the deadline, and never with an error.
+
+        Args: for_client: a client's request waits for it, which keeps a place that others may need."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Outcome] = loop.create_future()
         if not self._breaker.closed:
@@ -157,15 +162,21 @@ class Apart:
             if self._breaker.trial(loop.time()):
                 self._n_held += n
                 self._start(loop, [_Rows(columns, n, future)], trial=True)
-        elif self._n_held and self._n_held + n > _MOST_ROWS:
+        elif (for_client and self._n_waiting >= self._most_waiting) or (self._n_held and self._n_held + n > _MOST_ROWS):
             future.set_result(_LATE)  # it cannot keep up: these would only wait for their deadline
         else:
+            if for_client:
+                self._n_waiting += 1
+                future.add_done_callback(self._waits_no_more)
             rows = _Rows(columns, n, future, loop.call_later(self._deadline_s, _expire, future))
             self._waiting.append(rows)
             self._n_held += n
             if self._timer is None:
                 self._schedule(loop)
         return future
+
+    def _waits_no_more(self, _: object) -> None:
+        self._n_waiting -= 1
 
     def close(self) -> None:
         """The version is asked no more; what is under way ends as it may."""

@@ -281,8 +281,14 @@ class Service:
     def _calls_of(self, version: int) -> Apart:
         """The calls to a version apart. Those to versions of earlier rollouts are let go of."""
         if (found := self._apart.get(version)) is None:
-            deadline_s = self.project.serving.canary_deadline_s
-            found = Apart(self._lines(version), self.project.task, deadline_s=deadline_s)
+            serving = self.project.serving
+            found = Apart(
+                self._lines(version),
+                self.project.task,
+                deadline_s=serving.canary_deadline_s,
+                # The other half is there for rows of stable, however many wait for a canary that hangs.
+                most_waiting=max(1, serving.max_ongoing_requests // 2),
+            )
             for earlier in self._apart.values():
                 earlier.close()
             self._apart = {version: found}

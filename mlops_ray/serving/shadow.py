@@ -107,7 +107,7 @@ class Shadow:
 
     async def _show(self, batch: list[Copy]) -> None:
         apart = self._apart(batch[0].trial.version)
-        outcomes = await asyncio.gather(*(apart.ask(copy.columns, copy.n_rows) for copy in batch))
+        outcomes = await asyncio.gather(*(apart.ask(copy.columns, copy.n_rows, for_client=False) for copy in batch))
         for copy, outcome in zip(batch, outcomes, strict=True):
             self._n_rows -= copy.n_rows
             trial = judged(copy.trial, outcome, copy.classes)

@@ -60,12 +60,17 @@ def known_store(project: Project) -> Store:
     return open_store(project)
 
 
+def make_root(project: Project) -> None:
+    """Make the directory `storage.root`, for its user alone: it holds requests, models and the state database."""
+    if not project.storage.is_remote:
+        Path(project.storage.path()).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
 def open_store(project: Project) -> Store:
     """The state database of a project; the directory of an embedded one is made. Raises: BackendUnavailable."""
     from mlops_ray.state import Store
 
-    if not project.storage.is_remote:
-        Path(project.storage.path()).mkdir(parents=True, exist_ok=True)
+    make_root(project)
     return Store.open(project.storage.state)
 
 
@@ -95,6 +100,8 @@ def prepare(
     from mlops_ray.errors import DataRefused
 
     project = load(paths, env).project
+    if not dry_run:
+        make_root(project)
     now = time.time()
 
     def rows(done: int, total: int) -> None:

@@ -13,7 +13,8 @@ import pytest
 from mlops_ray.cluster.processes import free_port
 from tests.loop.conftest import ROOT, overlay
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+# Two replays of four weeks; `make demo-fast` replays once in CI, and tests/unit/monitoring holds the clock to its words.
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 # A process each: Ray Serve keeps what it knows of a cluster until the process ends.
 RUN = """

@@ -13,6 +13,7 @@ from mlops_ray.errors import BadRequest
 JSON = "application/json"
 # A text of JSON, and its colon when it is a member's name; escapes are skipped whole.
 _TEXTS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"(\s*:)?', re.DOTALL)
+_NO_NUMBERS = re.compile(r"-?(NaN|Infinity)")
 _SPACED = re.compile(rb'"\s+:')
 
 
@@ -23,7 +24,9 @@ def parse_json(body: bytes) -> Any:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as exc:
-        raise BadRequest(400, "not JSON", str(exc)) from exc
+        found = _NO_NUMBERS.match(exc.doc, exc.pos)
+        hint = f"; {found[0]} is no JSON: send null for what is missing" if found else ""
+        raise BadRequest(400, "not JSON", f"{exc}{hint}") from exc
 
 
 def refuse_repeated(body: bytes, n_members: int) -> None:

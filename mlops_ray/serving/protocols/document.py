@@ -86,7 +86,7 @@ def _native(form: Form) -> list[Operation]:
         },
         "responses": {
             "200": answered({JSON: {"schema": ref("Predictions")}, arrow.MEDIA_TYPE: {}}),
-            **refusals(400, 404, 413, 415, 422, 500, 503),
+            **refusals(400, 404, 408, 413, 415, 422, 500, 503),
         },
     }
     label = {"binary": 1, "multiclass": "a class", "regression": 12.5}[form.task]
@@ -98,7 +98,7 @@ def _native(form: Form) -> list[Operation]:
         "requestBody": {"required": True, "content": {JSON: {"schema": ref("Feedback"), "example": labels}}},
         "responses": {
             "202": answered({JSON: {"schema": ref("Accepted")}}, versioned=False, says="They stand in the spool."),
-            **refusals(400, 413, 415, 422, 500, 503),
+            **refusals(400, 408, 413, 415, 422, 500, 503),
         },
     }
     until = {"time": "2024-02-01T00:00:00Z"}
@@ -109,7 +109,7 @@ def _native(form: Form) -> list[Operation]:
         "requestBody": {"required": True, "content": {JSON: {"schema": ref("Watermark"), "example": until}}},
         "responses": {
             "202": answered({JSON: {"schema": at}}, versioned=False, says="It stands in the spool."),
-            **refusals(400, 413, 415, 422, 500, 503),
+            **refusals(400, 408, 413, 415, 422, 500, 503),
         },
     }
     return [

@@ -125,7 +125,7 @@ def _infer(form: Form, where: list[dict[str, Any]]) -> dict[str, Any]:
         "description": "One input of shape [rows] or [rows, 1] for each column; outputs in JSON or as binary tensors.",
         "parameters": [*where, length, *parameters("Idempotency-Key", "X-Model-Version")],
         "requestBody": {"required": True, "content": content},
-        "responses": {"200": held, **refusals(400, 404, 413, 415, 422, 500, 503)},
+        "responses": {"200": held, **refusals(400, 404, 408, 413, 415, 422, 500, 503)},
     }
 
 
@@ -142,7 +142,7 @@ def _invocations(form: Form) -> list[Operation]:
         },
         "responses": {
             "200": answered({JSON: {"schema": ref("Invoked")}}),
-            **refusals(400, 404, 413, 415, 422, 500, 503),
+            **refusals(400, 404, 408, 413, 415, 422, 500, 503),
         },
     }
 

@@ -207,6 +207,8 @@ def _named(rows: Any, names: Sequence[str], form: Form, place: str, now: float) 
 
 def _from_csv(body: bytes, form: Form, now: float) -> Batch:
     """CSV with a header. An empty field and pandas' spellings of missing values are null."""
+    if body.count(b'"') % 2:
+        raise BadRequest(400, "not CSV", "a quotation is opened and not closed; was the body cut off?")
     types = {
         spec.name: pa.int64() if spec is form.key and spec.dtype == "int" else _CSV_TYPES[spec.dtype]
         for spec in form.columns

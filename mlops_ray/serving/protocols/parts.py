@@ -17,6 +17,7 @@ STATUSES = {
     403: "The token lacks the role that the route needs.",
     404: "There is no such path, model or version.",
     405: "The path takes another method.",
+    408: "The end of the body did not come in time.",
     413: "The body, inflated or not, or its number of rows is too large.",
     415: "The media type or the content encoding is not taken.",
     422: "A column, value or option is not what the project takes; `errors` says which.",

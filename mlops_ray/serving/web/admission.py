@@ -17,36 +17,73 @@ Receive = Callable[[], Awaitable[Message]]
 _INFLATE_INLINE = 16_384
 
 
+class Turn:
+    """One request, while its body arrives and then while it is worked on."""
+
+    def __init__(self, ongoing: Ongoing) -> None:
+        self._ongoing, self._held, self.begun = ongoing, 0, False
+
+    def hold(self, n_bytes: int, most: int) -> None:
+        """Count a piece of an unfinished body. Raises: BackendUnavailable when all of them together are too much."""
+        self._held += n_bytes
+        self._ongoing.held += n_bytes
+        if self._ongoing.held > most:
+            raise BackendUnavailable("this replica", "too much of unfinished bodies is on its way; try again shortly")
+
+    def begin(self, most: int) -> None:
+        """The body is here. Raises: BackendUnavailable when `most` requests are being worked on."""
+        self._ongoing.demand_room(most)
+        self._ongoing.working += 1
+        self.begun = True
+
+    def end(self) -> None:
+        """Give back what the request had."""
+        self._ongoing.held -= self._held
+        self._ongoing.working -= self.begun
+
+
 class Ongoing:
-    """Requests in hand: at most so many, and each for so long.
+    """Requests in hand: so many are worked on at most, and each has so long. A body that arrives slowly takes nobody's
+    place.
 
     One timer for all of them, since one for each costs 6 microseconds: a request may take a tenth longer than that.
     """
 
     def __init__(self) -> None:
+        self.working = 0
+        """Requests whose body is here."""
+        self.held = 0
+        """Bytes of bodies of which more is to come."""
         self._ends: dict[asyncio.Task[Any], float] = {}
         self._late: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    @contextmanager
-    def one(self, most: int, timeout_s: float) -> Iterator[None]:
-        """Around a request. Raises: BackendUnavailable when there are `most` already, or when it takes too long."""
-        if len(self._ends) >= most:
+    def demand_room(self, most: int) -> None:
+        """Raises: BackendUnavailable when `most` requests are being worked on."""
+        if self.working >= most:
             raise BackendUnavailable("this replica", f"it has {most} requests in hand; try again shortly")
+
+    @contextmanager
+    def one(self, timeout_s: float) -> Iterator[Turn]:
+        """Around a request. Raises: BadRequest (408) when its body takes too long, BackendUnavailable when the work."""
         loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None, "a request is handled in a task"
         self._ends[task] = loop.time() + timeout_s
         if self._timer is None:
             self._timer = loop.call_later(timeout_s / 10, self._look, loop, timeout_s / 10)
+        turn = Turn(self)
         try:
-            yield
+            yield turn
         except asyncio.CancelledError:
             if task not in self._late:
                 raise
             task.uncancel()
+            if not turn.begun:
+                raise BadRequest(408, "body incomplete", f"its end did not come within {timeout_s:g} s") from None
             raise BackendUnavailable("this replica", f"the request took longer than {timeout_s:g} s") from None
         finally:
+            turn.end()
             self._late.discard(task)
             del self._ends[task]
 
@@ -63,10 +100,13 @@ class Gone(Exception):
     """The client closed the connection before its request was complete."""
 
 
-async def read(headers: Mapping[str, str], receive: Receive, limit: int) -> bytes:
+async def read(
+    headers: Mapping[str, str], receive: Receive, limit: int, hold: Callable[[int], None] = lambda n_bytes: None
+) -> bytes:
     """The request's body, never more than `limit` bytes of it in hand.
 
-    Args: headers: by name in lower case. Raises: BadRequest (400, 413, 415), Gone.
+    Args: headers: by name in lower case. hold: told of each piece after which more is to come, see `Turn.hold`.
+    Raises: BadRequest (400, 413, 415), Gone; what `hold` raises.
     """
     encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", "gzip"):
@@ -79,8 +119,9 @@ async def read(headers: Mapping[str, str], receive: Receive, limit: int) -> byte
     if more:
         pieces = bytearray(whole)
         while more and len(pieces) <= limit:
-            piece, more = await _next(receive)
-            pieces += piece
+            hold(len(whole))
+            whole, more = await _next(receive)
+            pieces += whole
         whole = bytes(pieces)
     if len(whole) > limit:
         # The server goes on reading what still comes, and drops it: a client that only listens once it has sent all of

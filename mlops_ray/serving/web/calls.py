@@ -72,9 +72,12 @@ async def scored(call: Call, asked: Asked, reply: Callable[[Asked, Answer], Repl
         asked = replace(asked, options=replace(asked.options, version=int(pinned)))
     elif asked.options.version is not None:
         call.demand(Role.OPERATE)
+    key = ""
     if (named := call.service.project.serving.key_header) and asked.batch.keys is None:
+        key = call.headers.get(named.lower(), "")
         asked = _keyed(call, asked, named.lower())
-    fingerprint = xxhash.xxh3_64_intdigest(call.body, asked.options.version or 0) if call.repeatable else 0
+    seed = (asked.options.version or 0) ^ (xxhash.xxh3_64_intdigest(key.encode()) if key else 0)
+    fingerprint = xxhash.xxh3_64_intdigest(call.body, seed) if call.repeatable else 0
     answer = await call.service.predict(call.id, asked, repeatable=call.repeatable, fingerprint=fingerprint)
     given = reply(asked, answer)
     versions = answer.versions

@@ -83,21 +83,25 @@ class Application:
         await _send(send, reply, call, head=method == "HEAD")
 
     async def _answered(self, call: Call, method: str, receive: Receive) -> Reply:
-        identify(call)
         methods = self._fixed.get(call.path) or self._match(call)
         route = methods.get(method)
         if route is None:
             allowed = ", ".join(sorted(methods))
             refused = BadRequest(405, "method not allowed", f"{call.path} takes {allowed}, not {method}")
             return with_headers(_problem(refused, call.path, call.path), ("Allow", allowed))
-        pinned = "x-model-version" in call.headers
-        call.demand(Role.OPERATE if pinned and route.role is Role.PREDICT else route.role)
+        call.demand(route.role)
+        if "x-model-version" in call.headers and route.role is Role.PREDICT:
+            call.demand(Role.OPERATE)
+        identify(call)
         if not route.measured:
             return await route.handler(call)
         serving = call.service.project.serving
-        with self._ongoing.one(serving.max_ongoing_requests, serving.request_timeout_s):
+        most, limit = serving.max_ongoing_requests, int(serving.max_body_mb * 1024 * 1024)
+        self._ongoing.demand_room(most)
+        with self._ongoing.one(serving.request_timeout_s) as turn:
             if method == "POST":
-                call.body = await read(call.headers, receive, int(serving.max_body_mb * 1024 * 1024))
+                call.body = await read(call.headers, receive, limit, lambda n_bytes: turn.hold(n_bytes, most * limit))
+            turn.begin(most)
             return await route.handler(call)
 
     def _match(self, call: Call) -> dict[str, Route]:
@@ -106,7 +110,7 @@ class Application:
             if found := shape.fullmatch(call.path):
                 call.params = found.groupdict()
                 return methods
-        raise BadRequest(404, "not found", f"{call.path} does not exist; /docs lists what does")
+        raise BadRequest(404, "not found", f"{call.path[:200]} does not exist; /docs lists what does")
 
 
 # --- the routes ---

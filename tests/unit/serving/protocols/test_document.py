@@ -98,7 +98,7 @@ def test_roles_and_refusals_stand_in_it_where_there_are_tokens() -> None:
     assert held["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
     predict = held["paths"]["/predict"]["post"]
     assert predict["security"] == [{"bearer": ["predict"]}]
-    wanted = {"200", "400", "401", "403", "404", "413", "415", "422", "500", "503"}
+    wanted = {"200", "400", "401", "403", "404", "408", "413", "415", "422", "500", "503"}
     assert set(predict["responses"]) == wanted
     for status in wanted - {"200"}:
         response = held["components"]["responses"][status]

@@ -198,6 +198,11 @@ def test_csv_of_a_key_of_digits_keeps_every_digit() -> None:
     assert parse(body, form, CSV).batch.keys == ("9007199254740991",)
 
 
+def test_csv_that_was_cut_off_inside_a_quotation_is_refused() -> None:
+    error = refused(b'x,n,flag,c,d\n0.5,2,True,red,"blue\n', media=CSV)
+    assert (error.status, "cut off" in error.detail) == (400, True)
+
+
 @pytest.mark.parametrize(
     ("body", "says"),
     [

@@ -11,7 +11,7 @@ from hypothesis import example, given
 
 from mlops_ray.errors import BadRequest
 from mlops_ray.serving.exchange import NO_OPTIONS, Asked, Options
-from mlops_ray.serving.protocols import arrow, native
+from mlops_ray.serving.protocols import arrow, bodies, native
 from mlops_ray.serving.protocols.form import Form
 from mlops_ray.serving.protocols.problem import problem
 from tests import fakes
@@ -287,3 +287,9 @@ def test_any_bytes_are_a_batch_or_a_bad_request(noise: bytes, start: int, end: i
     for damaged in (noise, body[:start], body[:start] + noise + body[end:]):
         asked = or_refusal(lambda damaged=damaged: ask(damaged))
         assert isinstance(asked, Asked | BadRequest)
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity"])
+def test_what_is_no_number_of_json_is_named(text: str) -> None:
+    with pytest.raises(BadRequest, match="Infinity is no JSON" if "Inf" in text else "NaN is no JSON"):
+        bodies.parse_json(f'{{"rows": [{{"who": "Zoë", "x": {text}}}]}}'.encode())

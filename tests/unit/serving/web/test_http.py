@@ -16,9 +16,11 @@ import orjson
 import pytest
 import uvicorn
 
+from mlops_ray.errors import BackendUnavailable
 from mlops_ray.serving.access import Access, Grant, Role, new_token
 from mlops_ray.serving.service import Service
 from mlops_ray.serving.versions import Wanted
+from mlops_ray.serving.web.admission import Ongoing, Turn
 from mlops_ray.serving.web.http import Application, routes
 from tests import fakes
 from tests.fakes import FakeLoader, FakeLog, FakeScorer, eventually, held, row
@@ -113,14 +115,16 @@ def test_401_says_how() -> None:
     ("roles", "headers", "options", "status"),
     [
         ((Role.PREDICT,), {"X-Model-Version": "10"}, {}, 403),
-        ((Role.OPERATE,), {"X-Model-Version": "10"}, {}, 200),
+        ((Role.PREDICT, Role.OPERATE), {"X-Model-Version": "10"}, {}, 200),
         ((Role.PREDICT,), {}, {"version": 10}, 403),
         ((Role.PREDICT, Role.OPERATE), {}, {"version": 10}, 200),
         ((Role.PREDICT, Role.OPERATE), {}, {"version": 20}, 200),  # kept warm
         ((Role.PREDICT, Role.OPERATE), {}, {"version": 99}, 404),
-        ((Role.OPERATE,), {"X-Model-Version": "99"}, {}, 404),
-        ((Role.OPERATE,), {"X-Model-Version": "-1"}, {}, 400),
-        ((Role.OPERATE,), {"X-Model-Version": "latest"}, {}, 400),
+        ((Role.PREDICT, Role.OPERATE), {"X-Model-Version": "99"}, {}, 404),
+        ((Role.PREDICT, Role.OPERATE), {"X-Model-Version": "-1"}, {}, 400),
+        ((Role.PREDICT, Role.OPERATE), {"X-Model-Version": "latest"}, {}, 400),
+        ((Role.OPERATE,), {"X-Model-Version": "10"}, {}, 403),
+        ((Role.OPERATE,), {}, {"version": 10}, 403),
     ],
 )
 def test_operators_choose_the_version(roles: Any, headers: Any, options: Any, status: int) -> None:
@@ -187,8 +191,8 @@ def test_a_key_by_header() -> None:
     assert post(service(log), content=body, headers={"X-Customer": "c-7"}).status_code == 200
     assert post(service(log), headers={"X-Customer": "c-7"}).status_code == 200  # a key in the row is the row's
     assert post(service(log), content=body, headers={"X-Customer": ""}).status_code == 400
-    assert post(service(log), content=body, headers=[(b"X-Customer", "Zoë".encode())]).status_code == 200
-    assert post(service(log), content=body, headers=[(b"X-Customer", b"Zo\xeb")]).status_code == 400
+    assert post(service(log), content=body, headers={"X-Customer": "Zoë".encode()}).status_code == 200
+    assert post(service(log), content=body, headers={"X-Customer": b"Zo\xeb"}).status_code == 400
     assert [r.keys for r in log.records] == [("c-7", "c-7"), ("k1",), ("Zoë", "Zoë")]  # type: ignore[union-attr]
 
 
@@ -364,6 +368,30 @@ def test_a_client_that_hangs_up_halfway_disturbs_nobody(served: int) -> None:
         with socket.create_connection(("127.0.0.1", served), timeout=10) as client:
             client.sendall(HEAD + b"Content-Length: 500\r\n\r\n{")
     assert httpx.post(f"http://127.0.0.1:{served}/predict", content=BODY, headers=JSON).status_code == 200
+
+
+def test_bodies_that_do_not_end_take_nobodys_place(served: int) -> None:
+    slow = [socket.create_connection(("127.0.0.1", served), timeout=10) for _ in range(5)]  # two are worked on at most
+    try:
+        for client in slow:
+            client.sendall(HEAD + b"Content-Length: 500\r\n\r\n{")
+        for _ in range(3):
+            assert httpx.post(f"http://127.0.0.1:{served}/predict", content=BODY, headers=JSON).status_code == 200
+        assert {client.recv(100)[:13] for client in slow} == {b"HTTP/1.1 408 "}
+    finally:
+        for client in slow:
+            client.close()
+
+
+def test_unfinished_bodies_are_bounded_together() -> None:
+    ongoing = Ongoing()
+    one, other = Turn(ongoing), Turn(ongoing)
+    one.hold(60, 100)
+    with pytest.raises(BackendUnavailable, match="unfinished"):
+        other.hold(60, 100)
+    one.end()
+    other.end()
+    assert ongoing.held == 0
 
 
 def test_a_version_is_told_where_one_answered() -> None:
