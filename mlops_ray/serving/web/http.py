@@ -222,7 +222,7 @@ async def _send(send: Send, reply: Reply, call: Call, *, head: bool) -> None:
         headers.append((lower, value.encode("latin-1")))
     if policy:
         headers.append(_POLICY)
-    # A write wakes the process that waits for it, which can take this one 40 microseconds: more than the score. So what
+    # A write wakes who waits for it, which can take this process 40 microseconds, more than the score does. So what
     # else came in the same round of the loop is worked out before the first answer leaves; the others find it awake.
     await asyncio.sleep(0)
     await send(_Start(type="http.response.start", status=reply.status, headers=headers))
