@@ -104,7 +104,7 @@ class Client:
     async def post(self, body: bytes) -> tuple[str, bytes]:
         """Status and body, or the name of what went wrong."""
         try:
-            reader, writer = self._free.pop() if self._free else await asyncio.open_connection(self._host, self._port)
+            reader, writer = self._kept() or await asyncio.open_connection(self._host, self._port)
             head = f"POST {self._path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: application/json\r\n"
             writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
@@ -114,6 +114,15 @@ class Client:
             return type(exc).__name__, b""
         self._free.append((reader, writer))
         return head.split(" ", 2)[1], said
+
+    def _kept(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """One that the proxy has not closed: it does so with those that idle, at every reload."""
+        while self._free:
+            reader, writer = self._free.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return None
 
     async def open(self, n: int) -> None:
         """Have `n` connections ready: their making is no part of a latency."""
