@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -62,10 +63,11 @@ def titled(live: Live, *titles: str) -> list[psutil.Process]:
     """The cluster's processes whose title holds one of these, oldest first."""
     found = []
     for process in ours(live):
-        words = " ".join([process.name(), *process.cmdline()])
-        if any(title in words for title in titles):
-            found.append(process)
-    return sorted(found, key=psutil.Process.create_time)
+        with contextlib.suppress(psutil.NoSuchProcess):  # gone since it was listed
+            words = " ".join([process.name(), *process.cmdline()])
+            if any(title in words for title in titles):
+                found.append((process.create_time(), process))
+    return [process for _, process in sorted(found, key=lambda each: each[0])]
 
 
 def kill(live: Live, *titles: str) -> int:
