@@ -83,7 +83,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory, clean_environment: None) -> 
         features={"trusted_types": [troubled.TRUSTED]},
         capture={"commit_s": 1.0, "commit_idle_s": 2.0},
         rollout={"shares": [SHARE], "step_max_s": 1e9},
-        serving={"shadow_rows": 50},
+        serving={"shadow_rows": 10},
     )
     project = verbs.load(paths, os.environ).project
     with pytest.MonkeyPatch.context() as env:
