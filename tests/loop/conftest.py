@@ -51,7 +51,10 @@ def overlay(folder: Path, **blocks: object) -> list[Path]:
         "search": {"trials": 2, "candidates": [logistic]},
         **blocks,
     }
-    file = folder / "overlay.yaml"
+    # In a folder of its own: jobs are sent what lies beside it, and what a project that is up writes would change
+    # while it is packed.
+    file = folder / "files" / "overlay.yaml"
+    file.parent.mkdir()
     file.write_text(yaml.safe_dump(content), encoding="utf-8")
     return [FLIGHTS, file]
 
