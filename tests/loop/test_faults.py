@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
@@ -133,6 +134,13 @@ def test_nothing_but_loopback_listens(live: Live) -> None:
     assert {live.project.cluster.http_port, live.project.cluster.grpc_port} <= {port for _, port in listening}
     assert len(listening) > 20
     assert {address: name for address, name in listening.items() if not address[0].startswith("127.")} == {}
+
+
+def test_serves_own_proxy_answers_for_the_time_when_no_replica_lives(live: Live) -> None:
+    (proxy,) = titled(live, "ray::ProxyActor")
+    ports = [c.laddr.port for c in proxy.net_connections("tcp4") if c.status == psutil.CONN_LISTEN]
+    answers = [httpx.post(f"http://127.0.0.1:{port}/flights/predict", json={"rows": [row(0)]}) for port in ports]
+    assert [answer.status_code for answer in answers] == [200]
 
 
 def kill_ingress(live: Live, n: int = 2) -> None:

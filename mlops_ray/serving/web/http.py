@@ -207,6 +207,10 @@ class _Start(dict[str, Any]):
         if key != "headers":
             super().__setitem__(key, value)
 
+    def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
+        """Pickled as an ordinary one: unpickling sets item by item, and Serve's own proxy would find no headers."""
+        return dict, (dict(self),)
+
 
 async def _send(send: Send, reply: Reply, call: Call, *, head: bool) -> None:
     headers = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import pickle
 import socket
 import threading
 import zlib
@@ -17,7 +18,7 @@ import pytest
 import uvicorn
 
 from mlops_ray.errors import BackendUnavailable
-from mlops_ray.serving.access import Access, Grant, Role, new_token
+from mlops_ray.serving.access import Access, Grant, Open, Role, new_token
 from mlops_ray.serving.service import Service
 from mlops_ray.serving.versions import Wanted
 from mlops_ray.serving.web.admission import Ongoing, Turn
@@ -156,6 +157,24 @@ def test_every_answer_carries_an_id_and_the_security_headers() -> None:
         assert answer.headers["cache-control"] == "no-store"
         assert answer.headers["content-security-policy"]
         assert int(answer.headers["content-length"]) >= len(answer.content)
+
+
+def test_an_answer_keeps_its_headers_when_it_is_pickled() -> None:
+    """Serve's own proxy, to which requests go while no replica lives, gets answers so. Found: they had no headers."""
+    made, sent = service(), list[dict[str, Any]]()
+
+    async def send(message: Any) -> None:
+        sent.append(pickle.loads(pickle.dumps(message)))
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": BODY, "more_body": False}
+
+    scope = {"type": "http", "method": "POST", "path": "/predict", "root_path": "", "query_string": b""}
+    scope["headers"] = [(b"content-type", b"application/json"), (b"content-length", str(len(BODY)).encode())]
+    asyncio.run(Application(lambda: made, Open)(scope, receive, send))
+    assert sent[0]["status"] == 200
+    assert (b"content-type", b"application/json") in sent[0]["headers"]
+    sent[0]["headers"] = []  # Serve's middlewares write there
 
 
 @pytest.mark.parametrize(
