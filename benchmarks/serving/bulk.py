@@ -16,6 +16,7 @@ from benchmarks.serving import load, workload
 from benchmarks.serving.contestants import Contestant
 
 ROWS = 10_000
+_DIRECT = "ONNX Runtime on the arrays, one thread"
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 
 
@@ -64,15 +65,24 @@ def samples(
     direct = directly(graph, table)
     script = load.script(folder / "bulk.lua", [body(table)], MEDIA_TYPE)
     ours = contestants["mlops_ray"]
-    rates: dict[str, list[float]] = {"ONNX Runtime on the arrays": []}
+    rates: dict[str, list[float]] = {}
     broken = 0
     for at in range(rounds + 1):
-        found = {"ONNX Runtime on the arrays": direct()}
+        found = {_DIRECT: direct()}
         for connections in (1, 2):
             sample = load.run(ours.url, script, connections=connections, seconds=seconds, processes=list)
             broken += sample.refused + sample.broken
-            found[f"mlops_ray, Arrow, {connections} at a time"] = sample.per_s * ROWS
+            found[_named(connections)] = sample.per_s * ROWS
         if at:  # the first round warms
             for name, rate in found.items():
                 rates.setdefault(name, []).append(rate)
-    return {"rows_per_s": {name: statistics.median(each) for name, each in rates.items()}, "errors": broken}
+    return {
+        "rows_per_s": {name: statistics.median(each) for name, each in rates.items()},
+        # One request at a time: two at once have two cores, and ONNX Runtime has one thread.
+        "ratios": [over / bare for over, bare in zip(rates[_named(1)], rates[_DIRECT], strict=True)],
+        "errors": broken,
+    }
+
+
+def _named(connections: int) -> str:
+    return f"mlops_ray, Arrow over HTTP, {connections} at a time"

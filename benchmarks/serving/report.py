@@ -54,15 +54,15 @@ def table(results: Mapping[str, Mapping[str, Figures]]) -> str:
 
 
 def goals(
-    results: Mapping[str, Mapping[str, Figures]], ratios: Mapping[str, float], bulk: Figures | None
+    results: Mapping[str, Mapping[str, Figures]], ratios: Mapping[str, Sequence[float]], bulk: Figures
 ) -> list[dict[str, Any]]:
-    """Each goal with its figure of this run. ratios: medians over rounds of ratios within a round."""
+    """Each goal with its figure of this run. ratios: one a round, between servers of that round."""
     ours = results[OURS]["16"]
     found = []
     for peer in PEERS_ON_SKLEARN:
         if peer in results:
             theirs = results[peer]["16"]
-            found.append(_goal(f"16 connections: throughput, × {peer}", "≥ 20", ratios[peer], ratios[peer] >= 20))
+            found.append(_at_least(f"16 connections: throughput, × {peer}", 20, ratios[peer]))
             lower = ours["p99_us"] < theirs["p99_us"]
             shown = f"{_ms(ours['p99_us'])} against {_ms(theirs['p99_us'])}"
             found.append(_goal(f"16 connections: p99, and that of {peer}", "lower", shown, lower))
@@ -74,23 +74,30 @@ def goals(
         ("bare Serve", "throughput, × a bare Ray Serve ingress", 0.8),
         ("bare uvicorn", "throughput, × bare uvicorn, the ceiling", 0.5),
     ):
-        found.append(_goal(said, f"≥ {goal}", ratios[name], ratios[name] >= goal))
-    if bulk is not None:
-        rates = bulk["rows_per_s"]
-        best = max(rate for name, rate in rates.items() if name.startswith(OURS))
-        ratio = best / rates["ONNX Runtime on the arrays"]
-        found.append(_goal("Arrow IPC of 10,000 rows: throughput, × ONNX Runtime itself", "≥ 0.6", ratio, ratio >= 0.6))
+        found.append(_at_least(said, goal, ratios[name]))
+    said = "Arrow IPC of 10,000 rows, one request at a time: rows/s, × ONNX Runtime itself"
+    found.append(_at_least(said, 0.6, bulk["ratios"]))
     return found
 
 
-def _goal(what: str, goal: str, figure: float | str, reached: bool) -> dict[str, Any]:
-    shown = figure if isinstance(figure, str) else f"{figure:.2f}" if figure < 10 else f"{figure:.0f}"
-    return {"what": what, "goal": goal, "figure": shown, "reached": reached}
+def _at_least(what: str, goal: float, ratios: Sequence[float]) -> dict[str, Any]:
+    """The median decides; the lowest and the highest round stand beside it, for they tell what the median is worth."""
+    median = statistics.median(ratios)
+    shown = f"{_number(median)} ({_number(min(ratios))} to {_number(max(ratios))})"
+    return _goal(what, f"≥ {goal:g}", shown, median >= goal)
+
+
+def _goal(what: str, goal: str, figure: str, reached: bool) -> dict[str, Any]:
+    return {"what": what, "goal": goal, "figure": figure, "reached": reached}
+
+
+def _number(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
 
 
 def goals_table(found: Sequence[Mapping[str, Any]]) -> str:
     """Markdown."""
-    lines = ["| goal | wanted | measured | |", "|---|--:|--:|---|"]
+    lines = ["| goal | wanted | measured (lowest to highest round) | |", "|---|--:|--:|---|"]
     lines += [f"| {g['what']} | {g['goal']} | {g['figure']} | {'yes' if g['reached'] else '**no**'} |" for g in found]
     return "\n".join(lines)
 

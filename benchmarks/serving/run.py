@@ -4,8 +4,8 @@
 
 All serve the same fitted pipeline (10 numeric and 2 categorical columns, imputer, scaler, one-hot encoder, 100 trees)
 or its ONNX graph, on this machine, at the same time; one at a time is under load (wrk, one thread), the others idle.
-Figures are medians of interleaved rounds, ratios medians of the ratios within a round. It tells figures and judges
-none. The first run trains the project and makes an environment for each peer (some minutes, 3 GB); wrk must be there.
+Figures are medians of interleaved rounds, ratios medians of the ratios within a round, with the lowest and the highest
+beside them. Work besides the benchmark costs those most that need both cores: run it on an idle machine. The first run trains the project and makes an environment for each peer (some minutes, 3 GB); wrk must be there.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import argparse
 import contextlib
 import fcntl
 import json
+import os
 import shutil
-import statistics
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -68,9 +68,12 @@ def _measured(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             for i, (name, each) in enumerate(everybody.items())
         }
         samples: dict[str, dict[str, list[Any]]] = {name: {str(c): [] for c in CONNECTIONS} for name in everybody}
+        loads: list[float] = []
         for at in range(options.rounds + 1):
             print(f"round {at} of {options.rounds}", file=sys.stderr, flush=True)
             with _held(options.lock):
+                if at:
+                    loads.append(os.getloadavg()[0])
                 for connections in CONNECTIONS if at else CONNECTIONS[1:2]:  # the first round warms all of them
                     for name, each in everybody.items():
                         sample = load.run(
@@ -84,7 +87,7 @@ def _measured(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
                             samples[name][str(connections)].append(sample.to_dict())
         with _held(options.lock):
             many = bulk.samples(everybody, trained.graph, scratch, rounds=options.rounds, seconds=options.seconds)
-    return {"machine": machine(), "versions": versions, "samples": samples, "bulk": many}
+    return {"machine": machine(), "versions": versions, "load": loads, "samples": samples, "bulk": many}
 
 
 @contextlib.contextmanager
@@ -105,17 +108,25 @@ def _told(document: dict[str, Any]) -> str:
     results = {name: {c: report.summary(each) for c, each in by.items()} for name, by in samples.items()}
     ours = [sample["per_s"] for sample in samples[report.OURS]["16"]]
     ratios = {
-        name: statistics.median(mine / theirs["per_s"] for mine, theirs in zip(ours, by["16"], strict=True))
+        name: [mine / theirs["per_s"] for mine, theirs in zip(ours, by["16"], strict=True)]
         for name, by in samples.items()
     }
-    ratios["canary"] = 1 / ratios["canary"]  # with a canary by without one
+    ratios["canary"] = [1 / ratio for ratio in ratios["canary"]]  # with a canary by without one
     parts = [
         report.table(results),
-        f"{document['machine']}; " + ", ".join(f"{name} {version}" for name, version in document["versions"].items()),
+        _circumstances(document),
         report.goals_table(report.goals(results, ratios, document["bulk"])),
         report.bulk_table(document["bulk"]),
     ]
     return "\n\n".join(parts)
+
+
+def _circumstances(document: dict[str, Any]) -> str:
+    told = [document["machine"], *(f"{name} {version}" for name, version in document["versions"].items())]
+    loads = ", ".join(f"{load:.1f}" for load in document["load"])
+    return (
+        f"{'; '.join(told)}. {len(document['load'])} rounds; load average before each (other work included): {loads}."
+    )
 
 
 if __name__ == "__main__":
