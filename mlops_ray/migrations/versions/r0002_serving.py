@@ -36,4 +36,4 @@ def upgrade() -> None:
         _real("at"),
     )
     op.create_index("request_ids_by_age", "request_ids", ["project", "at"])
-    op.create_table("secrets", _text("project", key=True), _text("secret"))
+    op.create_table("project_secrets", _text("project", key=True), _text("secret"))
