@@ -24,7 +24,9 @@ REQUEST_IDS = Table(
     Column("at", Double, nullable=False),
 )
 Index("request_ids_by_age", REQUEST_IDS.c.project, REQUEST_IDS.c.at)
-SECRETS = Table("secrets", METADATA, Column("project", Text, primary_key=True), Column("secret", Text, nullable=False))
+SECRETS = Table(
+    "project_secrets", METADATA, Column("project", Text, primary_key=True), Column("secret", Text, nullable=False)
+)
 
 # Ids that are asked for at once: SQLite takes 32,766 parameters.
 _AT_ONCE = 2_000
