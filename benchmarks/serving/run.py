@@ -5,7 +5,8 @@
 All serve the same fitted pipeline (10 numeric and 2 categorical columns, imputer, scaler, one-hot encoder, 100 trees)
 or its ONNX graph, on this machine, at the same time; one at a time is under load (wrk, one thread), the others idle.
 Figures are medians of interleaved rounds, ratios medians of the ratios within a round, with the lowest and the highest
-beside them. Work besides the benchmark costs those most that need both cores: run it on an idle machine. The first run trains the project and makes an environment for each peer (some minutes, 3 GB); wrk must be there.
+beside them. Work besides the benchmark costs those most that need both cores: run it on an idle machine. The first
+run trains the project and makes an environment for each peer (some minutes, 3 GB); wrk must be there.
 """
 
 from __future__ import annotations
