@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import fcntl
 import json
 import os
 import statistics
@@ -63,7 +62,6 @@ def main() -> None:
         help=f"may be repeated; one of {', '.join(map(repr, KINDS))}".replace("%", "%%"),
     )
     parser.add_argument("--json", type=Path, help="writes every figure to this file")
-    parser.add_argument("--lock", type=Path, help="held during each round, where benchmarks share a machine")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     with _up(options) as bench:
@@ -183,9 +181,8 @@ class Bench:
             found["until taken out"] = self._dies()
         found["rounds"] = []
         for _ in range(self.options.rounds):
-            with _held(self.options.lock):
-                quiet = self._sample("", _NOBODY, shadow)
-                loud = self._sample(trouble, self.options.share, shadow)
+            quiet = self._sample("", _NOBODY, shadow)
+            loud = self._sample(trouble, self.options.share, shadow)
             found["rounds"].append({"off": quiet, "on": loud})
             print(json.dumps(found["rounds"][-1]), file=sys.stderr, flush=True)
         found["status"] = requests.get(self.url.replace("/predict", "/readyz"), timeout=30).json()
@@ -217,8 +214,7 @@ class Bench:
             looked = seconds
             return self._phase() != "ramping" or seconds > _START_S
 
-        with _held(self.options.lock):
-            figures = asyncio.run(load(self.url, self.bodies, self.options.rate, over)).figures()
+        figures = asyncio.run(load(self.url, self.bodies, self.options.rate, over)).figures()
         return {**figures, "seconds": time.monotonic() - began, "phase": self._phase()}
 
     def _healthy(self) -> None:
@@ -289,16 +285,6 @@ def _up(options: argparse.Namespace) -> Iterator[Bench]:
         bench = Bench(options, project, store, f"{found.http}/{workload.NAME}/predict", rollout, trouble, bodies)
         _await(lambda: bench._phase() == "ramping")
         yield bench
-
-
-@contextlib.contextmanager
-def _held(lock: Path | None) -> Iterator[None]:
-    if lock is None:
-        yield
-        return
-    with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def table(results: dict[str, Any]) -> str:

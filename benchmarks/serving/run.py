@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import json
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +36,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=4, help="of each measurement (default 4)")
     parser.add_argument("--no-peers", action="store_true", help="only what needs no further environment")
     parser.add_argument("--json", type=Path, help="writes every sample to this file")
-    parser.add_argument("--lock", type=Path, help="held during each round, where benchmarks share a machine")
     options = parser.parse_args()
     if shutil.which("wrk") is None:
         parser.error("wrk is not installed: https://github.com/wg/wrk")
@@ -72,33 +69,21 @@ def _measured(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         loads: list[float] = []
         for at in range(options.rounds + 1):
             print(f"round {at} of {options.rounds}", file=sys.stderr, flush=True)
-            with _held(options.lock):
-                if at:
-                    loads.append(os.getloadavg()[0])
-                for connections in CONNECTIONS if at else CONNECTIONS[1:2]:  # the first round warms all of them
-                    for name, each in everybody.items():
-                        sample = load.run(
-                            each.url,
-                            scripts[name],
-                            connections=connections,
-                            seconds=options.seconds if at else _WARM_S,
-                            processes=each.processes,
-                        )
-                        if at:
-                            samples[name][str(connections)].append(sample.to_dict())
-        with _held(options.lock):
-            many = bulk.samples(everybody, trained.graph, scratch, rounds=options.rounds, seconds=options.seconds)
+            if at:
+                loads.append(os.getloadavg()[0])
+            for connections in CONNECTIONS if at else CONNECTIONS[1:2]:  # the first round warms all of them
+                for name, each in everybody.items():
+                    sample = load.run(
+                        each.url,
+                        scripts[name],
+                        connections=connections,
+                        seconds=options.seconds if at else _WARM_S,
+                        processes=each.processes,
+                    )
+                    if at:
+                        samples[name][str(connections)].append(sample.to_dict())
+        many = bulk.samples(everybody, trained.graph, scratch, rounds=options.rounds, seconds=options.seconds)
     return {"machine": machine(), "versions": versions, "load": loads, "samples": samples, "bulk": many}
-
-
-@contextlib.contextmanager
-def _held(lock: Path | None) -> Iterator[None]:
-    if lock is None:
-        yield
-        return
-    with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _told(document: dict[str, Any]) -> str:

@@ -108,8 +108,8 @@ class Shadow:
     async def _show(self, batch: list[Copy]) -> None:
         apart = self._apart(batch[0].trial.version)
         outcomes = await asyncio.gather(*(apart.ask(copy.columns, copy.n_rows, for_client=False) for copy in batch))
+        self._n_rows -= sum(copy.n_rows for copy in batch)  # whatever becomes of the records, their room is free
         for copy, outcome in zip(batch, outcomes, strict=True):
-            self._n_rows -= copy.n_rows
             trial = judged(copy.trial, outcome, copy.classes)
             self._record(Shadowed(copy.id, self._now(), copy.stable, copy.stable_scores, trial))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,10 +70,9 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         yield
 
 
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory, clean_environment: None) -> Iterator[Live]:
-    """`mlops-ray run` on the flights; taken down afterwards."""
-    paths = overlay(tmp_path_factory.mktemp("live"))
+@contextlib.contextmanager
+def brought_up(paths: list[Path]) -> Iterator[Live]:
+    """`mlops-ray run` of these files; taken down afterwards."""
     project = verbs.load(paths, os.environ).project
     try:
         result = verbs.run(paths, os.environ)
@@ -81,3 +81,10 @@ def live(tmp_path_factory: pytest.TempPathFactory, clean_environment: None) -> I
         yield Live(paths, project, verbs.open_store(project), result["deploy"]["url"], found.dashboard)
     finally:
         verbs.down(paths, os.environ)
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory, clean_environment: None) -> Iterator[Live]:
+    """The flights with their first version, up."""
+    with brought_up(overlay(tmp_path_factory.mktemp("live"))) as found:
+        yield found

@@ -26,7 +26,7 @@ from mlops_ray.serving.on_apply import replica_status
 from mlops_ray.serving.places import log_uri
 from mlops_ray.serving.versions import Wanted
 from tests.load import Load, steady
-from tests.loop.conftest import Live, overlay
+from tests.loop.conftest import Live, brought_up, overlay
 from tests.loop.test_live import ROW
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
@@ -44,14 +44,8 @@ def live(tmp_path_factory: pytest.TempPathFactory, clean_environment: None) -> I
         capture={"commit_s": 1.0, "commit_idle_s": 2.0},
         rollout={"shares": [0.3, 0.5], "step_max_s": 1e9},
     )
-    project = verbs.load(paths, os.environ).project
-    try:
-        result = verbs.run(paths, os.environ)
-        found = cluster.find(project)
-        assert found is not None
-        yield Live(paths, project, verbs.open_store(project), result["deploy"]["url"], found.dashboard)
-    finally:
-        verbs.down(paths, os.environ)
+    with brought_up(paths) as found:
+        yield found
 
 
 def ours(live: Live) -> list[psutil.Process]:

@@ -26,7 +26,7 @@ from mlops_ray.serving.on_apply import replica_status
 from mlops_ray.serving.places import log_uri, shadow_uri, uncaptured_uri
 from mlops_ray.serving.routing import to_canary
 from tests.load import Load, quantile, steady
-from tests.loop.conftest import ROOT, Live, overlay
+from tests.loop.conftest import ROOT, Live, brought_up, overlay
 from tests.loop.test_live import ROW
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -85,24 +85,17 @@ def trial(tmp_path_factory: pytest.TempPathFactory, clean_environment: None) -> 
         rollout={"shares": [SHARE], "step_max_s": 1e9},
         serving={"shadow_rows": 10},
     )
-    project = verbs.load(paths, os.environ).project
     with pytest.MonkeyPatch.context() as env:
         # The cluster's processes import this checkout: the version's type stands in it.
         env.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))))
-        try:
-            url = verbs.run(paths, os.environ)["deploy"]["url"]
-            found = cluster.find(project)
-            assert found is not None
-            live = Live(paths, project, verbs.open_store(project), url, found.dashboard)
+        with brought_up(paths) as live:
             file = folder / "trouble"
-            version = troubled.register(project, live.store, folder / "troubled", file)
+            version = troubled.register(live.project, live.store, folder / "troubled", file)
             rollout = verbs.rollout_start(paths, os.environ, version, "test")["rollout"]
-            with cluster.connected(project):
+            with cluster.connected(live.project):
                 trial = Trial(live, version, rollout, file)
                 eventually(lambda: trial.wanted().share == SHARE, 120.0)
                 yield trial
-        finally:
-            verbs.down(paths, os.environ)
 
 
 def row(i: int) -> dict[str, Any]:

@@ -161,16 +161,9 @@ def batch_of_lists(table: Mapping[str, Sequence[Any]], form: Form, *, now: float
     if n == 1 and all(spec.name in table for spec in form.columns if form.needs(spec) or not spec.required):
         return batch_of_row({name: values[0] for name, values in table.items()}, form, now=now)
     keys, times = None, np.full(n, now)
-    columns: dict[str, NDArray[Any]] = {}
-    for spec in form.columns:
+    columns = _absent(table, form, n)
+    for spec, values in _present(table, form):
         name, held = spec.name, form.rules[spec.name]
-        if name not in table:
-            if form.needs(spec):
-                raise _missing(spec)
-            if name in form.features and spec is not form.event_time:
-                columns[name] = cells((None,) * n, spec, ())
-            continue
-        values = table[name]
         if spec is form.key:
             check = key_checker(spec, ())
             keys = tuple([check(value, i) for i, value in enumerate(values)])
@@ -197,16 +190,9 @@ def batch_of_arrays(table: Mapping[str, Any], form: Form, *, now: float) -> Batc
     _known(table, form)
     n = _sized(table, form)
     keys, times = None, np.full(n, now)
-    columns: dict[str, NDArray[Any]] = {}
-    for spec in form.columns:
+    columns = _absent(table, form, n)
+    for spec, values in _present(table, form):
         name, held = spec.name, form.rules[spec.name]
-        if name not in table:
-            if form.needs(spec):
-                raise _missing(spec)
-            if name in form.features and spec is not form.event_time:
-                columns[name] = cells((None,) * n, spec, ())
-            continue
-        values = table[name]
         if spec is form.key:
             keys = typed.keys(values, spec, held)
         if spec is form.event_time:
@@ -214,6 +200,24 @@ def batch_of_arrays(table: Mapping[str, Any], form: Form, *, now: float) -> Batc
         elif name in form.features:
             columns[name] = typed.column(values, spec, held)
     return _batch(keys, times, columns, form)
+
+
+def _absent(table: Mapping[str, Any], form: Form, n: int) -> dict[str, NDArray[Any]]:
+    """The features that `table` lacks and may lack, as missing values. Raises: BadRequest (422) for one it must have."""
+    columns: dict[str, NDArray[Any]] = {}
+    for spec in form.columns:
+        if spec.name in table:
+            continue
+        if form.needs(spec):
+            raise _missing(spec)
+        if spec.name in form.features and spec is not form.event_time:
+            columns[spec.name] = cells((None,) * n, spec, ())
+    return columns
+
+
+def _present(table: Mapping[str, Any], form: Form) -> list[tuple[Column, Any]]:
+    """The columns that `table` has, in the form's order."""
+    return [(spec, table[spec.name]) for spec in form.columns if spec.name in table]
 
 
 def _batch(

@@ -72,18 +72,22 @@ async def scored(call: Call, asked: Asked, reply: Callable[[Asked, Answer], Repl
         asked = replace(asked, options=replace(asked.options, version=int(pinned)))
     elif asked.options.version is not None:
         call.demand(Role.OPERATE)
-    key = ""
-    if (named := call.service.project.serving.key_header) and asked.batch.keys is None:
-        key = call.headers.get(named.lower(), "")
-        asked = _keyed(call, asked, named.lower())
-    seed = (asked.options.version or 0) ^ (xxhash.xxh3_64_intdigest(key.encode()) if key else 0)
-    fingerprint = xxhash.xxh3_64_intdigest(call.body, seed) if call.repeatable else 0
+    said = ""
+    if (header := call.service.project.serving.key_header) and asked.batch.keys is None:
+        said = call.headers.get(header.lower(), "")
+        asked = _keyed(call, asked, header.lower())
+    fingerprint = _fingerprint(call.body, asked.options.version or 0, said) if call.repeatable else 0
     answer = await call.service.predict(call.id, asked, repeatable=call.repeatable, fingerprint=fingerprint)
     given = reply(asked, answer)
     versions = answer.versions
     if len(versions) == 1 or bool((versions == versions[0]).all()):
         return with_headers(given, ("X-Model-Version", str(versions[0])))
     return given
+
+
+def _fingerprint(body: bytes, version: int, key: str) -> int:
+    """Of what was asked: body, and what headers say about it."""
+    return xxhash.xxh3_64_intdigest(body, xxhash.xxh3_64_intdigest(f"{version} {key}".encode()))
 
 
 def _keyed(call: Call, asked: Asked, header: str) -> Asked:
