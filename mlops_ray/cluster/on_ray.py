@@ -66,6 +66,11 @@ def defaults(project: Project) -> dict[str, str]:
         # A killed replica's requests in flight go to another: a prediction may be asked for twice, and with an
         # Idempotency-Key it is one. `response-timeout` is not among them, for it would load who is slow already.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+        # What waited in Serve's own proxy while no replica lived is handed on by two tasks for each replica, which by
+        # default look for a free place every half second: four requests a second, however fast the replica is (Ray
+        # 2.60, `RequestRouter.max_num_routing_tasks`). So: a hundred times a second.
+        "RAY_SERVE_ROUTER_RETRY_INITIAL_BACKOFF_S": "0.005",
+        "RAY_SERVE_ROUTER_RETRY_MAX_BACKOFF_S": "0.01",
         # The replica answers first, with 503; this is for one that hangs.
         "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(math.ceil(serving.request_timeout_s) + 5),
         # One datagram for each request, parsed in Python: half a core at full load. The monitor counts for us.
