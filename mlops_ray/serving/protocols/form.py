@@ -203,7 +203,7 @@ def batch_of_arrays(table: Mapping[str, Any], form: Form, *, now: float) -> Batc
 
 
 def _absent(table: Mapping[str, Any], form: Form, n: int) -> dict[str, NDArray[Any]]:
-    """The features that `table` lacks and may lack, as missing values. Raises: BadRequest (422) for one it must have."""
+    """Features that `table` may lack and does, as missing values. Raises: BadRequest (422) for one that it needs."""
     columns: dict[str, NDArray[Any]] = {}
     for spec in form.columns:
         if spec.name in table:
