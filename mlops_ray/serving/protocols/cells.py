@@ -107,17 +107,22 @@ def checker(spec: Column, held: Sequence[Rule]) -> Check:
     return _ruled(check, spec, held) if held else check
 
 
+MOST_KEY = 1_000
+"""Characters of an entity key, or of a prediction id: they stand in every row of log and labels."""
+A_KEY = f"a key: 1 to {MOST_KEY:,} characters"
+
+
 def key_checker(spec: Column, held: Sequence[Rule]) -> Check:
     """The check of one JSON value of the key's column; gives the key as text."""
 
     def check(value: Any, row: int) -> str:
-        if type(value) is str and value and spec.dtype == "string":
+        if type(value) is str and 1 <= len(value) <= MOST_KEY and spec.dtype == "string":
             return value
         if spec.dtype == "int" and type(whole := integer(value)) is int:
             return str(whole)
         raise refusal(row, spec, value, expected)
 
-    expected = "a key: a non-empty " + ("string" if spec.dtype == "string" else "integer")
+    expected = A_KEY if spec.dtype == "string" else "a key: an integer"
     return _ruled(check, spec, held) if held else check
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from mlops_ray.errors import BadRequest
 from mlops_ray.serving.exchange import Labels
 from mlops_ray.serving.protocols.bodies import parse_json, refuse_repeated
-from mlops_ray.serving.protocols.cells import A_PAST_TIME, integer, kind, past, shown
+from mlops_ray.serving.protocols.cells import A_PAST_TIME, MOST_KEY, integer, kind, past, shown
 from mlops_ray.serving.protocols.form import Form
 from mlops_ray.serving.protocols.problem import pointed
 
@@ -84,9 +84,9 @@ def _whose(i: int, entry: Any, form: Form) -> tuple[str, str]:
 
 
 def _text(i: int, field: str, value: Any) -> str:
-    if isinstance(value, str) and value:
+    if isinstance(value, str) and 1 <= len(value) <= MOST_KEY:
         return value
-    raise _refused(i, field, value, "a non-empty string")
+    raise _refused(i, field, value, f"a string of 1 to {MOST_KEY:,} characters")
 
 
 def _time(i: int, value: Any, now: float) -> float:

@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from mlops_ray.config import Column
-from mlops_ray.serving.protocols.cells import END_S, FIRST_S, LARGEST
+from mlops_ray.serving.protocols.cells import END_S, FIRST_S, LARGEST, MOST_KEY
 from mlops_ray.serving.protocols.form import Form
 
 Schema = dict[str, Any]
@@ -46,7 +46,7 @@ def of_value(spec: Column, form: Form) -> Schema:
     found = _of_dtype(spec, form)
     if spec is form.key:
         if spec.dtype == "string":
-            found["minLength"] = 1
+            found |= {"minLength": 1, "maxLength": MOST_KEY}
         else:
             found |= {"minimum": max(found["minimum"], _LOWEST), "maximum": min(found["maximum"], _HIGHEST)}
     if spec.nullable and spec is not form.key:
@@ -167,10 +167,10 @@ def _feedback(form: Form) -> dict[str, Schema]:
     label = labels[form.task]
     time = {**A_TIME, "anyOf": [*A_TIME["anyOf"], {"type": "null"}]}
     time["description"] = f"When the label became known. {A_TIME['description']}"
-    key: Schema = {"type": "string", "minLength": 1}
+    key: Schema = {"type": "string", "minLength": 1, "maxLength": MOST_KEY}
     if form.key.dtype == "int":
         key = {"anyOf": [key, {"type": "integer", "minimum": _LOWEST, "maximum": _HIGHEST}]}
-    by_id = {"prediction_id": {"type": "string", "minLength": 1}, "label": label, "time": time}
+    by_id = {"prediction_id": {"type": "string", "minLength": 1, "maxLength": MOST_KEY}, "label": label, "time": time}
     by_key = {"key": key, "label": label, "time": time}
     entry = {
         "oneOf": [of_object(by_id, ["prediction_id", "label"]), of_object(by_key, ["key", "label"])],

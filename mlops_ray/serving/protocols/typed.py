@@ -49,16 +49,16 @@ def keys(values: Any, spec: Column, held: Sequence[Rule]) -> tuple[str, ...]:
         check = cells.key_checker(spec, held)
         return tuple([check(value, row) for row, value in enumerate(_listed(values))])
     if spec.dtype == "int":
-        expected = "a key: a non-empty integer"
+        expected = "a key: an integer"
         numbers, missing = _numbers(values, spec, expected)
         if numbers.dtype.kind not in "iu":
             raise _of_another_type(values, spec, expected)
         _refuse_where(missing, values, spec, expected)
         _hold(held, numbers, missing, spec)
         return tuple(map(str, numbers.tolist()))
-    expected = "a key: a non-empty string"
-    texts, missing = _texts(values, spec, expected)
-    _refuse_where(missing | (texts == ""), values, spec, expected)
+    texts, missing = _texts(values, spec, cells.A_KEY)
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+    _refuse_where(missing | (lengths == 0) | (lengths > cells.MOST_KEY), values, spec, cells.A_KEY)
     _hold_distinct(held, texts, missing, spec)
     return tuple(texts.tolist())
 

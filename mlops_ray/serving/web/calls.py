@@ -11,6 +11,7 @@ import xxhash
 from mlops_ray.errors import BadRequest
 from mlops_ray.serving.access import Role
 from mlops_ray.serving.exchange import Answer, Asked, Reply
+from mlops_ray.serving.protocols.cells import MOST_KEY
 from mlops_ray.serving.service import Service
 
 
@@ -99,8 +100,8 @@ def _keyed(call: Call, asked: Asked, header: str) -> Asked:
         key = sent.encode("latin-1").decode()  # the bytes as they came: a key in a body is UTF-8 as well
     except UnicodeDecodeError as exc:
         raise BadRequest(400, f"bad {header}", "its bytes are no UTF-8") from exc
-    if not 1 <= len(key) <= 1_000 or not key.isprintable():
-        raise BadRequest(400, f"bad {header}", "use 1 to 1,000 printable characters")
+    if not 1 <= len(key) <= MOST_KEY or not key.isprintable():
+        raise BadRequest(400, f"bad {header}", f"use 1 to {MOST_KEY:,} printable characters")
     return replace(asked, batch=replace(asked.batch, keys=(key,) * asked.batch.n_rows))
 
 

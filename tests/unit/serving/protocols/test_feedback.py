@@ -53,6 +53,12 @@ def test_a_key_that_is_a_number_comes_as_one_or_as_text() -> None:
     assert "labels[0].key" in refused([{"key": 7, "label": 1}]).detail
 
 
+@pytest.mark.parametrize("field", ["prediction_id", "key"])
+def test_ids_and_keys_have_a_bound(field: str) -> None:
+    assert sent([{field: "k" * 1_000, "label": 1}]).values.tolist() == [1.0]
+    assert "1 to 1,000 characters" in refused([{field: "k" * 1_001, "label": 1}]).detail
+
+
 def test_classes() -> None:
     labels = [{"prediction_id": "p", "label": "fox"}, {"prediction_id": "p", "label": "dog"}]
     assert sent(labels, MULTICLASS, classes=("dog", "fox")).values.tolist() == ["fox", "dog"]

@@ -18,7 +18,7 @@ from mlops_ray.data.rules.expectations import check
 from mlops_ray.errors import BadRequest
 from mlops_ray.serving.exchange import Batch
 from mlops_ray.serving.log.tables import day_of
-from mlops_ray.serving.protocols.form import Form, batch_of_lists, batch_of_row, batch_of_rows
+from mlops_ray.serving.protocols.form import Form, batch_of_arrays, batch_of_lists, batch_of_row, batch_of_rows
 from tests import fakes
 from tests.fakes import row
 
@@ -142,6 +142,20 @@ def test_rows_may_come_without_a_key() -> None:
     assert of_rows(without(row(), "who")).keys is None
     assert of_rows(*[without(row(), "who")] * 2).keys is None
     assert "rows[1]: column 'who' is missing" in refused(lambda: of_rows(row(), without(row(), "who"))).detail
+
+
+def test_a_key_has_a_bound_whichever_way_it_comes() -> None:
+    """It stands in every row of the log."""
+    longest = "é" * 1_000
+    cell = row(who=longest, at=5)
+    arrays = {name: np.array([value]) for name, value in cell.items()}
+    assert of_rows(cell).keys == (longest,)
+    assert of_rows(cell, cell).keys == (longest,) * 2
+    assert batch_of_arrays(arrays, FORM, now=NOW).keys == (longest,)
+    long = cell | {"who": longest + "é"}
+    typed = arrays | {"who": np.array([longest + "é"])}
+    for asked in (lambda: of_rows(long), lambda: of_rows(cell, long), lambda: batch_of_arrays(typed, FORM, now=NOW)):
+        assert "1 to 1,000 characters" in refused(asked).detail
 
 
 WITH_NUMBER = Form.of(
