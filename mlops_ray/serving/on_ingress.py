@@ -18,7 +18,7 @@ from starlette.middleware import Middleware
 
 from mlops_ray.config import Project, parse_portable
 from mlops_ray.data.profile import Columns
-from mlops_ray.errors import BackendUnavailable, ModelNotFound
+from mlops_ray.errors import ModelNotFound
 from mlops_ray.serving import applications, frames, tokens
 from mlops_ray.serving.access import Access, Open
 from mlops_ray.serving.artifacts import load_version
@@ -93,7 +93,7 @@ def _access(project: Project, store: Store) -> calls.Access:
             try:
                 with store.read() as tx:
                     access.replace(tokens.grants(tx, project.project))
-            except BackendUnavailable as exc:
+            except Exception as exc:  # noqa: BLE001 - outermost loop: were it to end, no revocation would count any more
                 _log.warning("tokens of %s stay as they were: %s", project.project, exc)
 
     threading.Thread(target=keep, name="tokens", daemon=True).start()
