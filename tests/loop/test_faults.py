@@ -279,6 +279,50 @@ def test_a_canary_that_keeps_dying_is_taken_out_after_three_restarts(live: Live)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("victim", ["ServeController", "ray::Collector", "ray::Monitor", "ray::Controller"])
+def test_a_minute_of_load_while_an_actor_is_killed_again_and_again(live: Live, victim: str) -> None:
+    """Clients that do not retry see nothing of it, and the log is whole afterwards."""
+    killed: list[int] = []
+
+    def during() -> None:
+        until = time.monotonic() + 60.0
+        while time.monotonic() < until:
+            killed.append(kill(live, victim))
+            eventually(lambda: any(p.pid != killed[-1] for p in titled(live, victim)), 60.0)
+            time.sleep(3.0)  # it works for a while before the next one
+
+    with cluster.connected(live.project):
+        load = run(live, victim, during, retry=False)
+    print(f"killed {len(killed)} times in {len(load.acknowledged) / RATE:.0f} s")
+    assert len(set(killed)) == len(killed) > 2
+    assert load.statuses == {"200": len(load.acknowledged)}
+    in_the_log(live, load.acknowledged)
+
+
+@pytest.mark.slow
+def test_a_minute_of_load_while_the_canary_is_killed_twice(live: Live) -> None:
+    """A third death would take it out. Stable answers its rows meanwhile, and all of them stand in the log."""
+    versions = verbs.status(live.paths, os.environ)["versions"]
+    second = versions[-1]["version"] if len(versions) > 1 else verbs.train(live.paths, os.environ)["version"]
+    verbs.rollout_start(live.paths, os.environ, second, "test")
+
+    def during() -> None:
+        for _ in range(2):
+            eventually(lambda: bool(titled(live, *CANARY)), 30.0)
+            time.sleep(8.0)
+            kill(live, *CANARY)
+        time.sleep(40.0)
+
+    load = run(live, "canary killed", during, retry=False)
+    assert load.canary
+    assert max(load.canary) > 50.0, "it was back after its second death"
+    assert load.statuses == {"200": len(load.acknowledged)}
+    in_the_log(live, load.acknowledged)
+    verbs.rollout_move(live.paths, os.environ, "abort", "test")
+    eventually(lambda: not titled(live, *CANARY), 60.0)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2])
 def test_kill_9_of_an_ingress_replica_twenty_times(live: Live, tmp_path: Path, n: int) -> None:
     overlaid = tmp_path / "replicas.yaml"

@@ -306,6 +306,7 @@ def test_a_killed_worker_costs_what_came_after_the_last_checkpoint(pair: Pair) -
     assert fit.boosted.value == pytest.approx(pair.fit.boosted.value, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_workers_that_die_every_time_are_given_up(pair: Pair) -> None:
     def kill(done: int, _: float) -> None:
         if done == 3:
