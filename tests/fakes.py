@@ -13,7 +13,7 @@ from mlops_ray.config import Project, Task
 from mlops_ray.data.profile import Columns
 from mlops_ray.errors import BackendUnavailable
 from mlops_ray.serving.canary import Told
-from mlops_ray.serving.records import Labelled, Record, Watermark
+from mlops_ray.serving.records import Labelled, Record, Scored, Watermark
 from mlops_ray.serving.versions import Held
 
 
@@ -131,6 +131,9 @@ class FakeLog:
             return False
         self.records.append(record)
         return True
+
+    async def keep(self, record: Scored) -> bool:
+        return self.append(record)
 
     async def durable(self) -> bool:
         self.durable_calls += 1

@@ -48,7 +48,11 @@ class Damage:
 
 def framed(record: Framed, seed: int) -> bytes:
     """The record as a frame of the file with that seed. Raises: TypeError for text that is not UTF-8."""
-    kind, payload = encode(record)
+    return frame(*encode(record), seed)
+
+
+def frame(kind: int, payload: bytes, seed: int) -> bytes:
+    """The same of what `encode` made of the record."""
     check = zlib.crc32(payload, zlib.crc32(_FRAME.pack(b"", len(payload), 0, kind), seed))
     return _FRAME.pack(MAGIC, len(payload), check, kind) + payload
 
@@ -100,7 +104,7 @@ def _frame_at(view: memoryview, at: int, seed: int) -> tuple[Framed, int] | None
 
 
 def encode(record: Framed) -> tuple[int, bytes]:
-    """Kind and bytes of a record."""
+    """Kind and bytes of a record. Raises: TypeError for text that is not UTF-8."""
     if isinstance(record, Scored):
         return _SCORED, _scored(record)
     if isinstance(record, Shadowed):
