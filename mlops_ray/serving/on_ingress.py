@@ -28,7 +28,7 @@ from mlops_ray.serving.on_grpc import Rpc
 from mlops_ray.serving.on_line import Door, Line
 from mlops_ray.serving.on_loopback import listen_on_loopback
 from mlops_ray.serving.places import spool_folder
-from mlops_ray.serving.scoring import INLINE_ROWS
+from mlops_ray.serving.scoring import INLINE_ROWS, timed
 from mlops_ray.serving.service import Service
 from mlops_ray.serving.spool import claims
 from mlops_ray.serving.spool.capture import Capture
@@ -179,7 +179,8 @@ class Version:
 
 
 def _told(scorer: Scorer, columns: Columns) -> Told:
-    return Told(scorer.score(columns), scorer.classes, scorer.threshold)
+    scores, took_s = timed(scorer, columns)
+    return Told(scores, scorer.classes, scorer.threshold, took_s * 1e6 / max(1, len(scores)))
 
 
 def ingress_application(args: Mapping[str, Any]) -> Any:

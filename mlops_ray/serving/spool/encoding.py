@@ -254,8 +254,18 @@ def _read_scored(head: Mapping[str, Any], parts: _Parts) -> Scored:
 
 def _trial_head(trial: Trial) -> dict[str, Any]:
     answered = trial.scores is not None
-    head = {"v": trial.version, "r": trial.rollout, "s": trial.share, "k": len(trial.rows), "a": answered}
-    return head | ({"f": trial.failure} if trial.failure else {})
+    head: dict[str, Any] = {
+        "v": trial.version,
+        "r": trial.rollout,
+        "s": trial.share,
+        "k": len(trial.rows),
+        "a": answered,
+    }
+    if trial.failure:
+        head["f"] = trial.failure
+    if trial.row_us is not None:
+        head["us"] = trial.row_us
+    return head
 
 
 def _trial_parts(trial: Trial) -> list[bytes]:
@@ -266,4 +276,4 @@ def _trial_parts(trial: Trial) -> list[bytes]:
 def _read_trial(head: Mapping[str, Any], parts: _Parts, width: int) -> Trial:
     rows = parts.take(_I8, head["k"])
     scores = parts.scores(head["k"], width) if head["a"] else None
-    return Trial(head["v"], head["r"], head["s"], rows, scores, head.get("f", ""))
+    return Trial(head["v"], head["r"], head["s"], rows, scores, head.get("f", ""), head.get("us"))

@@ -21,6 +21,7 @@ from mlops_ray.errors import BackendUnavailable
 from mlops_ray.serving.access import Access, Grant, Open, Role, new_token
 from mlops_ray.serving.service import Service
 from mlops_ray.serving.versions import Wanted
+from mlops_ray.serving.web import admission
 from mlops_ray.serving.web.admission import Ongoing
 from mlops_ray.serving.web.http import Application, routes
 from tests import fakes
@@ -278,6 +279,23 @@ def test_a_large_body_is_refused_before_it_is_parsed(size: int, whole: bool) -> 
 )
 def test_gzip_is_inflated_up_to_the_limit(body: bytes, status: int) -> None:
     assert post(content=body, headers={"Content-Encoding": "gzip"}).status_code == status
+
+
+@pytest.mark.parametrize(("n_bytes", "beside"), [(100_000, False), (900_000, True)])
+def test_what_inflates_to_much_holds_up_nobody(monkeypatch: pytest.MonkeyPatch, n_bytes: int, beside: bool) -> None:
+    """However small it came: a kilobyte may become a megabyte."""
+    threads: list[threading.Thread] = []
+    inflated = admission._inflated
+    monkeypatch.setattr(admission, "_inflated", lambda *a: threads.append(threading.current_thread()) or inflated(*a))
+
+    async def read() -> bytes:
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": gzip.compress(b" " * n_bytes)}
+
+        return await admission.read({"content-encoding": "gzip"}, receive, 10**6)
+
+    assert asyncio.run(read()) == b" " * n_bytes
+    assert [thread is threading.main_thread() for thread in threads] == ([False] if beside else [])
 
 
 def test_more_requests_than_a_replica_takes_are_turned_away_and_health_is_not() -> None:
