@@ -42,7 +42,9 @@ app.add_typer(ledger_app, name="ledger")
 app.add_typer(data.app, name="data")
 app.add_typer(log.app, name="log")
 app.add_typer(access.app, name="token")
-for command in (profile, drift, score, models.lineage, models.card, models.reproduce, models.export, models.approve):
+for command in (profile, drift, score, models.lineage, models.card, models.reproduce, models.export):
+    app.command()(command)
+for command in (models.approve, models.reject):
     app.command()(command)
 app.add_typer(schema_app, name="schema")
 

@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 BEGUN, APPROVAL = "mlops_ray.begun", "approval"
 """Tags of versions: the mark of one that is being made, and how its approval stands."""
-_APPROVED = {VersionRow.PENDING: "pending", VersionRow.REGISTERED: "approved"}
+_APPROVED = {VersionRow.PENDING: "pending", VersionRow.REGISTERED: "approved", VersionRow.REJECTED: "rejected"}
 
 
 class Registry(Connection):

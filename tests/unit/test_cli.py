@@ -77,7 +77,7 @@ def test_the_commands_are_all_there() -> None:
         *("check", "prepare", "train", "up", "run", "down", "status", "retrain", "demo", "submit"),
         *("rollout start", "rollout status", "rollout history", "rollout pause", "rollout resume"),
         *("rollout promote", "rollout abort", "rollout rollback", "ledger show", "ledger verify"),
-        *("schema infer", "schema diff", "lineage", "card", "reproduce", "export", "approve"),
+        *("schema infer", "schema diff", "lineage", "card", "reproduce", "export", "approve", "reject"),
     }
 
 
@@ -271,17 +271,6 @@ def test_an_export_names_what_it_shall_write(versions: SimpleNamespace, tmp_path
     assert "--onnx" in nothing.stderr
     done = RUNNER.invoke(cli.app, ["export", "-c", "x.yaml", "3", "-o", "out", "--onnx", "--conda"])
     assert done.stdout == "v3 in out: onnx, conda\n"
-
-
-def test_approval_says_who_may_serve_now(versions: SimpleNamespace) -> None:
-    already = {"already": False}
-    versions.approve = lambda paths, env, version, why: (
-        {"version": version, "status": "registered", "who": "eve"} | already
-    )
-    assert RUNNER.invoke(cli.app, ["approve", "-c", "x.yaml", "3", "--why", "looked at"]).stdout == "v3 is registered\n"
-    already["already"] = True
-    says = RUNNER.invoke(cli.app, ["approve", "-c", "x.yaml", "3", "--why", "looked at"]).stdout
-    assert says == "v3 needs no approval: it is registered already; the ledger has no new entry\n"
 
 
 def test_refused_data_are_a_document_for_machines(
