@@ -404,22 +404,3 @@ def rollout_history(paths: Paths, env: Env) -> dict[str, Any]:
 
 def _dataset(found: Any) -> dict[str, Any]:
     return {"version": found.version, "content_hash": found.content_hash, "rows": found.n_rows}
-
-
-def ledger_show(paths: Paths, env: Env) -> dict[str, Any]:
-    """Every entry of the project's ledger, oldest first."""
-    from mlops_ray import ledger
-
-    project = load(paths, env).project
-    with known_store(project).read() as tx:
-        return {"entries": [vars(e) for e in ledger.entries(tx, project.project)]}
-
-
-def ledger_verify(paths: Paths, env: Env) -> dict[str, Any]:
-    """Whether the project's chain is unbroken, and what cannot be proven."""
-    from mlops_ray import ledger
-
-    project = load(paths, env).project
-    with known_store(project).read() as tx:
-        found = ledger.verify(tx, project.project)
-    return vars(found) | {"says": str(found)}

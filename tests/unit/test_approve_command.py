@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import click.testing
 import pytest
 import yaml
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from mlops_ray.cli import app
 from mlops_ray.config import load_project
@@ -34,7 +33,7 @@ def made(folder: Path, **blocks: Any) -> list[str]:
     return [word for file in files for word in ("-c", str(file))]
 
 
-def run(*words: str, env: dict[str, str] | None = None) -> click.testing.Result:
+def run(*words: str, env: dict[str, str] | None = None) -> Result:
     return CliRunner().invoke(app, list(words), env=env)
 
 
