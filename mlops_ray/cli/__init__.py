@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from mlops_ray.cli import access, data, ledger, log, models
+from mlops_ray.cli import access, backup, data, ledger, log, models
 from mlops_ray.cli.output import AsJson, Config, day, progress, say, table_console, writable
 from mlops_ray.cli.profile import drift, profile
 from mlops_ray.cli.schema import schema_app
@@ -45,6 +45,8 @@ for command in (profile, drift, score, models.lineage, models.card, models.repro
     app.command()(command)
 for decision in (models.approve, models.reject):
     app.command()(decision)
+app.command()(backup.backup)
+app.command()(backup.restore)
 app.add_typer(schema_app, name="schema")
 
 

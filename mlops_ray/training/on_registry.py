@@ -49,7 +49,8 @@ BEGUN, APPROVAL = "mlops_ray.begun", "approval"
 ANCHOR = "mlops_ray.ledger."
 """Begins the tags of versions that keep heads of the ledger outside the state database: the entry's number follows, the
 value is its hash. Each has a tag of its own, so that a later one replaces none."""
-CHAMPION = "champion"
+CHAMPION, CHALLENGER = "champion", "challenger"
+"""Aliases of what is stable, and of the canary."""
 _APPROVED = {VersionRow.PENDING: "pending", VersionRow.REGISTERED: "approved", VersionRow.REJECTED: "rejected"}
 
 
