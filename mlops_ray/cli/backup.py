@@ -31,7 +31,7 @@ def backup(
 
 def restore(
     config: Config,
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, metavar="FILE", help="A backup.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A backup.")],
     force: Annotated[bool, typer.Option("--force", help="Replace the state that is there.")] = False,
     reason: Annotated[str, typer.Option(help="Why, for the ledger.")] = "restored from a backup",
     as_json: AsJson = False,

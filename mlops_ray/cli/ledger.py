@@ -66,7 +66,7 @@ def verify(
     config: Config,
     anchor: Annotated[list[str] | None, typer.Option(metavar="SEQ:HASH", help="A head that you kept.")] = None,
     anchors: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="A file with a head a line, or an export.")
+        Path | None, typer.Option(metavar="FILE", help="A file with a head a line, or an export.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

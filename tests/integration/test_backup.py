@@ -33,9 +33,11 @@ SHA = "73b6674661af059237493c3e7219fef19966ed2b08cdfa82c18a422283de5cad"
 class Place:
     """A project in a folder, with versions in MLflow, an artifact and a Delta table."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, mlflow: str = "mlflow.db") -> None:
         self.folder, self.file = folder, folder / "small.yaml"
-        self.project: Project = fakes.project(storage={"root": str(folder / "root")})
+        # Beside the root: MLflow holds on to its databases, also to one that is removed.
+        storage = {"root": str(folder / "root"), "tracking_uri": f"sqlite:///{folder}/{mlflow}"}
+        self.project: Project = fakes.project(storage=storage)
         body = self.project.model_dump(mode="json", exclude_unset=True)
         self.file.write_text(yaml.safe_dump(body), encoding="utf-8")
 
@@ -123,11 +125,7 @@ def test_everything_is_as_it_was(place: Place, tmp_path: Path) -> None:
     found = place.told("restore", str(tmp_path / "x.tar.gz"), "--force", "--reason", "a bad day")
     assert (found["ok"], found["registry"]["given_up"], found["registry"]["made"]) == (True, [4], [])
     assert "a restored backup gave those up" in found["says"]
-    after = place.seen()
-    # The canary's alias follows from the state; nobody had set it yet.
-    assert after["mlflow"]["aliases"] == before["mlflow"]["aliases"] | {"challenger": 3}
-    assert after["mlflow"]["versions"] == before["mlflow"]["versions"]
-    assert {k: v for k, v in after.items() if k != "mlflow"} == {k: v for k, v in before.items() if k != "mlflow"}
+    assert place.seen() == before
     verified = CliRunner().invoke(app, ["ledger", "verify", "-c", str(place.file)])
     assert verified.exit_code == 0, verified.output
     store = place.store
@@ -139,6 +137,7 @@ def test_a_machine_that_lost_everything_has_it_back(place: Place, tmp_path: Path
     before = place.seen()
     place.told("backup", "-o", str(tmp_path / "x.tar.gz"), "--data")
     shutil.rmtree(tmp_path / "root")
+    place = Place(tmp_path, "new.db")
     found = place.told("restore", str(tmp_path / "x.tar.gz"))
     assert (found["models"], found["tables"], found["registry"]["made"]) == (1, ["log/small/predictions"], [1, 3])
     assert found["ok"]
@@ -181,6 +180,7 @@ def test_a_number_of_another_run_in_mlflow_stops_it_before_the_state(place: Plac
     place.told("backup", "-o", str(tmp_path / "x.tar.gz"))
     shutil.rmtree(tmp_path / "root")
     (tmp_path / "root").mkdir()
+    place = Place(tmp_path, "new.db")
     store = place.store
     registry = Registry(place.project, store)
     registry.client.create_registered_model("small")

@@ -14,9 +14,9 @@ from typer.testing import CliRunner, Result
 from mlops_ray.cli import app
 from mlops_ray.config import load_project
 from mlops_ray.errors import ConfigError, MlopsRayError
-from mlops_ray.rollout.approval import PROPOSER
+from mlops_ray.rollout.approval import PROPOSER, PROPOSER_TOKEN
 from mlops_ray.state import Store, VersionRow
-from mlops_ray.verbs import subjects
+from mlops_ray.verbs import _proposed_by, subjects
 
 ROOT = Path(__file__).parents[2]
 ROW = VersionRow("quickstart", 3, "run3", "/m/3", "f" * 64, "/d@1", VersionRow.PENDING, 1.0, {})
@@ -120,4 +120,15 @@ def test_an_order_is_under_the_subject_of_a_valid_token(tmp_path: Path) -> None:
     assert subjects.orderer(project, store, {"MLOPS_RAY_TOKEN": token}) == "ann"
     assert subjects.orderer(project, store, {"MLOPS_RAY_TOKEN": token[:-1] + "!"}) == subjects.os_user()
     assert subjects.orderer(project, store, {}) == subjects.os_user()
+    store.close()
+
+
+def test_a_training_records_who_had_it_made(tmp_path: Path) -> None:
+    config = made(tmp_path, serving={"auth": "token"})
+    project = load_project(config[1::2], env={})
+    store = Store.open(project.storage.state)
+    token = run("token", "create", *config, "ann", "--role", "read").stdout.strip()
+    assert _proposed_by(project, store, {}) == {PROPOSER: subjects.os_user()}
+    found = _proposed_by(project, store, {"MLOPS_RAY_TOKEN": token})
+    assert found == {PROPOSER: subjects.os_user(), PROPOSER_TOKEN: "ann"}
     store.close()
