@@ -21,7 +21,7 @@ from mlops_ray.errors import BackendUnavailable
 from mlops_ray.serving.access import Access, Grant, Open, Role, new_token
 from mlops_ray.serving.service import Service
 from mlops_ray.serving.versions import Wanted
-from mlops_ray.serving.web.admission import Ongoing, Turn
+from mlops_ray.serving.web.admission import Ongoing
 from mlops_ray.serving.web.http import Application, routes
 from tests import fakes
 from tests.fakes import FakeLoader, FakeLog, FakeScorer, eventually, held, row
@@ -404,12 +404,17 @@ def test_bodies_that_do_not_end_take_nobodys_place(served: int) -> None:
 
 def test_unfinished_bodies_are_bounded_together() -> None:
     ongoing = Ongoing()
-    one, other = Turn(ongoing), Turn(ongoing)
-    one.hold(60, 100)
-    with pytest.raises(BackendUnavailable, match="unfinished"):
-        other.hold(60, 100)
-    one.end()
-    other.end()
+
+    async def one() -> None:
+        with ongoing.one(60.0) as turn:
+            turn.hold(60, 100)
+            await asyncio.sleep(0)
+
+    async def two() -> None:
+        with pytest.raises(BackendUnavailable, match="unfinished"):
+            await asyncio.gather(one(), one())
+
+    asyncio.run(two())
     assert ongoing.held == 0
 
 
