@@ -92,15 +92,18 @@ def _make(connection: Connection, wanted: Mapping[str, Any]) -> None:
     """The version with its number: MLflow counts, so numbers that were given up before are used up again."""
     client, name, number = connection.client, connection.project.project, int(wanted["version"])
     while True:
-        with connection.mapped():  # not repeated: each attempt takes a number
-            made = client.create_model_version(
-                name,
-                wanted["source"],
-                wanted["run_id"],
-                tags=short_tags(wanted["tags"]),
-                description=wanted["description"],
-                await_creation_for=0,
-            )
+        try:
+            with connection.mapped():  # not repeated: each attempt takes a number
+                made = client.create_model_version(
+                    name,
+                    wanted["source"],
+                    wanted["run_id"],
+                    tags=short_tags(wanted["tags"]),
+                    description=wanted["description"],
+                    await_creation_for=0,
+                )
+        except DataError as exc:  # a server that hands artifacts on wants to have the run as well
+            raise DataError(exc.subject, f"{exc.detail}; restore MLflow's own database first") from exc
         if int(made.version) == number:
             return
         with connection.mapped():

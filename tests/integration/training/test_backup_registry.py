@@ -24,7 +24,7 @@ def test_versions_come_back_with_their_numbers_tags_and_aliases(make_room: Calla
     client.create_registered_model(name)
     for n in range(1, 6):
         tags = {"engine": "onnx", "mlops_ray.ledger.7": "ab" * 32} | ({BEGUN: "driver"} if n == 5 else {})
-        client.create_model_version(name, f"/runs/{n}", f"{n:032d}", tags=tags, description=f"the {n}th")
+        client.create_model_version(name, f"s3://models/runs/{n}", f"{n:032d}", tags=tags, description=f"the {n}th")
     client.delete_model_version(name, "2")
     client.set_registered_model_alias(name, "champion", "1")
     client.set_registered_model_alias(name, "favourite", "4")
@@ -42,7 +42,7 @@ def test_versions_come_back_with_their_numbers_tags_and_aliases(make_room: Calla
     assert put_back_registry(empty.project, body, {"champion": 3}) == done | {"made": []}
 
     other = Registry(empty.project, empty.store)
-    made = other.client.create_model_version(empty.project.project, "/runs/9", f"{9:032d}")
+    made = other.client.create_model_version(empty.project.project, "s3://models/runs/9", f"{9:032d}")
     other.client.set_registered_model_alias(empty.project.project, "challenger", made.version)
     assert put_back_registry(empty.project, body, {"champion": 1})["given_up"] == [int(made.version)]
     assert GIVEN_UP in other.client.get_model_version(empty.project.project, made.version).tags
@@ -55,7 +55,7 @@ def test_a_number_that_cannot_be_given_any_more_is_said(make_room: Callable[...,
     client, name = Registry(room.project, room.store).client, room.project.project
     client.create_registered_model(name)
     for n in (1, 2):
-        client.create_model_version(name, f"/runs/{n}", f"{n:032d}")
+        client.create_model_version(name, f"s3://models/runs/{n}", f"{n:032d}")
     body = registry_of(room.project, rows(room, 1, 2))
     client.delete_model_version(name, "1")
     with pytest.raises(DataError, match="v1 was deleted there, and a number is never given twice"):
