@@ -139,12 +139,12 @@ def _judged(
         verdict = Verdict.FAIL
     elif fine.log_capital >= passes and len(x) >= min_keys and not waits:
         verdict = Verdict.PASS
-    to_go = [
-        math.ceil((bar - found.log_capital) / found.rate)
-        for found, bar in ((worse, fails), (fine, passes))
-        if found.rate > 0
-    ]
-    needed = 0 if verdict is not Verdict.INCONCLUSIVE else max(min(to_go), min_keys - len(x), 0) if to_go else None
+    waits = [n for n in (worse.needed(fails), fine.needed(passes)) if n is not None]
+    needed = None
+    if verdict is not Verdict.INCONCLUSIVE:
+        needed = 0
+    elif waits:
+        needed = max(min(waits), min_keys - len(x), 0)
     return Metric(
         name=analysis.title,
         margin=margin,
@@ -206,7 +206,16 @@ def _labelled(analysis: plans.Analysis, rows: Outcomes) -> _Sample | None:
         known = rows.canary & ~np.isnan(stable)
         return _paired(rows.at(known), rows.labelled[known], (served - stable)[known], -bound, bound, 0.0)
     low = -math.log1p(-analysis.clip) if isinstance(analysis, plans.LogLoss) else 0.0
-    return _by_assignment(rows, rows.labelled, served, low, low + bound, sign=1)
+    return _by_assignment(rows, rows.labelled, served, low, low + bound, sign=1, centre=_expected(analysis, rows))
+
+
+def _expected(analysis: plans.Analysis, rows: Outcomes) -> Floats | None:
+    """About what stable expected to lose on each row before it was assigned: it takes away noise (see `evidence`).
+
+    None for losses of 0 and 1, whose test by counts is exact, and where nothing is known beforehand."""
+    if isinstance(analysis, plans.Brier):
+        return (1 - rows.stable.squares) / 2
+    return -np.log(rows.stable.squares) if isinstance(analysis, plans.LogLoss) else None
 
 
 def _loss(analysis: plans.Analysis, rows: Outcomes, answers: Answers) -> Floats:
@@ -251,13 +260,27 @@ def _paired(
 
 
 def _by_assignment(
-    rows: Outcomes, looks: NDArray[np.int64], values: Floats, low: float, high: float, *, sign: int
+    rows: Outcomes,
+    looks: NDArray[np.int64],
+    values: Floats,
+    low: float,
+    high: float,
+    *,
+    sign: int,
+    centre: Floats | None = None,
 ) -> _Sample:
     """Args: values in [low, high], NaN where not known; sign: -1 where higher is better."""
     known = np.flatnonzero(~np.isnan(values) & ~np.isnan(rows.share))
     keys = rows.keys[known]
     chosen = known[first_rows(keys, looks[known])]
-    found = by_assignment(values[chosen], rows.canary[chosen], rows.share[chosen], low=low, high=high)
+    found = by_assignment(
+        values[chosen],
+        rows.canary[chosen],
+        rows.share[chosen],
+        low=low,
+        high=high,
+        centre=None if centre is None else np.clip(centre[chosen], low, high),
+    )
     return _Sample(found if sign > 0 else -found, 0.0, len(keys), _largest_key(keys))
 
 

@@ -114,18 +114,30 @@ def capital(differences: Differences, bar: float) -> Floats:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a gambler holds after all outcomes. `log_capital` in nats; `rate`: nats per outcome of the best bet."""
+    """What a gambler holds after `n` outcomes. nats: what each bet multiplied its capital by, as a logarithm."""
 
-    log_capital: float
-    rate: float
+    n: int
+    nats: tuple[float, ...]
+
+    @property
+    def log_capital(self) -> float:
+        """Logarithm of all capital."""
+        return float(np.logaddexp.reduce(np.log(WEIGHTS) + self.nats))
+
+    def needed(self, log_capital: float) -> int | None:
+        """How many more outcomes reach that capital, if they are on average like those so far; None: never."""
+        waits = [
+            (log_capital - math.log(weight) - nats) * self.n / nats
+            for weight, nats in zip(WEIGHTS, self.nats, strict=True)
+            if nats > 0
+        ]
+        return max(math.ceil(min(waits)), 0) if waits else None
 
 
 def evidence(differences: Differences, bar: float) -> Evidence:
     """The end of `capital`, for shape (n,); many outcomes are rounded down first, which keeps the promise."""
     pooled, counts = _pooled(differences)
-    nats = _nats(pooled, counts, bar, _bets(pooled, bar))
-    total = float(np.logaddexp.reduce(np.log(WEIGHTS) + nats))
-    return Evidence(total, float(nats.max()) / len(differences) if len(differences) else 0.0)
+    return Evidence(len(differences), tuple(_nats(pooled, counts, bar, _bets(pooled, bar)).tolist()))
 
 
 def lower_bound(differences: Differences, bar: float, alpha: float) -> float:
