@@ -1,6 +1,6 @@
 """How often a canary that is as good as stable is rolled back, and one that is worse by its margin promoted.
 
-    python benchmarks/rollout/error_rates.py            # 2,000 runs a cell, looks after each of 20,000 canary outcomes
+    python benchmarks/rollout/error_rates.py            # 5,000 runs a cell, looks after each of 20,000 canary outcomes
     python benchmarks/rollout/error_rates.py --runs 200 --outcomes 2000
 
 One metric at alpha 5 %. `rolled back`: the canary is equal; `promoted`: it is worse by exactly the margin. Brackets are
@@ -28,10 +28,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.rollout import worlds
 from benchmarks.rollout.worlds import BOUND, RAMP, Counts, Floats, Found, Rng
-from mlops_ray.rollout.analysis import first_rows, per_key
+from mlops_ray.rollout.analysis import SPENT, first_rows, per_key
 from mlops_ray.rollout.evidence import by_assignment, capital, within
 
 ALPHA = 0.05
+LEVEL = SPENT * ALPHA
 CHUNK = 50
 INTERVAL = 100
 
@@ -84,9 +85,9 @@ def error_row(rng: Rng, name: str, rate: float, *, runs: int, n: int) -> Row:
     others: tuple[list[np.ndarray], ...] = ([], [], [])
     for size in chunks(runs):
         equal = worlds.events(rng, size, n, share, rate, rate)
-        back.append(worlds.capital_of_counts(equal, 0.0, fine=False).max(axis=1) >= 1 / ALPHA)
+        back.append(worlds.capital_of_counts(equal, 0.0, fine=False).max(axis=1) >= 1 / LEVEL)
         worse = worlds.events(rng, size, n, share, rate, rate + margin)
-        forth.append(worlds.capital_of_counts(worse, margin, fine=True).max(axis=1) >= 1 / ALPHA)
+        forth.append(worlds.capital_of_counts(worse, margin, fine=True).max(axis=1) >= 1 / LEVEL)
         for found, test in zip(others, (z_test, threshold), strict=False):
             found.append(test(equal))
         if len(back) * CHUNK <= 400:  # sorts every pair of intervals: a quarter of the runs tells enough
@@ -139,9 +140,9 @@ def loss_row(rng: Rng, *, runs: int, n: int, margin: float = 0.02) -> Row:
     """Paired log-loss, one row per key. Only the canary's rows are used, so the share does not enter."""
     back, forth = [], []
     for size in chunks(runs):
-        back.append(capital(within(worlds.gaps(rng, (size, n)), -BOUND, BOUND), 0.0).max(axis=1) >= 1 / ALPHA)
+        back.append(capital(within(worlds.gaps(rng, (size, n)), -BOUND, BOUND), 0.0).max(axis=1) >= 1 / LEVEL)
         worse = worlds.gaps(rng, (size, n), worse=margin)
-        forth.append(capital(within(-worse, -BOUND, BOUND), -margin).max(axis=1) >= 1 / ALPHA)
+        forth.append(capital(within(-worse, -BOUND, BOUND), -margin).max(axis=1) >= 1 / LEVEL)
     return Row("log-loss, paired", "any", count(back), count(forth))
 
 
@@ -155,7 +156,7 @@ def repeated_loss_row(rng: Rng, *, runs: int, n: int, margin: float = 0.02, as_r
             rows = worlds.gaps(rng, (2000,), worse=worse)[keys]
             x = rows if as_rows else per_key(keys, looks, rows)
             sided = within(-x, -BOUND, BOUND) if worse else within(x, -BOUND, BOUND)
-            found.append(capital(sided, -worse).max(keepdims=True) >= 1 / ALPHA)
+            found.append(capital(sided, -worse).max(keepdims=True) >= 1 / LEVEL)
     what = "log-loss, heavy keys" + (", taken as rows" if as_rows else "")
     return Row(what, "any", count(back), count(forth))
 
@@ -177,7 +178,7 @@ def repeated_error_row(rng: Rng, rate: float, *, runs: int, n: int) -> Row:
             share = np.full(len(chosen), 0.5)
             x = by_assignment(y[chosen].astype(float), canary[chosen], share, low=0.0, high=1.0)
             path = capital(-x, -worse) if worse else capital(x, 0.0)
-            found.append(path.max(keepdims=True) >= 1 / ALPHA)
+            found.append(path.max(keepdims=True) >= 1 / LEVEL)
     return Row(f"errors {100 * rate:g} %, heavy keys", "0.5", count(back), count(forth))
 
 
@@ -195,7 +196,7 @@ def rows(*, runs: int, n: int, seed: int = 0) -> Iterator[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=2000)
+    parser.add_argument("--runs", type=int, default=5000)
     parser.add_argument("--outcomes", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()

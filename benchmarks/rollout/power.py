@@ -24,18 +24,19 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.rollout import worlds
 from benchmarks.rollout.worlds import BOUND, CLIP, Floats, Rng
 from mlops_ray.config.analyses import Disagreement, Failures, Latency, LogLoss
-from mlops_ray.rollout.analysis import analyse
+from mlops_ray.rollout.analysis import SPENT, analyse
 from mlops_ray.rollout.evidence import by_assignment, capital, within
 from mlops_ray.rollout.outcomes import Answers, Outcomes
 from mlops_ray.training.gates.verdict import Verdict
 
 ALPHA = 0.05
+LEVEL = SPENT * ALPHA
 LOW = -math.log1p(-CLIP)
 
 
 def first(path: Floats) -> Floats:
-    """Outcomes until the capital reaches 1/alpha, infinite where it does not: shape (runs,)."""
-    hit = path >= 1 / ALPHA
+    """Outcomes until the capital decides, infinite where it does not: shape (runs,)."""
+    hit = path >= 1 / LEVEL
     return np.where(hit.any(axis=1), hit.argmax(axis=1), np.inf)
 
 

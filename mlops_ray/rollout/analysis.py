@@ -2,8 +2,8 @@
 
 Every metric is a loss per key, canary minus stable: positive is worse. Two gamblers play per metric:
 
-* worse: bets that the canary is worse than tolerated. At (number of metrics) / alpha the canary fails.
-* fine: bets that it is better than worse by the margin. At 1 / alpha the metric passes; all must pass.
+* worse: bets that the canary is worse than tolerated. At (number of metrics) / SPENT alpha the canary fails.
+* fine: bets that it is better than worse by the margin. At 1 / SPENT alpha the metric passes; all must pass.
 
 So P(FAIL at any look | no metric worse than tolerated) <= alpha, shared over the metrics, and
 P(PASS at any look | some metric worse by its margin) <= alpha, each metric at full alpha: the one that is worse would
@@ -32,6 +32,10 @@ from mlops_ray.training.gates.verdict import Verdict, combine
 
 Floats = NDArray[np.float64]
 
+SPENT = 0.8
+"""Part of alpha that the gamblers may use up. The rest is for what their proof leaves out: a row that is committed
+after the look that it belonged to may change the mean that its key has brought already."""
+_LEAST = 20  # keys below which nothing is judged: one bad moment of a cold replica is no property of a version
 _MOST = 1e9  # evidence beyond is written as this: JSON knows no infinity
 _LABELLED = (plans.LogLoss, plans.Brier, plans.Accuracy, plans.AbsoluteError)
 
@@ -102,9 +106,9 @@ def analyse(
 ) -> Analysis:
     """Verdict on the canary from all its outcomes so far.
 
-    FAIL when any metric is proven worse, PASS when every metric is proven no worse than its margin over at least
-    `min_keys` keys, and the canary was asked at least `min_requests` rows; else INCONCLUSIVE. Rows that were assigned
-    after `max_requests` of the canary's are left out.
+    FAIL when any metric is proven worse, over 20 keys at least; PASS when every metric is proven no worse than its
+    margin, over `min_keys` keys at least, and the canary was asked `min_requests` rows; else INCONCLUSIVE. Rows that
+    were assigned after `max_requests` of the canary's are left out.
     """
     seen = outcomes if max_requests is None else outcomes.until(max_requests)
     n = int(seen.canary.sum())
@@ -133,18 +137,18 @@ def _judged(
         return Metric(analysis.title, analysis.margin or 0.0, 0, 0.0, 1.0, 1.0, Verdict.INCONCLUSIVE, 0, 0.0)
     x, margin = sample.differences, analysis.margin
     worse, fine = evidence(x, sample.tolerated), evidence(-x, -margin)
-    fails, passes = math.log(of / alpha), math.log(1 / alpha)
+    fails, passes = math.log(of / (SPENT * alpha)), math.log(1 / (SPENT * alpha))
     verdict = Verdict.INCONCLUSIVE
-    if worse.log_capital >= fails:
+    if worse.log_capital >= fails and len(x) >= _LEAST:
         verdict = Verdict.FAIL
-    elif fine.log_capital >= passes and len(x) >= min_keys and not waits:
+    elif fine.log_capital >= passes and len(x) >= max(min_keys, _LEAST) and not waits:
         verdict = Verdict.PASS
     waits = [n for n in (worse.needed(fails), fine.needed(passes)) if n is not None]
     needed = None
     if verdict is not Verdict.INCONCLUSIVE:
         needed = 0
     elif waits:
-        needed = max(min(waits), min_keys - len(x), 0)
+        needed = max(min(waits), max(min_keys, _LEAST) - len(x), 0)
     return Metric(
         name=analysis.title,
         margin=margin,
