@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from mlops_ray.config import Project, Task
-from mlops_ray.data.profile import Columns
+from mlops_ray.data.profile import Bins, Columns, empty
 from mlops_ray.errors import BackendUnavailable
 from mlops_ray.serving.canary import Told
-from mlops_ray.serving.records import Labelled, Record, Watermark
+from mlops_ray.serving.records import Labelled, Record, Scored, Watermark
 from mlops_ray.serving.versions import Held
+from mlops_ray.training.artifact.model import Reference
 
 
 def project(**blocks: Any) -> Project:
@@ -48,13 +49,13 @@ def row(who: str = "k1", **values: Any) -> dict[str, Any]:
 
 
 class FakeScorer:
-    """A loaded binary version that gives every row the same probability."""
+    """A loaded binary version that gives every row the same probability; its reference counted one block of no rows."""
 
     engine: str = "onnx"
     task: Task = "binary"
     classes: tuple[Any, ...] = (0, 1)
     threshold: float | None = None
-    reference: Any = None
+    reference = Reference(Bins({}, {}), 100.0, ((0.0, empty(Bins({}, {}))),), ())
 
     def __init__(self, probability: float, **unlike: Any) -> None:
         self.probability = probability
@@ -131,6 +132,9 @@ class FakeLog:
             return False
         self.records.append(record)
         return True
+
+    async def keep(self, record: Scored) -> bool:
+        return self.append(record)
 
     async def durable(self) -> bool:
         self.durable_calls += 1

@@ -34,10 +34,10 @@ def scored(request_id: str, n: int = 1, **more: Any) -> Scored:
     return Scored(**values | more)
 
 
-def trial(rows: list[int], scores: Any, failure: str = "") -> Trial:
+def trial(rows: list[int], scores: Any, failure: str = "", row_us: float | None = None) -> Trial:
     """Version 20's answers to these rows; None where it failed."""
     found = None if scores is None else np.array(scores, np.float64)
-    return Trial(20, "r1", 0.5, np.array(rows, np.int64), found, failure)
+    return Trial(20, "r1", 0.5, np.array(rows, np.int64), found, failure, row_us)
 
 
 def labelled(*rows: tuple[str, str, Any, float], at: float = 2e9) -> Labelled:

@@ -110,7 +110,10 @@ class Client:
             said = await reader.readexactly(length)
         except (OSError, EOFError, ValueError) as exc:
             return type(exc).__name__, b""
-        self._free.append((reader, writer))
+        if "connection: close" in head:  # the proxy says so at every reload (RFC 9112, 9.6)
+            writer.close()
+        else:
+            self._free.append((reader, writer))
         return head.split(" ", 2)[1], said
 
     def _kept(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:

@@ -19,7 +19,7 @@ from ray import serve
 from mlops_ray.config import Project, parse_portable
 from mlops_ray.serving.access import Open
 from mlops_ray.serving.artifacts import load_version
-from mlops_ray.serving.records import Record
+from mlops_ray.serving.records import Record, Scored
 from mlops_ray.serving.service import Line, Log, Service
 from mlops_ray.serving.spool.capture import Capture
 from mlops_ray.serving.versions import Wanted
@@ -32,6 +32,9 @@ class Nothing:
 
     def append(self, record: Record) -> bool:
         return True
+
+    async def keep(self, record: Scored) -> bool:
+        return self.append(record)
 
     async def durable(self) -> bool:
         return True

@@ -14,7 +14,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,11 +41,13 @@ _PAUSE_S, _MOST_PAUSE_S = 1.0, 30.0
 
 @dataclass(frozen=True)
 class Told:
-    """What a version answers: scores in its task's shape, the order of their columns, and its own threshold."""
+    """What a version answers: scores in its task's shape, the order of their columns, its own threshold, and the
+    microseconds that the scoring took inside its process for each row, None where it does not say."""
 
     scores: NDArray[np.float64]
     classes: tuple[Any, ...] = ()
     threshold: float | None = None
+    row_us: float | None = None
 
 
 @dataclass(frozen=True)
@@ -281,7 +283,7 @@ def _part(outcome: Outcome, start: int, stop: int) -> Outcome:
     told = outcome.told
     if told is None or (start == 0 and stop == len(told.scores)):
         return outcome
-    return Outcome(Told(told.scores[start:stop], told.classes, told.threshold))
+    return Outcome(replace(told, scores=told.scores[start:stop]))
 
 
 def _expire(future: asyncio.Future[Outcome]) -> None:

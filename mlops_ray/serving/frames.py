@@ -5,7 +5,7 @@ that. A frame is a number (4 bytes), a length (4 bytes) and a body; replies carr
 Bodies are a JSON head behind its length, and raw numbers: nothing of what arrives is executed, whoever sends it.
 
     ask     {"n", "f4", "f8", "texts"}    names of the float32 and float64 columns, whose values follow; texts by name
-    told    {"shape", "classes", "threshold"}    scores float64 follow
+    told    {"shape", "classes", "threshold", "us"}    scores float64 follow
     failed  {"failed"}    why
 """
 
@@ -70,7 +70,7 @@ def asked(body: Buffer) -> Columns:
 
 def told(answer: Told) -> bytes:
     """The body that tells these scores."""
-    head = {"shape": answer.scores.shape, "classes": answer.classes, "threshold": answer.threshold}
+    head = {"shape": answer.scores.shape, "classes": answer.classes, "threshold": answer.threshold, "us": answer.row_us}
     return _body(head, [np.ascontiguousarray(answer.scores, dtype="<f8").tobytes()])
 
 
@@ -86,7 +86,7 @@ def heard(body: Buffer) -> Told:
         if "failed" in head:
             raise BackendUnavailable("the version", head["failed"])
         scores = np.frombuffer(numbers, "<f8").reshape(head["shape"])
-        return Told(scores, tuple(head["classes"]), head["threshold"])
+        return Told(scores, tuple(head["classes"]), head["threshold"], head["us"])
     except (KeyError, TypeError, ValueError, struct.error) as exc:
         raise DataError("frame", f"it tells no scores: {exc}") from exc
 

@@ -23,11 +23,12 @@ from mlops_ray.serving import applications, frames, tokens
 from mlops_ray.serving.access import Access, Open
 from mlops_ray.serving.artifacts import load_version
 from mlops_ray.serving.canary import Told
+from mlops_ray.serving.garbage import collect_rarely
 from mlops_ray.serving.on_grpc import Rpc
 from mlops_ray.serving.on_line import Door, Line
 from mlops_ray.serving.on_loopback import listen_on_loopback
 from mlops_ray.serving.places import spool_folder
-from mlops_ray.serving.scoring import INLINE_ROWS
+from mlops_ray.serving.scoring import INLINE_ROWS, timed
 from mlops_ray.serving.service import Service
 from mlops_ray.serving.spool import claims
 from mlops_ray.serving.spool.capture import Capture
@@ -68,6 +69,7 @@ class Ingress(Rpc):
         self.service = Service(project, log, load, line, first=Wanted.of(row) if row else None)
         self.access = _access(project, store)
         self.asgi = http.Application(lambda: self.service, lambda: self.access)
+        collect_rarely()
 
     def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Serve's hook for `user_config`: stores what is wanted and returns."""
@@ -154,6 +156,7 @@ class Version:
             raise ModelNotFound(project.project, str(version))
         self._scorer = load_version(project, Held(version, row.artifact, row.sha256))
         self._thread = ThreadPoolExecutor(1, "scorer")
+        collect_rarely()
         self._door: Door | None = None
 
     async def where(self) -> dict[str, str]:
@@ -176,7 +179,8 @@ class Version:
 
 
 def _told(scorer: Scorer, columns: Columns) -> Told:
-    return Told(scorer.score(columns), scorer.classes, scorer.threshold)
+    scores, took_s = timed(scorer, columns)
+    return Told(scores, scorer.classes, scorer.threshold, took_s * 1e6 / max(1, len(scores)))
 
 
 def ingress_application(args: Mapping[str, Any]) -> Any:

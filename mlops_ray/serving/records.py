@@ -20,6 +20,7 @@ class Trial:
 
     rows: their places in the request, shape (k,). scores: its answers, in the task's shape for k rows; None where it
     failed. failure: why ("", "deadline", "error", "nonsense", "open": not asked, because it kept failing).
+    row_us: microseconds that its scoring took for each row inside its own process; None where it did not say.
     """
 
     version: int
@@ -28,6 +29,7 @@ class Trial:
     rows: NDArray[np.int64]
     scores: NDArray[np.float64] | None
     failure: str = ""
+    row_us: float | None = None
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,10 @@ class Log(Protocol):
         """
         ...
 
+    async def keep(self, record: Scored) -> bool:
+        """The same for an answered request; what comes in one round of the event loop may share a write."""
+        ...
+
     async def durable(self) -> bool:
         """Returns when all that was appended so far is as safe as `capture.durability` says; False when it is not."""
         ...
@@ -296,7 +300,7 @@ class Service:
 
     async def _kept(self, record: Scored) -> bool:
         """Whether the record stands in the log, as safely as was promised."""
-        captured = self._log.append(record)
+        captured = await self._log.keep(record)
         return captured and (not self._to_disk or await self._log.durable())
 
     async def _acknowledge(self, record: Labelled | Watermark) -> None:

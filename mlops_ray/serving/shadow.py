@@ -121,4 +121,4 @@ def judged(trial: Trial, outcome: Outcome, classes: tuple[object, ...]) -> Trial
     scores = aligned(outcome.told.scores, outcome.told.classes, classes)
     if scores is None:  # it knows other classes: row by row there is nothing to compare
         return replace(trial, failure="nonsense")
-    return replace(trial, scores=scores)
+    return replace(trial, scores=scores, row_us=outcome.told.row_us)

@@ -18,6 +18,7 @@ from mlops_ray.config import parse_portable
 from mlops_ray.data.profile import Bins
 from mlops_ray.errors import BackendUnavailable
 from mlops_ray.serving.artifacts import local
+from mlops_ray.serving.garbage import collect_rarely
 from mlops_ray.serving.log import collecting
 from mlops_ray.serving.log.collecting import Drain
 from mlops_ray.serving.log.maintenance import Maintenance
@@ -52,6 +53,7 @@ class Collector:
         self._busy = threading.Lock()
         self._stop = threading.Event()
         self._passed_at = 0.0  # so that the first look makes a pass
+        collect_rarely()
         self._maintenance = Maintenance(self._project, self._store, f"{node}-{os.getpid()}")
         for name, work in (("collector", self._keep_committing), ("maintenance", self._keep_maintaining)):
             threading.Thread(target=work, name=name, daemon=True).start()

@@ -79,6 +79,7 @@ def prediction_schema(project: Project) -> pa.Schema:
             ("score_us", pa.float32()),
             ("canary", pa.int64()),
             *_score_fields(project, "canary"),
+            ("canary_score_us", pa.float32()),
             ("rollout", pa.string()),
             ("share", pa.float64()),
             ("failure", pa.string()),
@@ -104,6 +105,7 @@ def shadow_schema(project: Project) -> pa.Schema:
             *_score_fields(project, "stable"),
             ("version", pa.int64()),
             *_score_fields(project, "shadow"),
+            ("shadow_score_us", pa.float32()),
             ("rollout", pa.string()),
             ("failure", pa.string()),
         ]
@@ -253,7 +255,14 @@ def _trials(project: Project, n_rows: int, starts: NDArray[np.int64], trials: Se
     """What the log says of the canary, for each row; null where the row was not the canary's."""
     asked = [(start, t) for start, t in zip(starts, trials, strict=True) if t is not None and len(t.rows)]
     if not asked:
-        names = ["canary", "rollout", "share", "failure", *(name for name, _ in _score_fields(project, "canary"))]
+        names = [
+            "canary",
+            "canary_score_us",
+            "rollout",
+            "share",
+            "failure",
+            *(name for name, _ in _score_fields(project, "canary")),
+        ]
         return {name: pa.nulls(n_rows) for name in names}
     rows = np.concatenate([start + t.rows for start, t in asked])
     trial_of = np.repeat(np.arange(len(asked)), [len(t.rows) for _, t in asked])
@@ -263,12 +272,18 @@ def _trials(project: Project, n_rows: int, starts: NDArray[np.int64], trials: Se
     spread = pa.array(place, mask=place < 0)
     found = {
         "canary": pa.array([t.version for _, t in asked], pa.int64()).take(pa.array(trial_of)),
+        "canary_score_us": _row_us([t for _, t in asked]).take(pa.array(trial_of)),
         "rollout": pa.array([t.rollout for _, t in asked], pa.string()).take(pa.array(trial_of)),
         "share": pa.array([t.share for _, t in asked], pa.float64()).take(pa.array(trial_of)),
         "failure": pa.array([t.failure or None for _, t in asked], pa.string()).take(pa.array(trial_of)),
         **_trial_scores(project, "canary", [t for _, t in asked]),
     }
     return {name: values.take(spread) for name, values in found.items()}
+
+
+def _row_us(trials: Sequence[Trial]) -> pa.Array:
+    """Microseconds for each row of a trial; null where the version did not say."""
+    return pa.array([t.row_us for t in trials], pa.float32())
 
 
 def _trial_scores(project: Project, whose: str, trials: Sequence[Trial]) -> dict[str, pa.Array]:
@@ -307,6 +322,7 @@ def _shadow(project: Project, records: Sequence[Shadowed]) -> pa.Table:
         "at": _micros(at),
         "stable": np.array([r.stable for r in records], np.int64)[record_of],
         "version": np.array([r.trial.version for r in records], np.int64)[record_of],
+        "shadow_score_us": _row_us([r.trial for r in records]).take(pa.array(record_of)),
         "rollout": pa.array([r.trial.rollout for r in records], pa.string()).take(pa.array(record_of)),
         "failure": pa.array([r.trial.failure or None for r in records], pa.string()).take(pa.array(record_of)),
         **_scores(project, "stable", [r.stable_scores for r in records]),

@@ -16,18 +16,18 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlops_ray.config import Project
 from mlops_ray.errors import BackendUnavailable, BadRequest
-from mlops_ray.serving.records import Labelled, Record, Scored, Shadowed, Uncaptured, Watermark
+from mlops_ray.serving.records import Labelled, Record, Scored, Shadowed, Uncaptured
 from mlops_ray.serving.routing import points
-from mlops_ray.serving.spool.encoding import framed
+from mlops_ray.serving.spool.encoding import encode, frame
 from mlops_ray.serving.spool.segments import SEGMENT_BYTES, SegmentFile, sync_folder, waiting_bytes
 
 _log = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ class Capture:
         self._troubles: set[str] = set()
         self._retired: list[SegmentFile] = []
         self._appended = self._synced = self._failed = 0
+        self._round: _Round | None = None
         self._syncing: asyncio.Future[bool] | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._new_name = True
@@ -80,23 +81,35 @@ class Capture:
             entity key where the log keeps no keys.
         """
         if isinstance(record, Scored):
-            kept = self._sampled(record)
-            if kept is None:
-                return False
-            whole = kept is record
-            return self._keep(kept.id, len(kept.keys), kept.at, self._redacted(kept)) and whole
+            kept = self._admitted(record)
+            return kept is not None and self._kept([kept]) and kept.whole
         if isinstance(record, Shadowed):
-            return self._keep(record.id, len(record.trial.rows), record.at, record)
+            n_rows = len(record.trial.rows)
+            return self._has_room(record.id, n_rows, record.at) and self._kept([_encoded(record, n_rows)])
         if isinstance(record, Uncaptured):
             self._count(record.why, record.n_rows, record.at)
             return True
         try:
-            self._write(self._addressed(record) if isinstance(record, Labelled) else record)
+            self._write([encode(self._addressed(record) if isinstance(record, Labelled) else record)])
         except OSError as exc:
             self._say(_FULL, exc.strerror)
             detail = f"the spool cannot be written ({exc.strerror}); free its disk"
             raise BackendUnavailable("the prediction log", detail) from exc
         return True
+
+    async def keep(self, record: Scored) -> bool:
+        """`append` for whoever can wait a moment: what comes in one round of the event loop shares a write."""
+        kept = self._admitted(record)
+        if kept is None:
+            return False
+        shared = self._round
+        if shared is None:
+            shared = self._round = _Round()
+        shared.records.append(kept)
+        await asyncio.sleep(0)
+        if shared is self._round:  # the first of them to go on
+            self._write_round()
+        return shared.written and kept.whole
 
     async def durable(self) -> bool:
         """Returns once all that was appended before this call is as durable as `capture.durability` says.
@@ -117,6 +130,7 @@ class Capture:
 
     def close(self) -> None:
         """Let go of the files; what they hold waits for the collector."""
+        self._write_round()
         self._flush_counts()
         if self._thread is not None:
             self._thread.shutdown(wait=True)
@@ -150,17 +164,34 @@ class Capture:
         keys = tuple(self._keep_key(key) if key else "" for key in labels.keys)
         return replace(record, labels=replace(labels, keys=keys))
 
-    def _keep(self, request_id: str, n_rows: int, at: float, record: Scored | Shadowed) -> bool:
-        """Write it, unless the spool is above its limit or the disk takes no more."""
+    def _admitted(self, record: Scored) -> _Encoded | None:
+        """What of it is to be written; None when nothing is, which is counted."""
+        kept = self._sampled(record)
+        if kept is None or not self._has_room(kept.id, len(kept.keys), kept.at):
+            return None
+        return _encoded(self._redacted(kept), len(kept.keys), whole=kept is record)
+
+    def _has_room(self, request_id: str, n_rows: int, at: float) -> bool:
+        """Whether the spool takes it: below its limit always, above it some."""
         # By its id, so that a retry and a shadow's later scores go the way of the request.
         if self._overflows() and zlib.crc32(request_id.encode()) % self._plan.overflow_keep:
             self._count("overflow", n_rows, at)
             return False
+        return True
+
+    def _write_round(self) -> None:
+        shared, self._round = self._round, None
+        if shared is not None:
+            shared.written = self._kept(shared.records)
+
+    def _kept(self, records: Sequence[_Encoded]) -> bool:
+        """Write them, unless the disk takes no more: then none of them stands, and they are counted."""
         try:
-            self._write(record)
+            self._write([(record.kind, record.payload) for record in records])
         except OSError as exc:
             self._say(_FULL, exc.strerror)
-            self._count("disk", n_rows, at)
+            for record in records:
+                self._count("disk", record.n_rows, record.at)
             return False
         return True
 
@@ -189,9 +220,10 @@ class Capture:
 
     # files
 
-    def _write(self, record: Scored | Shadowed | Labelled | Watermark) -> None:
-        self._in_file(lambda file: file.append(framed(record, file.seed)))
-        self._appended += 1
+    def _write(self, encoded: Sequence[tuple[int, bytes]]) -> None:
+        """Kinds and payloads of records, in one write."""
+        self._in_file(lambda file: file.append(b"".join([frame(*each, file.seed) for each in encoded])))
+        self._appended += len(encoded)
         if self._uncounted:
             self._flush_counts()
         if self._troubles:
@@ -263,6 +295,29 @@ class Capture:
             return not trouble
 
         return loop.create_task(finish())
+
+
+class _Encoded(NamedTuple):
+    """A record on its way to the file. whole: sampling left none of its rows out."""
+
+    kind: int
+    payload: bytes
+    n_rows: int
+    at: float
+    whole: bool
+
+
+def _encoded(record: Scored | Shadowed, n_rows: int, *, whole: bool = True) -> _Encoded:
+    kind, payload = encode(record)
+    return _Encoded(kind, payload, n_rows, record.at, whole)
+
+
+@dataclass(eq=False, slots=True)
+class _Round:
+    """Records that share a write. written: it was made, and took all of them."""
+
+    records: list[_Encoded] = field(default_factory=list)
+    written: bool = False
 
 
 def _sync_all(fds: Sequence[int], folder: Path | None) -> str:

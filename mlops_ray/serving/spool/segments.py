@@ -20,7 +20,6 @@ import struct
 import time
 import uuid
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,21 +60,27 @@ class SegmentFile:
             self.path.unlink()
             raise
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator[bool]:
-        """The file's lock for a moment; False when the file is, or is just becoming, the collector's."""
+    def held(self) -> _Held:
+        """The file's lock for a moment, as a context; False when the file is, or is just becoming, the collector's."""
+        return _Held(self)
+
+    def lock(self) -> bool:
+        """Whether the file is ours and locked now; else it is, or is just becoming, the collector's."""
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
-            return
-        try:
-            yield self._still_ours()
-        finally:
-            fcntl.flock(self.fd, fcntl.LOCK_UN)
+            return False
+        if not self._still_ours():
+            self.unlock()
+            return False
+        return True
+
+    def unlock(self) -> None:
+        """Let the collector have it."""
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
 
     def append(self, frame: bytes) -> None:
-        """Write one frame, with the lock held. Raises: OSError when not all of it could be; none of it stays then."""
+        """Write one frame or several, with the lock held. Raises: OSError when not all could be; none stays then."""
         try:
             _write_all(self.fd, frame, self.size)
         except OSError:
@@ -103,6 +108,21 @@ class SegmentFile:
             return self.path.stat().st_ino == self._inode
         except FileNotFoundError:
             return False
+
+
+class _Held:
+    """A lock around a few lines; `contextlib`'s generators cost as much as the write."""
+
+    def __init__(self, file: SegmentFile) -> None:
+        self._file, self._ours = file, False
+
+    def __enter__(self) -> bool:
+        self._ours = self._file.lock()
+        return self._ours
+
+    def __exit__(self, *_: object) -> None:
+        if self._ours:
+            self._file.unlock()
 
 
 def _write_all(fd: int, data: bytes, at: int) -> None:

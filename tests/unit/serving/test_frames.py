@@ -53,14 +53,14 @@ def test_rows_arrive_as_they_were(columns: dict[str, Any]) -> None:
     [
         Told(np.array([0.25, 0.5]), (0, 1), 0.4),
         Told(np.array([[0.25, 0.75]]), ("a", "b")),
-        Told(np.array([1e300]), ()),
+        Told(np.array([1e300]), (), None, 12.5),
         Told(np.array([[0.25, 0.75], [0.5, 0.5]]).T, ("a", "b")),
     ],
 )
 def test_scores_arrive_as_they_were(told: Told) -> None:
     found = frames.heard(frames.told(told))
     np.testing.assert_array_equal(found.scores, told.scores)
-    assert (found.classes, found.threshold) == (told.classes, told.threshold)
+    assert (found.classes, found.threshold, found.row_us) == (told.classes, told.threshold, told.row_us)
 
 
 @given(st.binary(max_size=60))

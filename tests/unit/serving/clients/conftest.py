@@ -52,6 +52,9 @@ class Memory:
         self.records.append(record)
         return True
 
+    async def keep(self, record: Scored) -> bool:
+        return self.append(record)
+
     async def durable(self) -> bool:
         return True
 

@@ -54,9 +54,10 @@ def test_a_row_per_prediction() -> None:
 
 
 def test_assigned_rows_carry_their_rollout_also_where_the_canary_failed() -> None:
-    answered = scored("a", 3, canary=trial([0, 2], [0.7, 0.9]))
+    answered = scored("a", 3, canary=trial([0, 2], [0.7, 0.9], row_us=7.5))
     failed = scored("b", 2, canary=trial([1], None, "deadline"))
     found = rows(answered, failed).to_pylist()
+    assert [r["canary_score_us"] for r in found] == [7.5, None, 7.5, None, None]
     on_trial = [(r["canary"], r["canary_score"], r["rollout"], r["share"], r["failure"]) for r in found]
     none = (None,) * 5
     theirs = (20, 0.7, "r1", 0.5, None), (20, 0.9, "r1", 0.5, None), (20, None, "r1", 0.5, "deadline")

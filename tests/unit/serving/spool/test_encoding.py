@@ -29,7 +29,15 @@ def scores(draw: st.DrawFn, n: int, width: int) -> Any:
 def trials(draw: st.DrawFn, n: int, width: int) -> Trial:
     rows = np.array(sorted(draw(st.sets(st.integers(0, n - 1)))), np.int64)
     found = draw(st.one_of(st.none(), scores(len(rows), width)))
-    return Trial(draw(st.integers(0, 2**40)), draw(text), draw(st.floats(0, 1)), rows, found, draw(text))
+    return Trial(
+        draw(st.integers(0, 2**40)),
+        draw(text),
+        draw(st.floats(0, 1)),
+        rows,
+        found,
+        draw(text),
+        draw(st.none() | seconds),
+    )
 
 
 @st.composite

@@ -21,7 +21,8 @@ from mlops_ray.errors import BackendUnavailable
 from mlops_ray.serving.access import Access, Grant, Open, Role, new_token
 from mlops_ray.serving.service import Service
 from mlops_ray.serving.versions import Wanted
-from mlops_ray.serving.web.admission import Ongoing, Turn
+from mlops_ray.serving.web import admission
+from mlops_ray.serving.web.admission import Ongoing
 from mlops_ray.serving.web.http import Application, routes
 from tests import fakes
 from tests.fakes import FakeLoader, FakeLog, FakeScorer, eventually, held, row
@@ -280,6 +281,23 @@ def test_gzip_is_inflated_up_to_the_limit(body: bytes, status: int) -> None:
     assert post(content=body, headers={"Content-Encoding": "gzip"}).status_code == status
 
 
+@pytest.mark.parametrize(("n_bytes", "beside"), [(100_000, False), (900_000, True)])
+def test_what_inflates_to_much_holds_up_nobody(monkeypatch: pytest.MonkeyPatch, n_bytes: int, beside: bool) -> None:
+    """However small it came: a kilobyte may become a megabyte."""
+    threads: list[threading.Thread] = []
+    inflated = admission._inflated
+    monkeypatch.setattr(admission, "_inflated", lambda *a: threads.append(threading.current_thread()) or inflated(*a))
+
+    async def read() -> bytes:
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": gzip.compress(b" " * n_bytes)}
+
+        return await admission.read({"content-encoding": "gzip"}, receive, 10**6)
+
+    assert asyncio.run(read()) == b" " * n_bytes
+    assert [thread is threading.main_thread() for thread in threads] == ([False] if beside else [])
+
+
 def test_more_requests_than_a_replica_takes_are_turned_away_and_health_is_not() -> None:
     scorer = SlowScorer()
 
@@ -404,12 +422,17 @@ def test_bodies_that_do_not_end_take_nobodys_place(served: int) -> None:
 
 def test_unfinished_bodies_are_bounded_together() -> None:
     ongoing = Ongoing()
-    one, other = Turn(ongoing), Turn(ongoing)
-    one.hold(60, 100)
-    with pytest.raises(BackendUnavailable, match="unfinished"):
-        other.hold(60, 100)
-    one.end()
-    other.end()
+
+    async def one() -> None:
+        with ongoing.one(60.0) as turn:
+            turn.hold(60, 100)
+            await asyncio.sleep(0)
+
+    async def two() -> None:
+        with pytest.raises(BackendUnavailable, match="unfinished"):
+            await asyncio.gather(one(), one())
+
+    asyncio.run(two())
     assert ongoing.held == 0
 
 

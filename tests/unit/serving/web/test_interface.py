@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, MutableMapping
 from datetime import UTC, datetime
 from typing import Any
 
+import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -55,6 +57,19 @@ def test_every_route_stands_in_the_document_with_its_role() -> None:
         for method, operation in methods.items()
     }
     assert told == {(route.method, route.path, str(route.role)) for route in routes()}
+
+
+def test_an_explanation_is_given() -> None:
+    """The arbitrary requests below ask for one now and then."""
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(mounted()), base_url="http://a") as client:
+            body = {"rows": [fakes.row()], "options": {"explain": 2}}
+            return await client.post(f"{PREFIX}/predict", json=body)
+
+    answer = asyncio.run(ask())
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["predictions"][0]["contributions"] == []  # a constant has none
 
 
 @pytest.fixture(scope="module")
