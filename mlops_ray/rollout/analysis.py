@@ -143,12 +143,12 @@ def _judged(
         verdict = Verdict.FAIL
     elif fine.log_capital >= passes and len(x) >= max(min_keys, _LEAST) and not waits:
         verdict = Verdict.PASS
-    waits = [n for n in (worse.needed(fails), fine.needed(passes)) if n is not None]
+    to_come = [n for n in (worse.needed(fails), fine.needed(passes)) if n is not None]
     needed = None
     if verdict is not Verdict.INCONCLUSIVE:
         needed = 0
-    elif waits:
-        needed = max(min(waits), max(min_keys, _LEAST) - len(x), 0)
+    elif to_come:
+        needed = max(min(to_come), max(min_keys, _LEAST) - len(x), 0)
     return Metric(
         name=analysis.title,
         margin=margin,
