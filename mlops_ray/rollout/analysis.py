@@ -1,58 +1,53 @@
-"""Sequential evidence about a canary, valid however often one looks.
+"""One look at a canary: each metric's evidence, interval and verdict, and what they add up to.
 
-Each row of the canary was scored by stable too, so quality is compared by paired differences of the same row. The
-unit is the assignment key: a key enters once, with the mean over its rows of the first look that saw it, because rows
-of a key are correlated and tests on rows reject equal canaries far too often.
+Every metric is a loss per key, canary minus stable: positive is worse. Two gamblers play per metric:
 
-Two capital processes per metric bet against the canary and for it. A process that starts at 1 and cannot grow in
-expectation under its hypothesis exceeds 1/a with probability at most a, whenever one looks (Ville 1939):
+* worse: bets that the canary is worse than tolerated. At (number of metrics) / SPENT alpha the canary fails.
+* fine: bets that it is better than worse by the margin. At 1 / SPENT alpha the metric passes; all must pass.
 
-* rollback: hypothesis "not worse than tolerated", at alpha shared over the metrics;
-* promotion: hypothesis "worse by the margin", each metric at full alpha, and all must pass.
+So P(FAIL at any look | no metric worse than tolerated) <= alpha, shared over the metrics, and
+P(PASS at any look | some metric worse by its margin) <= alpha, each metric at full alpha: the one that is worse would
+have to pass as well. Why the gamblers keep that however often one looks stands in `evidence`.
 
-Source: Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting" (JRSS B, 2024), with a
-mixture over a fixed grid of bets.
+The unit is the key, not the row: rows of a key are alike, and tests on rows reject equal canaries far too often. A key
+enters once per metric. Compared on the same row, with the mean over the rows of the first look at which the metric
+knew of the key; compared by assignment, with the first row whose outcome was known. Rows of later looks never change
+what a key brought, because a bet on it has been settled.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mlops_ray.config import RolloutPlan
-from mlops_ray.monitoring.performance import losses
-from mlops_ray.training.gates.verdict import Verdict
+from mlops_ray.config import analyses as plans
+from mlops_ray.rollout.evidence import Differences, by_assignment, evidence, lower_bound, within
+from mlops_ray.rollout.outcomes import Answers, Outcomes
+from mlops_ray.training.gates.verdict import Verdict, combine
 
-# Fractions of the largest bet that can never lose everything, and the share of the capital that each plays with.
-# Margins are small against the bounds, so the boldest bet is nearly always the best: the mixture costs it log(2) nats.
-_BETS = np.array([1 / 16, 1 / 8, 1 / 4, 1 / 2, 0.99])
-_SHARES = np.array([1 / 8, 1 / 8, 1 / 8, 1 / 8, 1 / 2])
+Floats = NDArray[np.float64]
 
-
-@dataclass(frozen=True)
-class Outcomes:
-    """Rows that were assigned to the canary, all arrays of shape (n,).
-
-    keys; looks: index of the look that first saw the outcome; label: 0, 1 or NaN; stable and canary: P(1), the
-    canary's NaN where it failed to answer in time.
-    """
-
-    keys: NDArray[Any]
-    seen: NDArray[np.int64]
-    labelled: NDArray[np.int64]
-    label: NDArray[np.float64]
-    stable: NDArray[np.float64]
-    canary: NDArray[np.float64]
+SPENT = 0.8
+"""Part of alpha that the gamblers may use up. The rest is for what their proof leaves out: a row that is committed
+after the look that it belonged to may change the mean that its key has brought already."""
+_LEAST = 20  # keys below which nothing is judged: one bad moment of a cold replica is no property of a version
+_MOST = 1e9  # evidence beyond is written as this: JSON knows no infinity
+_LABELLED = (plans.LogLoss, plans.Brier, plans.Accuracy, plans.AbsoluteError)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """Evidence on one metric: canary minus stable, per key; positive is worse."""
+    """Evidence on one metric at one look. What analyses of earlier releases did not record is None.
+
+    estimate: mean over keys of canary minus stable; positive is worse. low, high: a confidence sequence of it, which
+    misses the truth at any look with probability at most alpha. largest_key: share of the rows that the heaviest key
+    sent. evidence_worse, evidence_fine: the gamblers' capital. needed: how many more keys decide, if it goes on so.
+    """
 
     name: str
     margin: float
@@ -61,80 +56,243 @@ class Metric:
     evidence_worse: float
     evidence_fine: float
     verdict: Verdict
+    n_rows: int | None = None
+    largest_key: float | None = None
+    low: float | None = None
+    high: float | None = None
+    needed: int | None = None
 
     def in_words(self) -> str:
         """One line for people."""
+        sequence = "" if self.low is None or self.high is None else f" in [{self.low:+.4f}, {self.high:+.4f}]"
         return (
-            f"{self.name}: {self.estimate:+.4f} over {self.n_keys} keys (margin {self.margin:g}), evidence worse "
-            f"{self.evidence_worse:.3g}, fine {self.evidence_fine:.3g}: {self.verdict.value}"
+            f"{self.name}: {self.estimate:+.4f}{sequence} over {self.n_keys} keys (margin {self.margin:g}), evidence "
+            f"worse {self.evidence_worse:.3g}, fine {self.evidence_fine:.3g}: {self.verdict.value}"
         )
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """One look: the verdict over all metrics, and each metric."""
+    """One look: the verdict over all metrics, and each metric.
+
+    n_requests: rows that were the canary's. exhausted: `max_requests` of them were seen, and more will tell nothing.
+    """
 
     verdict: Verdict
     metrics: tuple[Metric, ...]
+    n_requests: int | None = None
+    exhausted: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON for the ledger: exactly what was seen."""
         metrics = [vars(m) | {"verdict": m.verdict.value} for m in self.metrics]
-        return {"verdict": self.verdict.value, "metrics": metrics}
+        return vars(self) | {"verdict": self.verdict.value, "metrics": metrics}
+
+    @classmethod
+    def from_dict(cls, body: Mapping[str, Any]) -> Analysis:
+        """What `to_dict` wrote, of this release or the last."""
+        metrics = tuple(Metric(**{**m, "verdict": Verdict(m["verdict"])}) for m in body["metrics"])
+        return cls(**{**body, "verdict": Verdict(body["verdict"]), "metrics": metrics})
 
 
-def analyse(plan: RolloutPlan, outcomes: Outcomes) -> Analysis:
+def analyse(
+    analyses: Sequence[plans.Analysis],
+    outcomes: Outcomes,
+    *,
+    alpha: float,
+    min_keys: int,
+    min_requests: int = 0,
+    max_requests: int | None = None,
+) -> Analysis:
     """Verdict on the canary from all its outcomes so far.
 
-    FAIL when any metric is proven worse, PASS when every metric is proven no worse than its margin and at least
-    `min_keys` labelled keys were seen, else INCONCLUSIVE.
+    FAIL when any metric is proven worse, over 20 keys at least; PASS when every metric is proven no worse than its
+    margin, over `min_keys` keys at least, and the canary was asked `min_requests` rows; else INCONCLUSIVE. Rows that
+    were assigned after `max_requests` of the canary's are left out.
     """
-    bound = math.log((1 - plan.clip) / plan.clip)
-    failed = np.isnan(outcomes.canary).astype(np.float64)
-    labelled = ~np.isnan(outcomes.label)
-    # Where the canary failed the client got stable's answer: no difference in loss, but one failure.
-    theirs = np.where(np.isnan(outcomes.canary), outcomes.stable, outcomes.canary)
-    gaps = losses(outcomes.label, theirs, clip=plan.clip) - losses(outcomes.label, outcomes.stable, clip=plan.clip)
-    columns: Mapping[str, tuple[NDArray[np.float64], float, float, float]] = {
-        # metric: difference per key, bound of |difference|, tolerated, margin. Stable's own failures are no records
-        # of the log, so a canary is called worse on failures only above the margin.
-        "log_loss": (
-            per_key(outcomes.keys[labelled], outcomes.labelled[labelled], gaps[labelled]),
-            bound,
-            0.0,
-            plan.margins.log_loss,
-        ),
-        "failures": (
-            per_key(outcomes.keys, outcomes.seen, failed),
-            1.0,
-            plan.margins.failures,
-            plan.margins.failures,
-        ),
-    }
-    n_labelled = len(columns["log_loss"][0])
-    metrics = []
-    for name, (gap, limit, tolerated, margin) in columns.items():
-        worse = capital(gap / limit, tolerated / limit)
-        fine = capital(-gap / limit, -margin / limit)
-        verdict = Verdict.INCONCLUSIVE
-        if worse.max() >= len(columns) / plan.alpha:
-            verdict = Verdict.FAIL
-        elif fine[-1] >= 1 / plan.alpha and n_labelled >= plan.min_keys:
-            verdict = Verdict.PASS
-        estimate = float(gap.mean()) if len(gap) else 0.0
-        metrics.append(
-            Metric(name, margin, len(gap), estimate, float(min(worse.max(), 1e9)), float(min(fine[-1], 1e9)), verdict)
-        )
-    verdicts = {m.verdict for m in metrics}
-    overall = Verdict.INCONCLUSIVE
-    if Verdict.FAIL in verdicts:
-        overall = Verdict.FAIL
-    elif verdicts == {Verdict.PASS}:
-        overall = Verdict.PASS
-    return Analysis(overall, tuple(metrics))
+    seen = outcomes if max_requests is None else outcomes.until(max_requests)
+    n = int(seen.canary.sum())
+    metrics = tuple(
+        _judged(a, _sample(a, seen), alpha=alpha, of=len(analyses), min_keys=min_keys, waits=n < min_requests)
+        for a in analyses
+    )
+    return Analysis(combine([m.verdict for m in metrics]), metrics, n, max_requests is not None and n >= max_requests)
 
 
-def per_key(keys: NDArray[Any], looks: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+@dataclass(frozen=True)
+class _Sample:
+    """What a metric is judged by: one difference per key; the canary is worse above `tolerated`."""
+
+    differences: Differences
+    tolerated: float
+    n_rows: int
+    largest_key: float
+
+
+def _judged(
+    analysis: plans.Analysis, sample: _Sample | None, *, alpha: float, of: int, min_keys: int, waits: bool
+) -> Metric:
+    """A metric's verdict. Args: of: metrics that share `alpha`; waits: nothing passes yet."""
+    if sample is None or analysis.margin is None or not len(sample.differences):
+        return Metric(analysis.title, analysis.margin or 0.0, 0, 0.0, 1.0, 1.0, Verdict.INCONCLUSIVE, 0, 0.0)
+    x, margin = sample.differences, analysis.margin
+    worse, fine = evidence(x, sample.tolerated), evidence(-x, -margin)
+    fails, passes = math.log(of / (SPENT * alpha)), math.log(1 / (SPENT * alpha))
+    verdict = Verdict.INCONCLUSIVE
+    if worse.log_capital >= fails and len(x) >= _LEAST:
+        verdict = Verdict.FAIL
+    elif fine.log_capital >= passes and len(x) >= max(min_keys, _LEAST) and not waits:
+        verdict = Verdict.PASS
+    waits = [n for n in (worse.needed(fails), fine.needed(passes)) if n is not None]
+    needed = None
+    if verdict is not Verdict.INCONCLUSIVE:
+        needed = 0
+    elif waits:
+        needed = max(min(waits), max(min_keys, _LEAST) - len(x), 0)
+    return Metric(
+        name=analysis.title,
+        margin=margin,
+        n_keys=len(x),
+        estimate=float(x.value.mean()),
+        evidence_worse=_shown(worse.log_capital),
+        evidence_fine=_shown(fine.log_capital),
+        verdict=verdict,
+        n_rows=sample.n_rows,
+        largest_key=sample.largest_key,
+        low=lower_bound(x, sample.tolerated, alpha / 2),
+        high=-lower_bound(-x, -margin, alpha / 2),
+        needed=needed,
+    )
+
+
+def _shown(log_capital: float) -> float:
+    return math.exp(min(log_capital, math.log(_MOST)))
+
+
+# What each metric looks at --------------------------------------------------------------------------------------------
+
+
+def _sample(analysis: plans.Analysis, outcomes: Outcomes) -> _Sample | None:
+    """The differences that an analysis is about; None where the project lacks what it takes to form them."""
+    rows = outcomes if analysis.where is None else outcomes.at(_holds(analysis.where, outcomes))
+    if isinstance(analysis, plans.Business):
+        return _business(analysis, rows)
+    if isinstance(analysis, _LABELLED):
+        return _labelled(analysis, rows)
+    mine = rows.at(rows.canary)
+    failed = mine.failed
+    if isinstance(analysis, plans.Failures):
+        return _paired(mine, mine.seen, failed.astype(np.float64), 0.0, 1.0, analysis.margin)
+    if isinstance(analysis, plans.Disagreement):
+        # Where the canary failed the client got stable's answer, which agrees with itself.
+        other = ~failed & (mine.candidate.predicted != mine.stable.predicted)
+        return _paired(mine, mine.seen, other.astype(np.float64), 0.0, 1.0, analysis.margin)
+    # A row that the canary did not answer was not answered within the limit. Its replica shares its machine with
+    # others than stable's does, so it is called worse above the margin only.
+    limit = 1000 * analysis.above_ms
+    slow = (failed | (mine.candidate.us > limit)).astype(np.float64) - (mine.stable.us > limit)
+    timed = ~np.isnan(mine.stable.us) & (failed | ~np.isnan(mine.candidate.us))
+    return _paired(mine.at(timed), mine.seen[timed], slow[timed], -1.0, 1.0, analysis.margin)
+
+
+def _labelled(analysis: plans.Analysis, rows: Outcomes) -> _Sample | None:
+    """Loss of labelled rows: paired, or of what clients got, by assignment."""
+    if isinstance(analysis, plans.AbsoluteError):
+        if analysis.bound is None:
+            return None
+        bound = analysis.bound
+    else:
+        bound = analysis.bound if isinstance(analysis, plans.LogLoss) else 1.0
+    stable, canary = _loss(analysis, rows, rows.stable), _loss(analysis, rows, rows.candidate)
+    served = np.where(rows.canary & ~rows.failed, canary, stable)
+    if rows.paired:
+        # Where the canary failed the client got stable's answer: no difference in loss, but one failure.
+        known = rows.canary & ~np.isnan(stable)
+        return _paired(rows.at(known), rows.labelled[known], (served - stable)[known], -bound, bound, 0.0)
+    low = -math.log1p(-analysis.clip) if isinstance(analysis, plans.LogLoss) else 0.0
+    return _by_assignment(rows, rows.labelled, served, low, low + bound, sign=1, centre=_expected(analysis, rows))
+
+
+def _expected(analysis: plans.Analysis, rows: Outcomes) -> Floats | None:
+    """About what stable expected to lose on each row before it was assigned: it takes away noise (see `evidence`).
+
+    None for losses of 0 and 1, whose test by counts is exact, and where nothing is known beforehand."""
+    if isinstance(analysis, plans.Brier):
+        return (1 - rows.stable.squares) / 2
+    return -np.log(rows.stable.squares) if isinstance(analysis, plans.LogLoss) else None
+
+
+def _loss(analysis: plans.Analysis, rows: Outcomes, answers: Answers) -> Floats:
+    """Loss of each row's answer, shape (n,); NaN without a label."""
+    if isinstance(analysis, plans.LogLoss):
+        return np.asarray(-np.log(np.clip(answers.of_label, analysis.clip, 1 - analysis.clip)))
+    if isinstance(analysis, plans.Brier):
+        return np.asarray((answers.squares - 2 * answers.of_label + 1) / 2)
+    wrong = np.abs(answers.predicted - rows.label)
+    if isinstance(analysis, plans.AbsoluteError):
+        return np.asarray(np.minimum(wrong, analysis.bound or 0.0))
+    return np.where(np.isnan(wrong), np.nan, (wrong != 0).astype(np.float64))
+
+
+def _business(analysis: plans.Business, rows: Outcomes) -> _Sample | None:
+    if (told := rows.feedback.get(analysis.name)) is None:
+        return None
+    value = np.clip(told.value, analysis.low, analysis.high)
+    sign = 1 if analysis.better == "lower" else -1
+    return _by_assignment(rows, told.look, value, analysis.low, analysis.high, sign=sign)
+
+
+def _holds(where: plans.Where, rows: Outcomes) -> NDArray[np.bool_]:
+    if (column := rows.columns.get(where.column)) is None:
+        return np.zeros(len(rows.keys), np.bool_)
+    if column.dtype == object:
+        return np.isin(column.astype(str), [v if isinstance(v, str) else f"{v:g}" for v in where.values])
+    # The log keeps numbers in single precision, as models take them.
+    wanted = [float(v) for v in where.values if not isinstance(v, str)]
+    return np.isin(column.astype(np.float32), np.array(wanted, np.float32))
+
+
+# One value per key ----------------------------------------------------------------------------------------------------
+
+
+def _paired(
+    rows: Outcomes, looks: NDArray[np.int64], values: Floats, low: float, high: float, tolerated: float
+) -> _Sample:
+    return _Sample(
+        within(per_key(rows.keys, looks, values), low, high), tolerated, len(rows.keys), _largest_key(rows.keys)
+    )
+
+
+def _by_assignment(
+    rows: Outcomes,
+    looks: NDArray[np.int64],
+    values: Floats,
+    low: float,
+    high: float,
+    *,
+    sign: int,
+    centre: Floats | None = None,
+) -> _Sample:
+    """Args: values in [low, high], NaN where not known; sign: -1 where higher is better."""
+    known = np.flatnonzero(~np.isnan(values) & ~np.isnan(rows.share))
+    keys = rows.keys[known]
+    chosen = known[first_rows(keys, looks[known])]
+    found = by_assignment(
+        values[chosen],
+        rows.canary[chosen],
+        rows.share[chosen],
+        low=low,
+        high=high,
+        centre=None if centre is None else np.clip(centre[chosen], low, high),
+    )
+    return _Sample(found if sign > 0 else -found, 0.0, len(keys), _largest_key(keys))
+
+
+def _largest_key(keys: NDArray[Any]) -> float:
+    return float(np.unique(keys, return_counts=True)[1].max() / len(keys)) if len(keys) else 0.0
+
+
+def per_key(keys: NDArray[Any], looks: NDArray[np.int64], values: Floats) -> Floats:
     """One value per key, in the order in which keys were first seen: the mean over the rows of the key's first look.
 
     Args: all shape (n,). Returns: shape (number of keys,); ties of a look are ordered by key.
@@ -150,14 +308,7 @@ def per_key(keys: NDArray[Any], looks: NDArray[np.int64], values: NDArray[np.flo
     return np.asarray(means[np.lexsort((unique, first))])
 
 
-def capital(x: NDArray[np.float64], bar: float) -> NDArray[np.float64]:
-    """Capital over time of a gambler who bets that the mean of `x` lies above `bar`.
-
-    Args: x shape (n,), each in [-1, 1]; bar in (-1, 1).
-    Returns: shape (n + 1,), starting at 1. Under "mean at most `bar`, whatever came before", a nonnegative
-        supermartingale: it ever reaches 1/a with probability at most a.
-    """
-    bets = _BETS / (1 + bar)
-    with np.errstate(over="ignore"):
-        paths = np.cumsum(np.log1p(bets[:, None] * (x - bar)[None, :]), axis=1)
-        return np.concatenate([[1.0], _SHARES @ np.exp(np.minimum(paths, 700.0))])
+def first_rows(keys: NDArray[Any], looks: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Places of each key's first row: of its earliest look, and of that look the one that stands first."""
+    order = np.argsort(looks, kind="stable")
+    return np.asarray(np.sort(order[np.unique(keys[order], return_index=True)[1]]))
