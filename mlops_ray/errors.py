@@ -116,9 +116,22 @@ class ApprovalPending(MlopsRayError):
 
     def __str__(self) -> str:
         return (
-            f"v{self.version} of {self.project} is pending: `gates.approval` asks for somebody's approval, and none is "
-            f"on record; it gets no traffic until `mlops_ray.governance.approvals.approve` has recorded one"
+            f"v{self.version} of {self.project} is not approved: `gates.approval` asks for approvals that are not on "
+            f"record, or somebody rejected it; it gets no traffic until `mlops-ray approve {self.version}` has let it"
         )
+
+
+class ApprovalRefused(MlopsRayError):
+    """A decision about a version that may not be made so, or not by whom."""
+
+    exit_code = 2
+
+    def __init__(self, subject: str, detail: str) -> None:
+        super().__init__(subject, detail)
+        self.subject, self.detail = subject, detail
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.detail}"
 
 
 class LeaseLost(MlopsRayError):

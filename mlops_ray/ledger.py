@@ -2,7 +2,8 @@
 
 `append` stands in the transaction of the state change that it records. `verify` finds edits, insertions, inner removals
 and reordering; a tail that was cut off, or a chain rewritten from some point on, shows only against an *anchor*, a
-(seq, hash) kept outside the database (a registry tag, an export).
+(seq, hash) kept outside the database (a tag of the registry, an export). An anchor vouches for everything up to its
+entry and for nothing after it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,6 +23,14 @@ from mlops_ray.state import METADATA, Tx, canonical, storable
 
 GENESIS = "0" * 64
 """`prev` of a project's first entry."""
+
+RESTORED = "restored"
+"""Kind of the entry that a restored backup adds; its evidence names under `GAVE_UP` the anchors, [seq, hash] each, of
+entries that came after the backup and that the restored chain does not hold."""
+GAVE_UP = "gave_up"
+
+Anchor = tuple[int, str]
+_ANCHOR = re.compile(r"(\d{1,18}):([0-9a-f]{64})")
 
 LEDGER = Table(
     "ledger",
@@ -58,22 +68,31 @@ class Entry:
 class Verification:
     """What `verify` can say. `head` is (seq, hash) of the last entry that holds: keep it as the next anchor.
 
-    `problem` is None when nothing is wrong; `anchored` tells whether an anchor was given and met.
+    `problem` is None when nothing is wrong; `anchored` tells whether an anchor was given and met, `proven` up to which
+    entry anchors vouch; `given_up` names anchors that the chain does not hold because of a restored backup.
     """
 
     ok: bool
     n: int
-    head: tuple[int, str]
+    head: Anchor
     problem: str | None
     anchored: bool
+    proven: int = 0
+    given_up: tuple[Anchor, ...] = ()
 
     def __str__(self) -> str:
         if self.problem is not None:
             return f"ledger is broken: {self.problem}"
-        sealed = f"{self.n} entries, unbroken up to {self.head[0]}:{self.head[1]}"
+        said = [f"{self.n} entries, unbroken up to {self.head[0]}:{self.head[1]}"]
         if self.anchored:
-            return f"{sealed}, and they hold the anchor"
-        return f"{sealed}; without an anchor a cut tail or a rewritten chain would not show"
+            said.append(f"anchors vouch for entries 1 to {self.proven}")
+            said.append(f"whether entries after {self.proven} were cut off or rewritten, nothing here can say")
+        else:
+            said.append("without an anchor a cut tail or a rewritten chain would not show")
+        if self.given_up:
+            names = ", ".join(str(seq) for seq, _ in self.given_up)
+            said.append(f"anchors of entries {names} are not met: a restored backup gave those up, as its entry says")
+        return "; ".join(said)
 
 
 def append(
@@ -98,8 +117,7 @@ def append(
     for name, value in texts.items():
         storable(value, f"ledger.{name}")
     body = canonical(evidence, f"ledger.evidence of {kind}")
-    last = select(LEDGER.c.seq, LEDGER.c.hash).where(LEDGER.c.project == project).order_by(LEDGER.c.seq.desc()).limit(1)
-    seq, prev = tx.connection.execute(last).one_or_none() or (0, GENESIS)
+    seq, prev = head(tx, project)
     # + 0.0 turns -0.0, which SQLite does not keep, into 0.0.
     fields = {**texts, "seq": seq + 1, "at": float(at) + 0.0, "evidence": json.loads(body), "prev": prev}
     entry = Entry(**fields, hash=_seal(fields))
@@ -116,24 +134,84 @@ def entries(tx: Tx, project: str, since_seq: int = 0, kinds: Collection[str] | N
     return [Entry(**{**row, "evidence": json.loads(row["evidence"])}) for row in found]
 
 
-def verify(tx: Tx, project: str, anchor: tuple[int, str] | None = None) -> Verification:
-    """Walk the chain from its first entry. `anchor` is a (seq, hash) that was noted outside the database earlier."""
-    n, head, anchored, problem = 0, (0, GENESIS), False, None
-    if anchor == head:
-        anchor = None  # the empty chain: it vouches for nothing
+def head(tx: Tx, project: str) -> Anchor:
+    """(seq, hash) of the last entry, as it stands and unverified; (0, `GENESIS`) of an empty ledger."""
+    last = select(LEDGER.c.seq, LEDGER.c.hash).where(LEDGER.c.project == project).order_by(LEDGER.c.seq.desc()).limit(1)
+    seq, sealed = tx.connection.execute(last).one_or_none() or (0, GENESIS)
+    return int(seq), str(sealed)
+
+
+def verify(tx: Tx, project: str, *anchors: Anchor) -> Verification:
+    """Walk the chain from its first entry. `anchors` are heads that were noted outside the database earlier; the empty
+    chain's vouches for nothing."""
+    n, at, problem, given_up = 0, (0, GENESIS), None, set[Anchor]()
+    waiting: dict[int, set[str]] = {}
+    for seq, sealed in anchors:
+        if seq > 0:
+            waiting.setdefault(seq, set()).add(sealed)
+    proven, unmet = 0, set[Anchor]()
     query = select(LEDGER).where(LEDGER.c.project == project).order_by(LEDGER.c.seq).execution_options(yield_per=500)
     for row in tx.connection.execute(query).mappings():
         n += 1
         if problem is None:
-            problem = _flaw(row, head)
+            problem = _flaw(row, at)
         if problem is None:
-            head = (row["seq"], row["hash"])
-            if anchor is not None and head[0] == anchor[0]:
-                anchored = head == anchor
-                problem = None if anchored else f"entry {head[0]} is not the anchored one: the chain was rewritten"
-    if problem is None and anchor is not None and not anchored:
-        problem = f"the anchor names entry {anchor[0]}, the chain ends at {head[0]}: its tail was cut"
-    return Verification(problem is None, n, head, problem, anchored)
+            at = (row["seq"], row["hash"])
+            wanted = waiting.pop(at[0], set())
+            proven = at[0] if at[1] in wanted else proven
+            unmet |= {(at[0], sealed) for sealed in wanted - {at[1]}}
+            if row["kind"] == RESTORED:
+                given_up |= _gave_up(row)
+    if problem is None:
+        unmet |= {(seq, sealed) for seq, hashes in waiting.items() for sealed in hashes}
+        problem = _unmet(sorted(unmet - given_up), at)
+    anchored = problem is None and proven > 0
+    return Verification(problem is None, n, at, problem, anchored, proven, tuple(sorted(unmet & given_up)))
+
+
+def parse_anchor(text: str) -> Anchor:
+    """The anchor that `SEQ:HASH` names. Raises: DataError."""
+    found = _ANCHOR.fullmatch(text.strip())
+    if found is None:
+        raise DataError(
+            f"anchor {text.strip()[:90]!r}", "write SEQ:HASH, such as 17:6e3f..., as `mlops-ray ledger verify` prints"
+        )
+    return int(found[1]), found[2]
+
+
+def parse_anchors(text: str, name: str) -> list[Anchor]:
+    """The anchors of a file called `name`: a line each, as SEQ:HASH or as JSON with `seq` and `hash`, so that an export
+    of the ledger is one. Empty lines and those that begin with # say nothing.
+
+    Raises: DataError naming file and line."""
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        try:
+            if line.startswith("{"):
+                body = json.loads(line)
+                line = f"{body['seq']}:{body['hash']}"
+            found.append(parse_anchor(line))
+        except (ValueError, KeyError, DataError) as exc:
+            raise DataError(f"{name}, line {number}", "is no anchor; write SEQ:HASH, or an exported entry") from exc
+    return found
+
+
+def _unmet(anchors: list[Anchor], head: Anchor) -> str | None:
+    """What the first anchor that the chain does not hold shows."""
+    if not anchors:
+        return None
+    seq = anchors[0][0]
+    if seq <= head[0]:
+        return f"entry {seq} is not the anchored one: the chain was rewritten"
+    return f"the anchor names entry {seq}, the chain ends at {head[0]}: its tail was cut"
+
+
+def _gave_up(row: RowMapping) -> set[Anchor]:
+    listed = json.loads(row["evidence"]).get(GAVE_UP)
+    pairs = [pair for pair in listed if isinstance(pair, list)] if isinstance(listed, list) else []
+    return {(pair[0], pair[1]) for pair in pairs if [type(part) for part in pair] == [int, str]}
 
 
 def _flaw(row: RowMapping, head: tuple[int, str]) -> str | None:

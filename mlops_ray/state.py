@@ -47,7 +47,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from mlops_ray.errors import BackendUnavailable, DataError, IllegalMove, LeaseLost, ModelNotFound
 
-HEAD = "0002"
+HEAD = "0003"
 """Revision of the schema that this code reads and writes: the newest script in `migrations/versions`."""
 
 VERSION_TABLE = "mlops_ray_schema"
@@ -81,10 +81,11 @@ class ProjectRow:
 class VersionRow:
     """One registered model: where its artifact lies, which hash it must have, what data it saw.
 
-    `status` is `REGISTERED`, or `PENDING` while it waits for an approval."""
+    `status` is `REGISTERED`, `PENDING` while it waits for approvals, or `REJECTED` when an approver refused it."""
 
     REGISTERED: ClassVar[str] = "registered"
     PENDING: ClassVar[str] = "pending"
+    REJECTED: ClassVar[str] = "rejected"
 
     project: str
     version: int
@@ -99,7 +100,7 @@ class VersionRow:
     @property
     def may_serve(self) -> bool:
         """Whether it may get traffic."""
-        return self.status != self.PENDING
+        return self.status not in (self.PENDING, self.REJECTED)
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,25 @@ class WindowRow:
     end: float
     version: int
     result: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ApprovalRow:
+    """What a subject last decided about a version (`rollout` is ""), or about one rollout of it.
+
+    `expires`: seconds since the epoch from which on it no longer counts, or None."""
+
+    APPROVE: ClassVar[str] = "approve"
+    REJECT: ClassVar[str] = "reject"
+
+    project: str
+    version: int
+    rollout: str
+    subject: str
+    decision: str
+    reason: str
+    at: float
+    expires: float | None = None
 
 
 @dataclass(frozen=True)
@@ -266,6 +286,18 @@ CURSORS = Table(
     _text("name", primary_key=True),
     _int("number"),
     _real("at"),
+)
+APPROVALS = Table(
+    "approvals",
+    METADATA,
+    _text("project", primary_key=True),
+    _int("version", primary_key=True),
+    _text("rollout", primary_key=True),
+    _text("subject", primary_key=True),
+    _text("decision"),
+    _text("reason"),
+    _real("at"),
+    _real("expires", nullable=True),
 )
 LEASES = Table("leases", METADATA, _text("name", primary_key=True), _text("holder"), _int("fence"), _real("expires"))
 _JSON = frozenset({"tags", "spec", "plan", "state", "outcome", "body", "result"})
@@ -413,6 +445,18 @@ class Tx:
         """The retrain that is decided or submitted, or None; the database allows one at most."""
         c = RETRAINS.c
         return self._one(RetrainRow, select(RETRAINS).where(c.project == project, c.status.in_(RetrainRow.OPEN)))
+
+    # approvals
+
+    def save_approval(self, row: ApprovalRow) -> None:
+        """Insert a subject's decision, or replace the one it had made."""
+        self._save(APPROVALS, row)
+
+    def approvals(self, project: str, version: int, rollout: str = "") -> list[ApprovalRow]:
+        """The subjects' last decisions about a version, or about one rollout of it, oldest first."""
+        c = APPROVALS.c
+        where = (c.project == project, c.version == int(version), c.rollout == rollout)
+        return self._all(ApprovalRow, select(APPROVALS).where(*where).order_by(c.at, c.subject))
 
     # monitoring
 

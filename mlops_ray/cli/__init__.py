@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from mlops_ray.cli import access, data, log, models
+from mlops_ray.cli import access, backup, data, ledger, log, models
 from mlops_ray.cli.output import AsJson, Config, day, progress, say, table_console, writable
 from mlops_ray.cli.profile import drift, profile
 from mlops_ray.cli.schema import schema_app
@@ -37,13 +37,16 @@ app = typer.Typer(
 )
 rollout = typer.Typer(no_args_is_help=True, help="Watch and steer the rollout of a new version.")
 app.add_typer(rollout, name="rollout")
-ledger_app = typer.Typer(no_args_is_help=True, help="Read and verify the chained record of every decision.")
-app.add_typer(ledger_app, name="ledger")
+app.add_typer(ledger.app, name="ledger")
 app.add_typer(data.app, name="data")
 app.add_typer(log.app, name="log")
 app.add_typer(access.app, name="token")
-for command in (profile, drift, score, models.lineage, models.card, models.reproduce, models.export, models.approve):
+for command in (profile, drift, score, models.lineage, models.card, models.reproduce, models.export):
     app.command()(command)
+for decision in (models.approve, models.reject):
+    app.command()(decision)
+app.command()(backup.backup)
+app.command()(backup.restore)
 app.add_typer(schema_app, name="schema")
 
 
@@ -252,31 +255,6 @@ _order("resume", "Go on with a paused rollout.")
 _order("promote", "Make the canary stable now, whatever the evidence says.")
 _order("abort", "Take the canary out; stable answers everything.")
 _order("rollback", "Go back to the version before the last promotion.")
-
-
-@ledger_app.command("show")
-def ledger_show(config: Config, as_json: AsJson = False) -> None:
-    """Every decision, oldest first: what, who, why."""
-    from mlops_ray import verbs
-
-    def lines(result: dict[str, Any]) -> str:
-        return "\n".join(
-            f"{e['seq']:4d}  {day(e['at'])}  {e['kind']} {e['subject']} by {e['who']}: {e['why']}"
-            for e in result["entries"]
-        )
-
-    say(verbs.ledger_show(config, os.environ), as_json, lines)
-
-
-@ledger_app.command("verify")
-def ledger_verify(config: Config, as_json: AsJson = False) -> None:
-    """Prove that no entry was changed, inserted or taken out; exit code 1 when one was."""
-    from mlops_ray import verbs
-
-    result = verbs.ledger_verify(config, os.environ)
-    say(result, as_json, lambda r: f"{r['n']} entries, chain " + ("unbroken" if r["ok"] else f"BROKEN: {r['problem']}"))
-    if not result["ok"]:
-        raise typer.Exit(1)
 
 
 @app.command()

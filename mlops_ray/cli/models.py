@@ -1,4 +1,4 @@
-"""`mlops-ray lineage | card | reproduce | export | approve`: one version, looked at from all sides."""
+"""`mlops-ray lineage | card | reproduce | export | approve | reject`: one version, looked at from all sides."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from mlops_ray.governance.lineage import Node
 
+Reason = Annotated[str, typer.Option("--reason", "--why", help="Why, for the ledger.")]
+TokenEnv = Annotated[str, typer.Option(metavar="NAME", help="Environment variable with your token.")]
 Version = Annotated[int, typer.Argument(help="A registered version, such as 3; `mlops-ray status` lists them.")]
 
 
@@ -98,21 +100,34 @@ def export(
 
 
 def approve(
-    config: Config,
-    version: Version,
-    why: Annotated[str, typer.Option(help="Reason for the ledger.")],
-    as_json: AsJson = False,
+    config: Config, version: Version, reason: Reason, token_env: TokenEnv = "MLOPS_RAY_TOKEN", as_json: AsJson = False
 ) -> None:
-    """Let a version that waits for approval (`gates.approval: true`) have traffic. The ledger keeps who and why."""
+    """Approve a version that waits for it (`gates.approval`), or its open rollout (`rollout.approval`).
+
+    You are the subject of your token with `serving.auth: token`, else the user of this machine. Nobody approves what
+    they proposed. The ledger keeps who and why.
+    """
     from mlops_ray.verbs import models
 
-    say(models.approve(config, os.environ, version, why), as_json, _approved)
+    say(models.approve(config, os.environ, version, reason, token_env=token_env), as_json, _decided)
 
 
-def _approved(result: dict[str, Any]) -> str:
-    if result["already"]:
-        return f"v{result['version']} needs no approval: it is {result['status']} already; the ledger has no new entry"
-    return f"v{result['version']} is {result['status']}"
+def reject(
+    config: Config, version: Version, reason: Reason, token_env: TokenEnv = "MLOPS_RAY_TOKEN", as_json: AsJson = False
+) -> None:
+    """Reject a version, or a rollout, that waits for an approval: it gets no traffic until you approve it yourself."""
+    from mlops_ray.verbs import models
+
+    say(models.reject(config, os.environ, version, reason, token_env=token_env), as_json, _decided)
+
+
+def _decided(result: dict[str, Any]) -> str:
+    what = f"rollout {result['rollout']}" if result["rollout"] else f"v{result['version']}"
+    if result["already"] and not result["approvers"] and not result["rejecters"]:
+        return f"{what} needs no approval: it is {result['status']} already; the ledger has no new entry"
+    again = f"{result['who']} had decided so before, the ledger has no new entry; " if result["already"] else ""
+    status = "" if result["rollout"] else f", {result['status']}"
+    return f"{again}{what} is {result['says']}{status}"
 
 
 def _tree(node: Node) -> Tree:

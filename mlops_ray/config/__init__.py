@@ -23,6 +23,7 @@ from mlops_ray.config.operation import (
 from mlops_ray.config.project import Project, Task
 from mlops_ray.config.sources import Paging, Source, TimeRange
 from mlops_ray.config.training import (
+    Approval,
     CalibrationGate,
     Callback,
     Candidate,
@@ -54,6 +55,7 @@ from mlops_ray.config.validation import Column, Validation
 __all__ = [
     "DAY_S",
     "About",
+    "Approval",
     "CalibrationGate",
     "Callback",
     "Candidate",

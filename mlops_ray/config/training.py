@@ -337,6 +337,15 @@ class InfrastructureGate(Config):
     """Of the artifact's files."""
 
 
+class Approval(Config):
+    """Whose approval a version that passed its gates waits for."""
+
+    approvers: PositiveInt = 1
+    """How many different people must approve; who proposed the version is none of them."""
+    expires_s: PositiveFloat | None = None
+    """How long an approval counts while others are missing; default: for ever."""
+
+
 class Gates(Config):
     """What a candidate must show on the holdout before it may be registered."""
 
@@ -365,5 +374,5 @@ class Gates(Config):
     leakage: LeakageGate | None = LeakageGate()
     calibration: CalibrationGate | None = None
     infrastructure: InfrastructureGate = InfrastructureGate()
-    approval: bool = False
-    """A version that passes waits as `pending`, without traffic, until somebody approves it."""
+    approval: bool | Approval = False
+    """A version that passes waits as `pending`, without traffic, until somebody approves it, or as many as it says."""

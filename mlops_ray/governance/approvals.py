@@ -1,28 +1,112 @@
-"""The approval that a pending version waits for."""
+"""Decisions of approvers: recorded with their entry in the ledger, and what a version's status makes of them."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from mlops_ray import ledger
-from mlops_ray.state import Tx, VersionRow
+from mlops_ray.errors import ApprovalRefused
+from mlops_ray.rollout.approval import Policy, Standing, has_expired, proposers, standing
+from mlops_ray.state import ApprovalRow, Tx, VersionRow
 
-KIND = "approved"
-"""Kind of the ledger's entry; its subject is `v` and the version's number."""
+KIND, REJECTED = "approved", "rejected"
+"""Kinds of the ledger's entries; their subject is `v` and the version's number, and their evidence names a rollout
+where the decision is about that."""
+
+Decision = Literal["approve", "reject"]
 
 
-def approve(tx: Tx, project: str, version: int, *, who: str, why: str, now: float) -> VersionRow:
-    """Let a pending version have traffic, with an entry in the ledger, both in the write transaction `tx`.
+@dataclass(frozen=True)
+class Decided:
+    """A decision and what all of them come to. `rollout`: its id where the decision is about one, else "".
 
-    A version that waits for nothing is returned as it is, and no entry made.
-    Args: who: the authenticated subject. why: in a sentence. now: seconds since the epoch.
-    Raises: ModelNotFound.
+    `recorded` is False where nothing changed: the subject had decided so before, or nothing waits for an approval."""
+
+    version: VersionRow
+    rollout: str
+    standing: Standing
+    recorded: bool
+
+
+def approve(
+    tx: Tx, project: str, version: int, *, who: str, why: str, now: float, policy: Policy | None = None
+) -> Decided:
+    """Approve a version that waits, or its open rollout where that asks for approvals; the version may serve once
+    enough people have approved and nobody rejects it. One's own, unexpired approval is not recorded again.
+
+    Args: tx: a write transaction; the entry in the ledger goes with it. who: the authenticated subject. why: in a
+        sentence. now: seconds since the epoch. policy: what `gates.approval` asks for; default: one approver.
+    Raises: ModelNotFound; ApprovalRefused for one who proposed it.
     """
+    return _decide(tx, project, version, "approve", who=who, why=why, now=now, policy=policy)
+
+
+def reject(
+    tx: Tx, project: str, version: int, *, who: str, why: str, now: float, policy: Policy | None = None
+) -> Decided:
+    """Reject a version that waits, or its open rollout where that asks for approvals: no approval of others counts
+    until the same subject approves. Proposers may reject what they proposed.
+
+    Args: as of `approve`.
+    Raises: ModelNotFound; ApprovalRefused where nothing waits for an approval.
+    """
+    return _decide(tx, project, version, "reject", who=who, why=why, now=now, policy=policy)
+
+
+def _decide(
+    tx: Tx, project: str, version: int, decision: Decision, *, who: str, why: str, now: float, policy: Policy | None
+) -> Decided:
     row = tx.version(project, version)
-    if row.may_serve:
-        return row
-    approved = replace(row, status=VersionRow.REGISTERED)
-    tx.save_version(approved)
-    evidence = {"run_id": row.run_id, "sha256": row.sha256}
-    ledger.append(tx, project, KIND, f"v{version}", who, why, evidence, now)
-    return approved
+    rollout, asked = ("", policy or Policy()) if not row.may_serve else _asking(tx, row)
+    if asked is None:
+        if decision == "reject":
+            says = "waits for no approval; take it out with `mlops-ray rollout abort`, or `mlops-ray rollout rollback`"
+            raise ApprovalRefused(f"v{version} of {project}", says)
+        return Decided(row, "", Standing(approved=True, rejected=False, missing=0), recorded=False)
+    entries = ledger.entries(tx, project, kinds=("retrain decided", "rollout started"))
+    proposed_by = proposers(row, entries, rollout=rollout)
+    if decision == "approve" and who in proposed_by:
+        says = f"{who} proposed it, so another must approve it; `mlops-ray reject` is open to everybody"
+        raise ApprovalRefused(f"{rollout or f'v{version}'} of {project}", says)
+    known = tx.approvals(project, version, rollout)
+    mine = next((r for r in known if r.subject == who), None)
+    if mine is not None and mine.decision == decision and not has_expired(mine, now):
+        return Decided(row, rollout, standing(known, policy=asked, proposer=proposed_by, now=now), recorded=False)
+    ends = now + asked.expires_s if decision == "approve" and asked.expires_s is not None else None
+    made = ApprovalRow(project, version, rollout, who, decision, why, now, ends)
+    tx.save_approval(made)
+    found = standing([*_others(known, who), made], policy=asked, proposer=proposed_by, now=now)
+    if not rollout:
+        row = replace(row, status=_status(found))
+        tx.save_version(row)
+    evidence: dict[str, Any] = {
+        "run_id": row.run_id,
+        "sha256": row.sha256,
+        "approvers": list(found.approvers),
+        "rejecters": list(found.rejecters),
+        "missing": found.missing,
+        "expires": ends,
+        **({"rollout": rollout} if rollout else {}),
+    }
+    ledger.append(tx, project, KIND if decision == "approve" else REJECTED, f"v{version}", who, why, evidence, now)
+    return Decided(row, rollout, found, recorded=True)
+
+
+def _asking(tx: Tx, row: VersionRow) -> tuple[str, Policy | None]:
+    """The version's open rollout and what its plan asks for."""
+    rollout = tx.open_rollout(row.project)
+    if rollout is None or rollout.version != row.version:
+        return "", None
+    return rollout.id, Policy.of_plan(rollout.plan)
+
+
+def _others(rows: Iterable[ApprovalRow], who: str) -> list[ApprovalRow]:
+    return [row for row in rows if row.subject != who]
+
+
+def _status(found: Standing) -> str:
+    if found.rejected:
+        return VersionRow.REJECTED
+    return VersionRow.REGISTERED if found.approved else VersionRow.PENDING

@@ -198,6 +198,7 @@ def checks_of(gates: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _approvals(facts: Facts) -> dict[str, Any]:
     config = facts.run.config if facts.run is not None else None
     asked = (config.get("gates") or {}).get("approval") if config is not None else None
+    asked = None if asked is None else bool(asked)  # a block says how many
     given = [_said(entry) for entry in facts.entries if entry.kind == APPROVED]
     return {"required": True if not facts.version.may_serve or given else asked, "given": given}
 

@@ -24,6 +24,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
+from mlops_ray import ledger
 from mlops_ray.config import Project
 from mlops_ray.errors import BackendUnavailable, DataError, ModelNotFound
 from mlops_ray.state import Store, Tx, VersionRow
@@ -45,7 +46,12 @@ _log = logging.getLogger(__name__)
 
 BEGUN, APPROVAL = "mlops_ray.begun", "approval"
 """Tags of versions: the mark of one that is being made, and how its approval stands."""
-_APPROVED = {VersionRow.PENDING: "pending", VersionRow.REGISTERED: "approved"}
+ANCHOR = "mlops_ray.ledger."
+"""Begins the tags of versions that keep heads of the ledger outside the state database: the entry's number follows, the
+value is its hash. Each has a tag of its own, so that a later one replaces none."""
+CHAMPION, CHALLENGER = "champion", "challenger"
+"""Aliases of what is stable, and of the canary."""
+_APPROVED = {VersionRow.PENDING: "pending", VersionRow.REGISTERED: "approved", VersionRow.REJECTED: "rejected"}
 
 
 class Registry(Connection):
@@ -95,8 +101,19 @@ class Registry(Connection):
         return row
 
     def set_alias(self, alias: str, version: int) -> None:
-        """Point `alias` (`champion`, `challenger`) at `version`. Raises: ModelNotFound."""
+        """Point `alias` (`champion`, `challenger`) at `version`. Raises: ModelNotFound.
+
+        A new champion gets the ledger's head as a tag, before the alias: a crash between the two leaves the alias to be
+        set again, and so no promotion without its anchor."""
         name = self.project.project
+        if alias == CHAMPION:
+            with self._store.read() as tx:
+                seq, sealed = ledger.head(tx, name)
+            if seq > 0:
+                self.write(
+                    lambda: self.client.set_model_version_tag(name, str(version), f"{ANCHOR}{seq}", sealed),
+                    missing=str(version),
+                )
         self.write(
             lambda: self.client.set_registered_model_alias(name, alias, str(version)),
             missing=str(version),
@@ -167,8 +184,7 @@ class Registry(Connection):
         self.client.delete_model_version_tag(self.project.project, str(number), BEGUN)
 
     def _versions(self) -> list[ModelVersion]:
-        where = f"name = '{self.project.project}'"
-        return everything(lambda token: self.client.search_model_versions(where, page_token=token))
+        return versions_of(self)
 
     def _mend(self) -> None:
         """Finish or remove what was begun by a driver that is gone; tags about approvals follow the state database."""
@@ -193,6 +209,22 @@ class Registry(Connection):
 
     def _show_approval(self, row: VersionRow) -> None:
         self.client.set_model_version_tag(self.project.project, str(row.version), APPROVAL, _APPROVED[row.status])
+
+
+def versions_of(connection: Connection) -> list[ModelVersion]:
+    """All versions of the connection's project that MLflow has, without its errors mapped."""
+    where = f"name = '{connection.project.project}'"
+    return everything(lambda token: connection.client.search_model_versions(where, page_token=token))
+
+
+def anchors(project: Project) -> list[ledger.Anchor]:
+    """Heads of the project's ledger that promotions have left with its versions, oldest first.
+
+    Raises: BackendUnavailable; DataError, also for a tag that is no anchor."""
+    connection = Connection(project)
+    found = connection.write(lambda: versions_of(connection))
+    tags = [tag for version in found for tag in version.tags.items() if tag[0].startswith(ANCHOR)]
+    return sorted(ledger.parse_anchor(f"{name.removeprefix(ANCHOR)}:{sealed}") for name, sealed in tags)
 
 
 def _save(tx: Tx, row: VersionRow) -> None:

@@ -158,7 +158,14 @@ def train(
         champion = champion_of(tx, project.project)
     with connected(project, start_local=True):
         trained = on_ray.train(
-            project, dataset, store=store, champion=champion, now=time.time(), resume=resume, on_progress=on_progress
+            project,
+            dataset,
+            store=store,
+            champion=champion,
+            tags=_proposed_by(project, store, env),
+            now=time.time(),
+            resume=resume,
+            on_progress=on_progress,
         )
     for path, text in ((page, trained.pages.html), (junit, trained.pages.junit)):
         if path is not None:
@@ -176,6 +183,15 @@ def train(
         report = result | {"gates": trained.result.to_dict()}
         raise GateRejected(f"run {trained.run_id}", trained.result.reasons, report)
     return result
+
+
+def _proposed_by(project: Project, store: Store, env: Env) -> dict[str, str]:
+    """Tags of a version that say who had it trained, and so may not approve it."""
+    from mlops_ray.rollout.approval import PROPOSER, PROPOSER_TOKEN
+    from mlops_ray.verbs.subjects import os_user, token_subject
+
+    token = token_subject(project, store, env)
+    return {PROPOSER: os_user()} | ({PROPOSER_TOKEN: token} if token else {})
 
 
 def up(paths: Paths, env: Env, on_progress: Progress = _silent) -> dict[str, Any]:
@@ -315,6 +331,7 @@ def retrain(paths: Paths, env: Env, decision: str | None = None, reason: str = "
     from mlops_ray.errors import DataError, GateRejected
     from mlops_ray.retraining import on_ray as retraining
     from mlops_ray.state import RetrainRow
+    from mlops_ray.verbs.subjects import orderer
 
     project = load(paths, env).project
     store = open_store(project)
@@ -327,7 +344,7 @@ def retrain(paths: Paths, env: Env, decision: str | None = None, reason: str = "
             raise DataError(f"decision {decision}", f"it {what}; `mlops-ray status` lists decisions")
     with connected(project, start_local=True):
         # Recorded only now: an order that finds no cluster would stay open, and hold back those to come.
-        row = row or retraining.order(store, project, reason, who=getpass.getuser())
+        row = row or retraining.order(store, project, reason, who=orderer(project, store, env))
         result = retraining.retrain(project, store, row)
     if result["status"] == "rejected":
         raise GateRejected(f"run {result['run_id']}", tuple(result["reasons"]))
@@ -387,22 +404,3 @@ def rollout_history(paths: Paths, env: Env) -> dict[str, Any]:
 
 def _dataset(found: Any) -> dict[str, Any]:
     return {"version": found.version, "content_hash": found.content_hash, "rows": found.n_rows}
-
-
-def ledger_show(paths: Paths, env: Env) -> dict[str, Any]:
-    """Every entry of the project's ledger, oldest first."""
-    from mlops_ray import ledger
-
-    project = load(paths, env).project
-    with known_store(project).read() as tx:
-        return {"entries": [vars(e) for e in ledger.entries(tx, project.project)]}
-
-
-def ledger_verify(paths: Paths, env: Env) -> dict[str, Any]:
-    """Whether the project's chain is unbroken, and what cannot be proven."""
-    from mlops_ray import ledger
-
-    project = load(paths, env).project
-    with known_store(project).read() as tx:
-        found = ledger.verify(tx, project.project)
-    return vars(found) | {"says": str(found)}

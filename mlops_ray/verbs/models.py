@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import tempfile
 import time
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from mlops_ray.config import Project
 from mlops_ray.errors import ModelNotFound
 from mlops_ray.verbs import Env, Paths, Progress, _silent, known_store, load
+from mlops_ray.verbs.subjects import TOKEN_VARIABLE
 
 if TYPE_CHECKING:
     from mlops_ray.governance.lineage import Lineage
-    from mlops_ray.state import Store, Tx, VersionRow
+    from mlops_ray.state import Store, VersionRow
 
 
 def reproduce(
@@ -71,21 +71,43 @@ def export(
     return {"version": version, "folder": str(into), "files": sorted(str(f.relative_to(into)) for f in files)}
 
 
-def approve(paths: Paths, env: Env, version: int, why: str) -> dict[str, Any]:
-    """Let a version that waits for approval have traffic, by the ledger; `already` when it waited for none.
+def approve(paths: Paths, env: Env, version: int, why: str, *, token_env: str = TOKEN_VARIABLE) -> dict[str, Any]:
+    """Approve a version that waits, or its open rollout; `already` when that changed nothing. token_env: the
+    environment variable with the approver's token.
 
-    Raises: ModelNotFound."""
-    from mlops_ray.governance.approvals import approve as approved
+    Raises: ModelNotFound; ApprovalRefused for who may not approve it."""
+    return _decided(paths, env, "approve", version, why, token_env)
+
+
+def reject(paths: Paths, env: Env, version: int, why: str, *, token_env: str = TOKEN_VARIABLE) -> dict[str, Any]:
+    """Reject a version that waits, or its open rollout. Raises: as `approve`, and where nothing waits."""
+    return _decided(paths, env, "reject", version, why, token_env)
+
+
+def _decided(paths: Paths, env: Env, decision: str, version: int, why: str, token_env: str) -> dict[str, Any]:
+    from mlops_ray.governance import approvals
+    from mlops_ray.rollout.approval import Policy
+    from mlops_ray.verbs.subjects import approver
 
     project = load(paths, env).project
-    who = getpass.getuser()
-
-    def approval(tx: Tx) -> tuple[bool, VersionRow]:
-        already = tx.version(project.project, version).may_serve
-        return already, approved(tx, project.project, version, who=who, why=why, now=time.time())
-
-    already, row = known_store(project).run(approval)
-    return {"version": row.version, "status": row.status, "who": who, "already": already}
+    store = known_store(project)
+    asked = project.gates.approval
+    policy = Policy() if isinstance(asked, bool) else Policy(asked.approvers, asked.expires_s)
+    decide = approvals.approve if decision == "approve" else approvals.reject
+    who, now = approver(project, store, env, token_env), time.time()
+    found = store.run(lambda tx: decide(tx, project.project, version, who=who, why=why, now=now, policy=policy))
+    return {
+        "version": version,
+        "rollout": found.rollout or None,
+        "status": found.version.status,
+        "who": who,
+        "already": not found.recorded,
+        "approved": found.standing.approved,
+        "approvers": list(found.standing.approvers),
+        "rejecters": list(found.standing.rejecters),
+        "missing": found.standing.missing,
+        "says": str(found.standing),
+    }
 
 
 def _version(store: Store, project: Project, version: int) -> VersionRow:

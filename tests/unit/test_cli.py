@@ -77,7 +77,8 @@ def test_the_commands_are_all_there() -> None:
         *("check", "prepare", "train", "up", "run", "down", "status", "retrain", "demo", "submit"),
         *("rollout start", "rollout status", "rollout history", "rollout pause", "rollout resume"),
         *("rollout promote", "rollout abort", "rollout rollback", "ledger show", "ledger verify"),
-        *("schema infer", "schema diff", "lineage", "card", "reproduce", "export", "approve"),
+        *("ledger export", "ledger at", "backup", "restore"),
+        *("schema infer", "schema diff", "lineage", "card", "reproduce", "export", "approve", "reject"),
     }
 
 
@@ -273,17 +274,6 @@ def test_an_export_names_what_it_shall_write(versions: SimpleNamespace, tmp_path
     assert done.stdout == "v3 in out: onnx, conda\n"
 
 
-def test_approval_says_who_may_serve_now(versions: SimpleNamespace) -> None:
-    already = {"already": False}
-    versions.approve = lambda paths, env, version, why: (
-        {"version": version, "status": "registered", "who": "eve"} | already
-    )
-    assert RUNNER.invoke(cli.app, ["approve", "-c", "x.yaml", "3", "--why", "looked at"]).stdout == "v3 is registered\n"
-    already["already"] = True
-    says = RUNNER.invoke(cli.app, ["approve", "-c", "x.yaml", "3", "--why", "looked at"]).stdout
-    assert says == "v3 needs no approval: it is registered already; the ledger has no new entry\n"
-
-
 def test_refused_data_are_a_document_for_machines(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verbs: SimpleNamespace
 ) -> None:
@@ -306,17 +296,6 @@ def test_a_page_that_cannot_be_written_is_said_before_the_work(
 ) -> None:
     assert main(monkeypatch, "prepare", "-c", str(QUICKSTART), "--html", "/nowhere/at/all.html") == 2
     assert "there is no directory /nowhere/at" in capsys.readouterr().err
-
-
-def test_a_broken_ledger_is_exit_code_1(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verbs: SimpleNamespace
-) -> None:
-    verbs.ledger_verify = lambda paths, env: {"ok": False, "n": 3, "problem": "entry 2 was changed"}
-    assert main(monkeypatch, "ledger", "verify", "-c", "x.yaml") == 1
-    assert capsys.readouterr().out == "3 entries, chain BROKEN: entry 2 was changed\n"
-    verbs.ledger_verify = lambda paths, env: {"ok": True, "n": 3, "problem": None}
-    assert main(monkeypatch, "ledger", "verify", "-c", "x.yaml", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["ok"] is True
 
 
 # --- what is handed on ---

@@ -16,11 +16,12 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder
 
+from mlops_ray import ledger
 from mlops_ray.errors import DataError, ModelNotFound
 from mlops_ray.governance.approvals import approve
 from mlops_ray.state import VersionRow
 from mlops_ray.training.on_mlflow import Tracker
-from mlops_ray.training.on_registry import BEGUN, Registry, mlflow  # imported there without its warnings
+from mlops_ray.training.on_registry import BEGUN, Registry, anchors, mlflow  # imported there without its warnings
 from mlops_ray.training.target import Classes
 from tests.integration.training.conftest import Room
 
@@ -111,6 +112,36 @@ def test_numbers_and_aliases(room: Room) -> None:
     assert registry.alias("challenger") is None
     with pytest.raises(ModelNotFound, match="no version '7'"):
         registry.set_alias("champion", 7)
+
+
+def test_a_promotion_leaves_the_ledgers_head_with_the_version(room: Room) -> None:
+    tracker, registry, name = (
+        Tracker(room.project, room.store),
+        Registry(room.project, room.store),
+        room.project.project,
+    )
+    with tracker.run("one", {}) as one:
+        register(registry, one)
+    registry.set_alias("champion", 1)
+    assert anchors(room.project) == []  # nothing to keep yet
+    with room.store.begin() as tx:
+        heads = [
+            (entry.seq, entry.hash)
+            for entry in (ledger.append(tx, name, "promoted", "v1", "me", "test", {"n": n}, 1.0) for n in range(2))
+        ]
+        assert ledger.head(tx, name) == heads[1]
+    registry.set_alias("challenger", 1)
+    assert anchors(room.project) == []
+    registry.set_alias("champion", 1)
+    assert anchors(room.project) == heads[1:]
+    with room.store.begin() as tx:
+        third = ledger.append(tx, name, "promoted", "v1", "me", "test", {}, 1.0)
+    registry.set_alias("champion", 1)
+    assert anchors(room.project) == [heads[1], (third.seq, third.hash)]  # a later one replaces none
+    with room.store.begin() as tx:
+        assert ledger.verify(tx, name, *anchors(room.project)).proven == 3
+        tx.connection.execute(ledger.LEDGER.delete().where(ledger.LEDGER.c.project == name, ledger.LEDGER.c.seq == 3))
+        assert "its tail was cut" in str(ledger.verify(tx, name, *anchors(room.project)))
 
 
 def mlflow_version(registry: Registry, alias: str) -> int:

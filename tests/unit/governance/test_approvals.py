@@ -1,20 +1,21 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from mlops_ray import ledger
-from mlops_ray.errors import ApprovalPending, ModelNotFound
-from mlops_ray.governance.approvals import approve
-from mlops_ray.retraining.on_ray import _conclude, decided
+from mlops_ray.errors import ApprovalPending, ApprovalRefused, DataError, ModelNotFound
+from mlops_ray.governance.approvals import Decided, approve, reject
+from mlops_ray.retraining.on_ray import _conclude, decided, order
+from mlops_ray.rollout.approval import PROPOSER, PROPOSER_TOKEN, Policy
 from mlops_ray.rollout.on_ray import begin, first_version
-from mlops_ray.state import Store, VersionRow
+from mlops_ray.state import Store, Tx, VersionRow
 from mlops_ray.training.gates.verdict import GateResult, Verdict
 from mlops_ray.training.on_ray import Trained
 from mlops_ray.training.report import Pages
 from mlops_ray.training.search.candidates import Choice
-from mlops_ray.verbs import models
 from tests.fakes import project
 
 
@@ -27,7 +28,7 @@ def save(store: Store, number: int, status: str) -> VersionRow:
 def test_an_approval_is_on_record_once(store: Store) -> None:
     save(store, 1, VersionRow.PENDING)
     for _ in range(2):
-        row = store.run(lambda tx: approve(tx, "small", 1, who="ann", why="read the card", now=5.0))
+        row = store.run(lambda tx: approve(tx, "small", 1, who="ann", why="read the card", now=5.0)).version
         assert row.may_serve
     with store.read() as tx:
         assert tx.version("small", 1) == row
@@ -37,16 +38,102 @@ def test_an_approval_is_on_record_once(store: Store) -> None:
         store.run(lambda tx: approve(tx, "small", 2, who="ann", why="", now=5.0))
 
 
-def test_a_second_approval_is_told_and_leaves_no_entry(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_so_many_different_people_as_the_policy_says(store: Store) -> None:
     save(store, 1, VersionRow.PENDING)
-    monkeypatch.setattr(models, "load", lambda paths, env: SimpleNamespace(project=SimpleNamespace(project="small")))
-    monkeypatch.setattr(models, "known_store", lambda project: store)
-    told = [models.approve((), {}, 1, "read the card") for _ in range(2)]
-    assert [(each["status"], each["already"]) for each in told] == [("registered", False), ("registered", True)]
+    two = Policy(approvers=2, expires_s=100.0)
+
+    def approved(who: str, now: float) -> Decided:
+        return store.run(lambda tx: approve(tx, "small", 1, who=who, why="ok", now=now, policy=two))
+
+    first = approved("ann", 5.0)
+    assert (first.version.status, first.standing.missing, first.recorded) == ("pending", 1, True)
+    assert approved("ann", 6.0).recorded is False
+    late = approved("ben", 105.0)  # ann's has expired, to the second
+    assert (late.version.status, late.standing.approvers) == ("pending", ("ben",))
+    again = approved("ann", 106.0)
+    assert (again.version.status, again.standing.approvers) == ("registered", ("ben", "ann"))
+    assert approved("eve", 107.0).recorded is False  # nothing waits any more
     with store.read() as tx:
-        assert len(list(ledger.entries(tx, "small"))) == 1
-    with pytest.raises(ModelNotFound):
-        models.approve((), {}, 2, "read the card")
+        entries = ledger.entries(tx, "small")
+        assert ledger.verify(tx, "small").ok
+    assert [(e.who, e.evidence["missing"]) for e in entries] == [("ann", 1), ("ben", 1), ("ann", 0)]
+
+
+def test_a_rejection_holds_until_its_subject_approves(store: Store) -> None:
+    save(store, 1, VersionRow.PENDING)
+
+    def say(what: Callable[..., Decided], who: str, now: float) -> str:
+        return store.run(lambda tx: what(tx, "small", 1, who=who, why="looked", now=now)).version.status
+
+    assert say(reject, "ann", 1.0) == "rejected"
+    assert say(approve, "ben", 2.0) == "rejected"
+    with store.read() as tx:
+        assert not tx.version("small", 1).may_serve
+    assert say(approve, "ann", 3.0) == "registered"
+    with pytest.raises(ApprovalRefused, match="waits for no approval; take it out with `mlops-ray rollout abort`"):
+        say(reject, "ann", 4.0)
+    with store.read() as tx:
+        assert [(e.kind, e.who) for e in ledger.entries(tx, "small")] == [
+            ("rejected", "ann"),
+            ("approved", "ben"),
+            ("approved", "ann"),
+        ]
+
+
+@pytest.mark.parametrize("tag", [PROPOSER, PROPOSER_TOKEN])
+def test_nobody_approves_what_they_had_trained(store: Store, tag: str) -> None:
+    row = save(store, 1, VersionRow.PENDING)
+    store.run(lambda tx: tx.save_version(replace(row, tags={tag: "ann"})))
+    with pytest.raises(ApprovalRefused, match="v1 of small: ann proposed it, so another must approve it"):
+        store.run(lambda tx: approve(tx, "small", 1, who="ann", why="mine", now=5.0))
+    with store.read() as tx:
+        assert (ledger.entries(tx, "small"), tx.approvals("small", 1)) == ([], [])
+    assert store.run(lambda tx: approve(tx, "small", 1, who="ben", why="read it", now=6.0)).version.may_serve
+
+
+def test_nobody_approves_the_version_of_a_retrain_that_they_ordered(store: Store) -> None:
+    ordered = order(store, project(), "more data", who="ann")
+    row = save(store, 1, VersionRow.PENDING)
+    store.run(lambda tx: tx.save_version(replace(row, tags={"decision": ordered.id})))
+    with pytest.raises(ApprovalRefused, match="ann proposed it"):
+        store.run(lambda tx: approve(tx, "small", 1, who="ann", why="mine", now=5.0))
+    assert (
+        store.run(lambda tx: reject(tx, "small", 1, who="ann", why="a mistake", now=6.0)).version.status == "rejected"
+    )
+
+
+def test_an_open_rollout_is_approved_by_another_than_who_started_it(store: Store) -> None:
+    for number in (1, 2):
+        save(store, number, VersionRow.REGISTERED)
+    first_version(store, project(), now=2.0, version=1)
+    rollout = begin(store, project(), 2, who="ann", why="try")
+    idle = store.run(lambda tx: approve(tx, "small", 2, who="ben", why="ok", now=3.0))
+    assert (idle.recorded, idle.standing.approved) == (False, True)  # its plan asks for nobody
+
+    def ask(tx: Tx) -> None:
+        row = tx.open_rollout("small")
+        assert row is not None
+        plan = {**row.plan, "approval": "before_promotion", "approvers": 1, "approval_expiry_s": 10.0}
+        tx.save_rollout(replace(row, plan=plan))
+
+    store.run(ask)
+    with pytest.raises(ApprovalRefused, match="small-v2-r1 of small: ann proposed it"):
+        store.run(lambda tx: approve(tx, "small", 2, who="ann", why="mine", now=4.0))
+    found = store.run(lambda tx: approve(tx, "small", 2, who="ben", why="ok", now=4.0))
+    assert (found.rollout, found.standing.approved, found.version.status) == (rollout, True, "registered")
+    with store.read() as tx:
+        (row,), (entry,) = tx.approvals("small", 2, rollout), ledger.entries(tx, "small", kinds=["approved"])
+        assert (row.subject, row.expires, tx.approvals("small", 2)) == ("ben", 14.0, [])
+    assert (entry.evidence["rollout"], entry.subject) == (rollout, "v2")
+
+
+def test_a_decision_and_its_entry_stand_or_fall_together(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(store, 1, VersionRow.PENDING)
+    with pytest.raises(DataError):
+        store.run(lambda tx: approve(tx, "small", 1, who="ann", why="nul \0", now=5.0))
+    with store.read() as tx:
+        assert tx.approvals("small", 1) == []
+        assert tx.version("small", 1).status == "pending"
 
 
 def test_a_pending_version_never_becomes_the_first(store: Store) -> None:
@@ -59,7 +146,7 @@ def test_a_pending_version_never_becomes_the_first(store: Store) -> None:
 
 def test_no_rollout_of_a_pending_version(store: Store) -> None:
     save(store, 1, VersionRow.PENDING)
-    with pytest.raises(ApprovalPending, match=r"v1 of small is pending: `gates.approval`"):
+    with pytest.raises(ApprovalPending, match=r"v1 of small is not approved: .* `mlops-ray approve 1`"):
         begin(store, project(), 1, who="ann", why="try")
     save(store, 2, VersionRow.REGISTERED)
     first_version(store, project(), now=2.0)

@@ -1,0 +1,98 @@
+"""Approvals: whose say counts, and what all of it comes to. Pure: rows and entries in, a standing out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlops_ray.ledger import Entry
+from mlops_ray.state import ApprovalRow, VersionRow
+
+PROPOSER, PROPOSER_TOKEN = "proposer", "proposer.token"
+"""Tags of a version: the user of the operating system that had it trained, and the subject of the token it showed."""
+_PROPOSALS = ("retrain decided", "rollout started")
+"""Kinds of ledger entries whose `who` proposed what they are about."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How many different people must approve, and how long each approval counts (seconds; None: for ever)."""
+
+    approvers: int = 1
+    expires_s: float | None = None
+
+    @staticmethod
+    def of_plan(plan: Mapping[str, Any]) -> Policy | None:
+        """What a stored rollout plan asks for; None where it asks for nobody."""
+        if plan.get("approval", "none") == "none":
+            return None
+        return Policy(int(plan.get("approvers", 1)), plan.get("approval_expiry_s"))
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the decisions come to. `missing`: how many more people must approve, 0 where nobody must."""
+
+    approved: bool
+    rejected: bool
+    missing: int
+    approvers: tuple[str, ...] = ()
+    """Who has approved, and counts."""
+    rejecters: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if self.rejected:
+            return f"rejected by {', '.join(self.rejecters)}"
+        given = f"approved by {', '.join(self.approvers)}" if self.approvers else "approved by nobody yet"
+        return given if self.approved else f"{given}; {self.missing} more must"
+
+
+def standing(
+    rows: Iterable[ApprovalRow], *, policy: Policy | None, proposer: str | Collection[str], now: float
+) -> Standing:
+    """What the decisions about one version, or one rollout, come to at `now` (seconds since the epoch).
+
+    A subject's last decision counts. An approval counts until it expires and never when its subject is a proposer; a
+    rejection counts whoever made it, the proposer too, and until its subject approves.
+    Args: rows: of one version or one rollout. policy: None where nobody must approve. proposer: one, or several.
+
+    >>> row = ApprovalRow("flights", 3, "", "ann", "approve", "read its card", at=0.0)
+    >>> str(standing([row], policy=Policy(approvers=2), proposer="ben", now=1.0))
+    'approved by ann; 1 more must'
+    >>> standing([row], policy=Policy(), proposer="ann", now=1.0).approved
+    False
+    """
+    last: dict[str, ApprovalRow] = {}
+    for row in sorted(rows, key=lambda row: row.at):
+        last[row.subject] = row
+    proposers = {proposer} if isinstance(proposer, str) else set(proposer)
+    rejecters = tuple(name for name, row in last.items() if row.decision == ApprovalRow.REJECT)
+    approvers = tuple(
+        name
+        for name, row in last.items()
+        if row.decision == ApprovalRow.APPROVE and name not in proposers and not has_expired(row, now)
+    )
+    missing = 0 if policy is None else max(0, policy.approvers - len(approvers))
+    return Standing(missing == 0 and not rejecters, bool(rejecters), missing, approvers, rejecters)
+
+
+def has_expired(row: ApprovalRow, now: float) -> bool:
+    """Whether a decision no longer counts at `now`, seconds since the epoch."""
+    return row.expires is not None and now >= row.expires
+
+
+def proposers(version: VersionRow, entries: Iterable[Entry], *, rollout: str = "") -> frozenset[str]:
+    """Who proposed a version, or one rollout of it: had it trained, ordered its retrain, started its rollout.
+
+    What was not recorded is not known: releases before approvals had subjects kept nobody's name with a training.
+    Args: entries: of the project's ledger. rollout: its id, or "" for the version itself.
+    """
+    about = {version.tags.get("decision"), rollout} - {None, ""}
+    started = {
+        entry.who
+        for entry in entries
+        if entry.kind in _PROPOSALS and (entry.subject in about or entry.evidence.get("rollout") in about)
+    }
+    trained = {str(version.tags[tag]) for tag in (PROPOSER, PROPOSER_TOKEN) if version.tags.get(tag)}
+    return frozenset(trained | started)
