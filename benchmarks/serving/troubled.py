@@ -17,7 +17,8 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from mlops_ray.config import Project
-from mlops_ray.rollout.on_ray import wanted_configuration
+from mlops_ray.rollout.canary import Phase
+from mlops_ray.rollout.traffic import wanted_configuration
 from mlops_ray.serving.versions import Wanted
 from mlops_ray.state import Store, Tx
 from mlops_ray.training.artifact import model
@@ -116,11 +117,14 @@ def try_on(store: Store, rollout: str, share: float, *, shadow: bool = False) ->
     def save(tx: Tx) -> Wanted:
         row = tx.rollout(rollout)
         assert row is not None
-        row = replace(row, plan={**row.plan, "shares": [share]})
-        tx.save_rollout(row)
-        served = tx.serving(row.project)
+        plan = {**row.plan, "shares": [share], "shadow_share": share}
+        state = dict(row.state)
+        if state["phase"] in (Phase.RAMPING, Phase.SHADOWING):
+            state["phase"] = str(Phase.SHADOWING if shadow else Phase.RAMPING)
+        tx.save_rollout(replace(row, plan=plan, state=state))
+        served, wanted = tx.serving(row.project), wanted_configuration(tx, row.project, now=row.created)
         assert served is not None
-        wanted = replace(wanted_configuration(Wanted.of(served), row, tx), shadow=shadow)
+        assert wanted is not None
         return Wanted.of(tx.save_serving(row.project, wanted.spec(), served.fence))
 
     found: Wanted = store.run(save)

@@ -15,8 +15,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from mlops_ray.cli import access, backup, data, ledger, log, models
-from mlops_ray.cli.output import AsJson, Config, day, progress, say, table_console, writable
+from mlops_ray.cli import access, backup, data, ledger, log, models, rollout
+from mlops_ray.cli.output import AsJson, Config, progress, say, table_console, writable
 from mlops_ray.cli.profile import drift, profile
 from mlops_ray.cli.schema import schema_app
 from mlops_ray.cli.scoring import score
@@ -35,8 +35,7 @@ app = typer.Typer(
     ),
     epilog="Exit codes: 0 done, 1 fault, 2 wrong configuration or order, 3 refused by validation or gates.",
 )
-rollout = typer.Typer(no_args_is_help=True, help="Watch and steer the rollout of a new version.")
-app.add_typer(rollout, name="rollout")
+app.add_typer(rollout.app, name="rollout")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(data.app, name="data")
 app.add_typer(log.app, name="log")
@@ -205,58 +204,6 @@ def retrain(
     say(result, as_json, lambda r: f"v{r['version']} passed its gates; rollout {r.get('rollout')}")
 
 
-@rollout.command("start")
-def rollout_start(
-    config: Config,
-    version: Annotated[int, typer.Argument(help="A registered version.")],
-    why: Annotated[str, typer.Option(help="Reason for the ledger.")] = "ordered by hand",
-    as_json: AsJson = False,
-) -> None:
-    """Start a canary of a registered version."""
-    from mlops_ray import verbs
-
-    say(verbs.rollout_start(config, os.environ, version, why), as_json, lambda r: f"rollout {r['rollout']} has started")
-
-
-@rollout.command("status")
-def rollout_status(config: Config, as_json: AsJson = False) -> None:
-    """The open rollout: phase, step and share."""
-    from mlops_ray import verbs
-
-    found = verbs.status(config, os.environ)
-    result = {"rollout": found["rollout"], "share": found["share"], "stable": found["stable"]}
-    say(result, as_json, _rollout_line)
-
-
-@rollout.command("history")
-def rollout_history(config: Config, as_json: AsJson = False) -> None:
-    """All rollouts, newest first, and how each ended."""
-    from mlops_ray import verbs
-
-    result = verbs.rollout_history(config, os.environ)
-    say(result, as_json, lambda r: "\n".join(_rollout_line({"rollout": o}) for o in r["rollouts"]) or "no rollouts yet")
-
-
-def _order(name: str, help_text: str) -> None:
-    @rollout.command(name, help=help_text)
-    def command(
-        config: Config,
-        why: Annotated[str, typer.Option(help="Reason for the ledger.")] = "ordered by hand",
-        as_json: AsJson = False,
-    ) -> None:
-        from mlops_ray import verbs
-
-        result = verbs.rollout_move(config, os.environ, name, why)
-        say(result, as_json, lambda r: f"the rollout is {r['phase']}")
-
-
-_order("pause", "Hold the rollout at its present share.")
-_order("resume", "Go on with a paused rollout.")
-_order("promote", "Make the canary stable now, whatever the evidence says.")
-_order("abort", "Take the canary out; stable answers everything.")
-_order("rollback", "Go back to the version before the last promotion.")
-
-
 @app.command()
 def demo(
     fast: Annotated[bool, typer.Option(help="Two months instead of seven.")] = False,
@@ -330,13 +277,3 @@ def _trained(result: dict[str, Any]) -> str:
     metrics = ", ".join(f"{k} {v:.4f}" for k, v in result["metrics"].items())
     waits = "; it waits for `mlops-ray approve`" if result.get("status") == "pending" else ""
     return f"v{result['version']} registered: {metrics}{waits}"
-
-
-def _rollout_line(result: dict[str, Any]) -> str:
-    row = result["rollout"]
-    if not row:
-        return "no rollout is open"
-    state = row["state"]
-    share = f" at {result['share']:.0%}" if result.get("share") else ""
-    why = f" ({state['reason']})" if state["reason"] else ""
-    return f"v{row['version']} against v{row['stable']}: {state['phase']}{share}{why}, since {day(state['since'])}"

@@ -13,14 +13,13 @@ from mlops_ray.config.loading import load_project, load_source, parse_portable, 
 from mlops_ray.config.operation import (
     Capture,
     Cluster,
-    Margins,
     Monitoring,
     Retraining,
-    RolloutPlan,
     Serving,
     Storage,
 )
 from mlops_ray.config.project import Project, Task
+from mlops_ray.config.rollout import RolloutPlan
 from mlops_ray.config.sources import Paging, Source, TimeRange
 from mlops_ray.config.training import (
     Approval,
@@ -75,7 +74,6 @@ __all__ = [
     "IntRange",
     "LeakageGate",
     "Limit",
-    "Margins",
     "Metric",
     "Monitoring",
     "Monotonic",

@@ -175,7 +175,7 @@ def _real(loc: Loc) -> Loc:
         at = loc.index("space") + 2
         loc = loc[:at] + tuple(p for p in loc[at:] if p not in ("uniform", "log_uniform", "categorical", "int"))
     loc = tuple(p for p in loc if p not in ("one block", "a list"))
-    if loc[:2] == ("validation", "expectations") and len(loc) > 3:
+    if loc[:2] in (("validation", "expectations"), ("rollout", "analyses")) and len(loc) > 3:
         loc = loc[:3] + loc[4:]
     if loc and loc[-1] in ("str", "float", "int", "bool"):
         loc = loc[:-1]

@@ -1,9 +1,7 @@
-"""The blocks about where a project lives and how it is served, watched, rolled out and retrained."""
+"""The blocks about where a project lives and how it is served, watched and retrained."""
 
 from __future__ import annotations
 
-import itertools
-import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,7 +11,6 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    field_validator,
     model_validator,
 )
 
@@ -171,55 +168,6 @@ class Monitoring(Config):
     def _divides(self) -> Monitoring:
         if self.window_s % self.block_s:
             raise ValueError(f"window_s {self.window_s:g} must be a multiple of block_s {self.block_s:g}")
-        return self
-
-
-class Margins(Config):
-    """By how much a canary may be worse and still be promoted."""
-
-    log_loss: PositiveFloat = 0.02
-    """Nats per row, paired with stable's score of the same row."""
-    failures: Share = 0.01
-    """Share of the canary's rows that it failed to answer in time."""
-
-
-class RolloutPlan(Config):
-    """The canary's path. Evidence runs through all steps of a rollout."""
-
-    shares: tuple[Share, ...] = (0.1, 0.5)
-    """Share of keys that the canary answers at each step, strictly rising."""
-    look_s: PositiveFloat = 60.0
-    """Decision time between two looks at the evidence; looking often costs no error probability."""
-    step_min_s: NonNegativeFloat = DAY_S
-    step_max_s: PositiveFloat = 14 * DAY_S
-    min_keys: PositiveInt = 100
-    """Below so many labelled keys every verdict is inconclusive."""
-    alpha: Share = 0.05
-    margins: Margins = Margins()
-    clip: Annotated[float, Field(gt=0, lt=0.5)] = 0.01
-    """Probabilities are clipped to [clip, 1 - clip] before the log, which bounds the loss."""
-    on_inconclusive: Literal["rollback", "pause", "wait"] = "rollback"
-    """What happens to a step that is still undecided after `step_max_s`."""
-
-    @field_validator("shares")
-    @classmethod
-    def _rising(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if not value:
-            raise ValueError("give at least one share")
-        if any(b <= a for a, b in itertools.pairwise(value)):
-            raise ValueError("shares must rise strictly, for example [0.1, 0.5]")
-        return value
-
-    @model_validator(mode="after")
-    def _ordered(self) -> RolloutPlan:
-        if self.step_min_s > self.step_max_s:
-            raise ValueError("step_min_s is above step_max_s")
-        largest = math.log((1 - self.clip) / self.clip)
-        if self.margins.log_loss >= largest:
-            raise ValueError(
-                f"margins.log_loss {self.margins.log_loss:g} is no demand: with clip {self.clip:g} two losses never "
-                f"differ by more than {largest:.2f}; lower it"
-            )
         return self
 
 

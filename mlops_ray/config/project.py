@@ -16,7 +16,8 @@ from mlops_ray.config.base import DAY_S, DTYPES, Config, Name
 from mlops_ray.config.expectations import expectation_checks
 from mlops_ray.config.expressions import KINDS, parse
 from mlops_ray.config.features import Categorical, Datetime, Features, Text, hashed_names
-from mlops_ray.config.operation import Capture, Cluster, Monitoring, Retraining, RolloutPlan, Serving, Storage
+from mlops_ray.config.operation import Capture, Cluster, Monitoring, Retraining, Serving, Storage
+from mlops_ray.config.rollout import RolloutPlan
 from mlops_ray.config.sources import Source
 from mlops_ray.config.training import TASK_METRICS, Gates, Metric, Search, Split
 from mlops_ray.config.validation import Column, Validation
@@ -128,6 +129,7 @@ def cross_checks(raw: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
     for loc, what in expectation_checks(_items(validation.get("expectations")), dtypes, known):
         yield ("validation", "expectations", *loc), what
     yield from _training(raw, known)
+    yield from _rollout(raw, used, known)
     yield from _sources_are_there(("source",), raw.get("source"))
     yield from _storage_fits_cluster(raw)
     yield from _times_and_ports(raw)
@@ -182,6 +184,29 @@ def _training(raw: Mapping[str, Any], known: Known) -> Iterator[tuple[Loc, str]]
     yield from _gate_columns(gates, known)
     if task != "binary" and _target_encoded(raw):
         yield ("features", "categorical"), f"`encode: target` needs a binary target, not {task}; encode otherwise"
+
+
+# Which metrics of a rollout need which task. A plan of the last release names a log-loss whatever the task.
+_LOSSES = {"brier": ("binary", "multiclass"), "accuracy": ("binary", "multiclass"), "absolute_error": ("regression",)}
+
+
+def _rollout(raw: Mapping[str, Any], used: Sequence[str], known: Known) -> Iterator[tuple[Loc, str]]:
+    """What `rollout:` may say about the task and the columns."""
+    task = str(raw.get("task"))
+    for i, analysis in enumerate(_items(_mapping(raw.get("rollout")).get("analyses"))):
+        tasks, loc = _LOSSES.get(str(_mapping(analysis).get("metric"))), ("rollout", "analyses", i)
+        if tasks and task in TASK_METRICS and task not in tasks:
+            instead = "absolute_error" if task == "regression" else "log_loss, brier or accuracy"
+            yield (*loc, "metric"), f"{analysis['metric']!r} is no metric of a {task} task; take {instead}"
+        column = _mapping(_mapping(analysis).get("where")).get("column")
+        yield from known((*loc, "where", "column"), column, DTYPES)
+        if isinstance(column, str) and used and column not in used and column in _names(raw):
+            says = f"{column!r} is no input of the model, so the prediction log does not know it; take a feature"
+            yield (*loc, "where", "column"), says
+
+
+def _names(raw: Mapping[str, Any]) -> list[object]:
+    return [_mapping(column).get("name") for column in _items(raw.get("columns"))]
 
 
 def _parallel(search: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import math
 
+from mlops_ray.config import Project
+from mlops_ray.state import Cursor, Tx
+
 
 def decision_time(watermark: float, seen: float, machine_now: float, *, idle_s: float) -> float:
     """Seconds since the epoch that decisions are taken at.
@@ -19,6 +22,16 @@ def decision_time(watermark: float, seen: float, machine_now: float, *, idle_s: 
     110.0
     """
     return watermark + max(0.0, machine_now - seen - idle_s)
+
+
+def decision_now(tx: Tx, project: Project, machine_now: float) -> float | None:
+    """Decision time of the project (seconds since the epoch), which never goes back; None before any traffic."""
+    name = project.project
+    watermark, seen, reached = (tx.cursor(name, cursor) for cursor in ("watermark", "seen", "decision time"))
+    if watermark == Cursor():
+        return None
+    idle_s = project.monitoring.idle_s
+    return max(reached.at, decision_time(watermark.at, seen.at, machine_now, idle_s=idle_s))
 
 
 def passed(after: float, until: float, *, every_s: float) -> list[float]:

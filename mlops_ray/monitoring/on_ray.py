@@ -29,7 +29,7 @@ from mlops_ray.monitoring.on_prometheus import Exposition
 from mlops_ray.serving.artifacts import local
 from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.places import labels_uri, log_uri
-from mlops_ray.state import Cursor, RetrainRow, Store, Tx, VersionRow, WindowRow
+from mlops_ray.state import RetrainRow, Store, Tx, VersionRow, WindowRow
 from mlops_ray.training.artifact import model
 
 _log = logging.getLogger(__name__)
@@ -224,19 +224,9 @@ class Monitor:
             tx.save_retrain(replace(current, status="submitted", updated=time.time()))
 
 
-def decision_now(tx: Tx, project: Project, machine_now: float) -> float | None:
-    """Decision time of the project (seconds since the epoch), which never goes back; None before any traffic."""
-    name = project.project
-    watermark, seen, reached = (tx.cursor(name, cursor) for cursor in ("watermark", "seen", "decision time"))
-    if watermark == Cursor():
-        return None
-    idle_s = project.monitoring.idle_s
-    return max(reached.at, clock.decision_time(watermark.at, seen.at, machine_now, idle_s=idle_s))
-
-
 def advance_clock(tx: Tx, project: Project, machine_now: float) -> float | None:
-    """`decision_now`, remembered: late rows after an idle stretch do not take back what was decided by then."""
-    now = decision_now(tx, project, machine_now)
+    """`clock.decision_now`, remembered: late rows after an idle stretch do not take back what was decided by then."""
+    now = clock.decision_now(tx, project, machine_now)
     if now is not None:
         tx.save_cursor(project.project, "decision time", 0, now)
     return now

@@ -21,11 +21,12 @@ from mlops_ray.data.lineage import last_prepared, lineage
 from mlops_ray.data.on_ray import snapshot, working_code
 from mlops_ray.data.rules.expectations import about, check
 from mlops_ray.data.schema import conform
-from mlops_ray.errors import BackendUnavailable, DataError, IllegalMove, MlopsRayError
+from mlops_ray.errors import BackendUnavailable, DataError, MlopsRayError
+from mlops_ray.monitoring.clock import decision_now
 from mlops_ray.monitoring.labels import joined
-from mlops_ray.monitoring.on_ray import Brain, decision_now
+from mlops_ray.monitoring.on_ray import Brain
 from mlops_ray.retraining.policy import History, Judged, decide
-from mlops_ray.rollout.on_ray import save_start
+from mlops_ray.rollout.orders import demand_room, save_start
 from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.places import labels_uri, log_uri
 from mlops_ray.state import RetrainRow, Store, Tx, VersionRow
@@ -100,13 +101,11 @@ class Launcher:
 def order(store: Store, project: Project, reason: str, *, who: str) -> RetrainRow:
     """An operator's retrain, recorded as under way: whoever ordered it carries it out.
 
-    Raises: DataError when another retrain is open; IllegalMove when a rollout is, which its own would have to follow.
+    Raises: DataError when another retrain is open; IllegalMove when a rollout is that may not be superseded.
     """
 
     def run(tx: Tx) -> RetrainRow:
-        rollout = tx.open_rollout(project.project)
-        if rollout is not None:
-            raise IllegalMove("be followed by a retrain", f"open ({rollout.id})", ("promote", "abort"))
+        demand_room(tx.open_rollout(project.project), supersede=project.rollout.supersede)
         at = decision_now(tx, project, time.time()) or time.time()
         row = replace(decided(project.project, MANUAL, reason, at), status="submitted")
         tx.save_retrain(row)
@@ -208,7 +207,15 @@ def _conclude(tx: Tx, project: Project, row: RetrainRow, trained: Trained) -> di
     if champion is not None:
         evidence = {"gates": result, "run_id": trained.run_id, "decision": row.id}
         outcome["rollout"] = save_start(
-            tx, project, version, champion.version, at=row.decided, who="mlops_ray", why=row.reason, evidence=evidence
+            tx,
+            project,
+            version,
+            champion.version,
+            supersede=project.rollout.supersede,
+            at=row.decided,
+            who="mlops_ray",
+            why=row.reason,
+            evidence=evidence,
         )
     close(tx, row, "succeeded", outcome, "retrain succeeded", f"v{trained.version.version} passed its gates")
     return {"status": "succeeded", **outcome}

@@ -5,7 +5,6 @@ Imports stand inside the functions: a verb that needs no cluster must not pay fo
 
 from __future__ import annotations
 
-import getpass
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlops_ray.config import Project, load_project, parse_portable, portable
-from mlops_ray.errors import ConfigError, IllegalMove
+from mlops_ray.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mlops_ray.state import Store
+    from mlops_ray.state import Store, Tx
 
 Paths = Sequence[str | Path]
 Env = Mapping[str, str]
@@ -299,14 +298,17 @@ def down(paths: Paths, env: Env) -> dict[str, Any]:
 def run(paths: Paths, env: Env, on_progress: Progress = _silent) -> dict[str, Any]:
     """Prepare, train and deploy: a first version serves at once, a later one goes through a rollout.
 
-    Raises: GateRejected, DataError, BackendUnavailable.
+    Raises: GateRejected, DataError, BackendUnavailable; IllegalMove when a rollout is open that may not be superseded.
     """
     from mlops_ray.cluster import on_ray as cluster
+    from mlops_ray.rollout import orders
+    from mlops_ray.verbs.subjects import orderer
 
     loaded = load(paths, env)
-    with _reach(loaded.project).read() as tx:
-        if (open_rollout := tx.open_rollout(loaded.project.project)) is not None:
-            raise IllegalMove("be followed by another", f"open ({open_rollout.id})", ("promote", "abort"))
+    project, supersede = loaded.project, loaded.project.rollout.supersede
+    store = _reach(project)
+    with store.read() as tx:
+        orders.demand_room(tx.open_rollout(project.project), supersede=supersede)
     started = _start(loaded.project, on_progress)
     try:
         prepared = prepare(paths, env, on_progress)
@@ -318,7 +320,13 @@ def run(paths: Paths, env: Env, on_progress: Progress = _silent) -> dict[str, An
         raise
     rollout = None
     if deployed["stable"] != trained["version"]:
-        rollout = rollout_start(paths, env, trained["version"], "deployed by `run`")["rollout"]
+        version, who, why = trained["version"], orderer(project, store, env), "deployed by `run`"
+
+        def begin(tx: Tx) -> str:
+            now = orders.decision_time(tx, project, time.time())
+            return orders.begin(tx, project, version, supersede=supersede, who=who, why=why, now=now)
+
+        rollout = store.run(begin)
     return {"prepare": prepared, "train": trained, "deploy": deployed, "rollout": rollout}
 
 
@@ -375,31 +383,6 @@ def status(paths: Paths, env: Env) -> dict[str, Any]:
                 for e in ledger.entries(tx, name)[-20:]
             ],
         }
-
-
-def rollout_start(paths: Paths, env: Env, version: int, why: str) -> dict[str, Any]:
-    """Start a rollout of a registered version. Raises: ModelNotFound, IllegalMove when one is open."""
-    from mlops_ray.rollout.on_ray import begin
-
-    project = load(paths, env).project
-    return {"rollout": begin(known_store(project), project, version, who=getpass.getuser(), why=why)}
-
-
-def rollout_move(paths: Paths, env: Env, move: str, why: str) -> dict[str, Any]:
-    """Give an operator's order to the rollout. Raises: IllegalMove."""
-    from mlops_ray.rollout.canary import Move
-    from mlops_ray.rollout.on_ray import order
-
-    project = load(paths, env).project
-    state = order(known_store(project), project, Move(move), who=getpass.getuser(), why=why)
-    return {"phase": str(state.phase), "step": state.step, "reason": str(state.reason)}
-
-
-def rollout_history(paths: Paths, env: Env) -> dict[str, Any]:
-    """All rollouts of the project, newest first."""
-    project = load(paths, env).project
-    with known_store(project).read() as tx:
-        return {"rollouts": [vars(r) for r in tx.rollouts(project.project)]}
 
 
 def _dataset(found: Any) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from mlops_ray.cluster.on_ray import end_actor, ensure_actor
 from mlops_ray.config import Project
 from mlops_ray.monitoring.on_ray import MonitorActor, monitor_name
 from mlops_ray.retraining.on_ray import brain
-from mlops_ray.rollout.on_ray import ControllerActor, controller_name, first_version
+from mlops_ray.rollout.on_ray import ControllerActor, controller_name
+from mlops_ray.rollout.orders import first_version
 from mlops_ray.serving.log.on_collectors import end_collectors, ensure_collectors
 from mlops_ray.serving.on_apply import apply
 from mlops_ray.state import Store

@@ -41,6 +41,7 @@ from mlops_ray.errors import (
     MlopsRayError,
     ModelNotFound,
 )
+from mlops_ray.verbs import rollout as rollouts
 
 TARGET = "mlops-ray"
 TOKEN_VARIABLE = "MLOPS_RAY_TOKEN"
@@ -133,7 +134,7 @@ class DeploymentClient(BaseDeploymentClient):
         _nothing_else(flavor, endpoint)
         project, paths = self.project(name, config), self._paths(config)
         version = _version(model_uri, name)
-        from mlops_ray.rollout.on_ray import first_version
+        from mlops_ray.rollout.orders import first_version
 
         with _ours():
             first_version(verbs.open_store(project), project, now=time.time(), version=version)
@@ -172,7 +173,7 @@ class DeploymentClient(BaseDeploymentClient):
             raise MlflowException(f"project {name!r}: {up['hint']}", RESOURCE_DOES_NOT_EXIST)
         rollout = None
         if version is not None and version != up["stable"]:
-            rollout = verbs.rollout_start(paths, os.environ, version, why)["rollout"]
+            rollout = rollouts.start(paths, os.environ, version, why)["rollout"]
         return {"name": name, "flavor": TARGET, "url": up["url"], "stable": up["stable"], "rollout": rollout}
 
     # looking

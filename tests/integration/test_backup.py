@@ -20,7 +20,7 @@ from mlops_ray.config import Project
 from mlops_ray.data import lake
 from mlops_ray.errors import ArtifactRefused, DataError
 from mlops_ray.governance.on_backup import registry_of
-from mlops_ray.rollout.on_ray import begin, first_version
+from mlops_ray.rollout.orders import begin, first_version
 from mlops_ray.state import Store, VersionRow
 from mlops_ray.training.artifact import model
 from mlops_ray.training.on_registry import Registry, versions_of
@@ -71,7 +71,7 @@ class Place:
         first_version(store, self.project, now=time.time(), version=1)
         registry.set_alias("champion", 1)
         registry.client.set_registered_model_alias("small", "favourite", "3")
-        begin(store, self.project, 3, who="ann", why="try")
+        store.run(lambda tx: begin(tx, self.project, 3, supersede=False, who="ann", why="try", now=time.time()))
         uri = self.project.storage.path("log", "small", "predictions")
         rows = pa.table({"x": [1.0, 2.0]})
         lake.commit(uri, [lake.write_file(uri, "part-0.parquet", rows)], rows.schema, "a" * 64, {})

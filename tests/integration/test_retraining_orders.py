@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,12 @@ def test_an_order_waits_for_the_open_rollout_and_retrain(tmp_path: Path) -> None
     open_rollout = RolloutRow("r1", "quickstart", 2, 1, {}, {"phase": "ramping"}, 0.0)
     with store.begin() as tx:
         tx.save_rollout(open_rollout)
+    alone = project.model_copy(update={"rollout": project.rollout.model_copy(update={"supersede": False})})
     with pytest.raises(IllegalMove, match="promote, abort"):
+        retraining.order(store, alone, "why not", who="ann")
+    with store.begin() as tx:
+        tx.save_rollout(replace(open_rollout, state={"phase": "promoting"}))  # too late to take its place
+    with pytest.raises(IllegalMove, match="abort"):
         retraining.order(store, project, "why not", who="ann")
     with store.begin() as tx:
         assert tx.open_retrain("quickstart") is None

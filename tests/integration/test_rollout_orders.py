@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from mlops_ray import ledger
-from mlops_ray.config import Project, load_project
-from mlops_ray.errors import IllegalMove
-from mlops_ray.rollout import on_ray as rollout
+from mlops_ray.config import Project, RolloutPlan, load_project
+from mlops_ray.errors import DataError, IllegalMove
+from mlops_ray.rollout import orders, traffic
 from mlops_ray.rollout.canary import CanaryState, Move, Phase
 from mlops_ray.serving.service import Held, Wanted
-from mlops_ray.state import Store, VersionRow
+from mlops_ray.state import RolloutRow, Store, Tx, VersionRow
 
 FLIGHTS = Path(__file__).parents[2] / "configs" / "flights.yaml"
 
@@ -37,20 +37,25 @@ def store(tmp_path: Path, project: Project) -> Iterator[Store]:
     opened.close()
 
 
-def start(store: Store, project: Project, version: int) -> str:
-    return rollout.begin(store, project, version, who="ann", why="test")
+NOW = 1e9
 
 
-def order(store: Store, project: Project, move: Move) -> CanaryState:
-    return rollout.order(store, project, move, who="ann", why="test")
+def start(store: Store, project: Project, version: int, *, supersede: bool = False) -> str:
+    def run(tx: Tx) -> str:
+        return orders.begin(tx, project, version, supersede=supersede, who="ann", why="test", now=NOW)
+
+    return store.run(run)
+
+
+def order(store: Store, project: Project, move: Move, *, to: int | None = None) -> CanaryState:
+    return store.run(lambda tx: orders.order(tx, project, move, to=to, who="ann", why="test", now=NOW))
 
 
 def stable(store: Store) -> int:
     """What the controller wants as stable now."""
     with store.read() as tx:
-        served = tx.serving("flights")
-        assert served is not None
-        wanted = rollout.wanted_configuration(Wanted.parse(served.spec, served.seq), tx.open_rollout("flights"), tx)
+        wanted = traffic.wanted_configuration(tx, "flights", now=NOW)
+    assert wanted is not None
     assert wanted.stable is not None
     return wanted.stable.version
 
@@ -115,7 +120,7 @@ def test_an_abort_between_the_look_and_the_flip_wins(store: Store, project: Proj
         state = replace(CanaryState.from_dict(row.state), phase=Phase.PROMOTING)
         tx.save_rollout(replace(row, state=state.to_dict()))
     order(store, project, Move.ABORT)
-    store.run(lambda tx: rollout.flip(tx, trial))
+    store.run(lambda tx: traffic.flip(tx, trial))
     assert stable(store) == 1
 
 
@@ -126,7 +131,7 @@ def test_the_flip_keeps_the_old_version_warm_and_an_abort_brings_it_back(store: 
         assert row is not None
         state = replace(CanaryState.from_dict(row.state), phase=Phase.PROMOTING)
         tx.save_rollout(replace(row, state=state.to_dict()))
-    store.run(lambda tx: rollout.flip(tx, trial))
+    store.run(lambda tx: traffic.flip(tx, trial))
     with store.read() as tx:
         served = tx.serving("flights")
     assert served is not None
@@ -135,17 +140,111 @@ def test_the_flip_keeps_the_old_version_warm_and_an_abort_brings_it_back(store: 
     assert stable(store) == 1
 
 
-def test_a_shadow_stays_one_until_its_rollout_ends_and_the_next_rollout_is_none(store: Store, project: Project) -> None:
-    def served() -> Wanted:
-        with store.read() as tx:
-            row = tx.serving("flights")
-        assert row is not None
-        return Wanted.of(row)
-
-    start(store, project, 2)
-    on_trial = replace(served(), shadow=True)
-    store.run(lambda tx: tx.save_serving("flights", on_trial.spec(), 0))
+def wanted(store: Store) -> Wanted:
     with store.read() as tx:
-        assert rollout.wanted_configuration(on_trial, tx.open_rollout("flights"), tx).shadow
+        found = traffic.wanted_configuration(tx, "flights", now=NOW)
+    assert found is not None
+    return found
+
+
+def become(store: Store, trial: str, phase: Phase, *, step: int = 0) -> None:
+    with store.begin() as tx:
+        row = tx.rollout(trial)
+        assert row is not None
+        tx.save_rollout(replace(row, state=CanaryState(phase, step, NOW).to_dict()))
+
+
+def planned(project: Project, **rollout: object) -> Project:
+    plan = RolloutPlan.model_validate(project.rollout.model_dump(mode="json") | rollout)
+    return project.model_copy(update={"rollout": plan})
+
+
+def test_a_shadow_sees_copies_and_then_answers_a_share_under_the_same_salt(store: Store, project: Project) -> None:
+    trial = start(store, planned(project, mode="shadow_then_canary", shadow_share=0.7), 2)
+    for phase, share, shadow in (
+        (Phase.STARTING, 0.0, True),
+        (Phase.SHADOWING, 0.7, True),
+        (Phase.RAMPING, project.rollout.shares[0], False),
+    ):
+        become(store, trial, phase)
+        found = wanted(store)
+        assert (found.canary, found.share, found.shadow, found.salt) == (2, share, shadow, trial)
     order(store, project, Move.ABORT)
-    assert not served().shadow
+    assert (wanted(store).canary, wanted(store).shadow) == (None, False)
+
+
+def test_an_immediate_rollout_has_no_replica_of_its_own(store: Store, project: Project) -> None:
+    trial = start(store, planned(project, mode="immediate"), 2)
+    assert wanted(store).canary is None
+    become(store, trial, Phase.PROMOTING)
+    assert [h.version for h in wanted(store).warm] == [2]
+
+
+def test_one_that_waits_for_people_or_the_schedule_has_no_traffic(store: Store, project: Project) -> None:
+    freeze = {"since": "2001-09-09T00:00:00Z", "until": "2001-09-10T00:00:00Z"}  # NOW lies in it
+    for plan in ({"approval": "before_start"}, {"schedule": {"freezes": [freeze]}}):
+        start(store, planned(project, **plan), 2)
+        with store.read() as tx:
+            row = tx.open_rollout("flights")
+        assert row is not None
+        assert row.state["phase"] == "pending"
+        assert wanted(store).canary is None
+        order(store, project, Move.ABORT)
+
+
+def test_a_rollout_that_the_release_before_left_open_goes_on(store: Store, project: Project) -> None:
+    plan = {
+        "shares": [0.1, 0.5], "look_s": 60.0, "step_min_s": 86400.0, "step_max_s": 1209600.0, "min_keys": 100,
+        "alpha": 0.05, "margins": {"log_loss": 0.03, "failures": 0.02}, "clip": 0.02, "on_inconclusive": "rollback",
+    }  # fmt: skip
+    state = {"phase": "ramping", "step": 1, "since": 5.0, "reason": ""}
+    store.run(lambda tx: tx.save_rollout(RolloutRow("flights-v2-r1", "flights", 2, 1, plan, state, 1.0)))
+    assert (wanted(store).canary, wanted(store).share) == (2, 0.5)
+    with store.read() as tx:
+        row = tx.open_rollout("flights")
+    assert row is not None
+    judged = {one.metric: one.margin for one in orders.plan_of(row).judged_by("binary")}
+    assert judged == {"log_loss": 0.03, "failures": 0.02}
+    assert [one.metric for one in orders.plan_of(row).judged_by("regression")] == ["absolute_error", "failures"]
+    assert order(store, project, Move.PAUSE).phase is Phase.PAUSED
+
+
+def test_a_newer_candidate_takes_the_place_and_both_are_on_record(store: Store, project: Project) -> None:
+    first = start(store, project, 2)
+    with pytest.raises(IllegalMove, match="start --supersede"):
+        start(store, project, 3)
+    second = start(store, project, 3, supersede=True)
+    with store.read() as tx:
+        entries = ledger.entries(tx, "flights")
+        old, new = tx.rollout(first), tx.rollout(second)
+    assert [e.kind for e in entries] == ["rollout started", "rollout superseded", "rollout started"]
+    assert entries[1].evidence["by"] == second
+    assert old is not None
+    assert new is not None
+    assert (old.state["phase"], old.ended, new.ended) == ("superseded", NOW, None)
+    become(store, second, Phase.PROMOTING)
+    with pytest.raises(IllegalMove, match="possible now: abort"):
+        start(store, project, 2, supersede=True)
+
+
+def test_a_rollback_goes_to_any_version_that_was_stable_and_to_no_other(store: Store, project: Project) -> None:
+    for version in (2, 3):
+        promoted(store, start(store, project, version))
+    with pytest.raises(DataError, match=r"v3 of flights: it is stable.*these were: v1, v2"):
+        order(store, project, Move.ROLLBACK, to=3)
+    assert order(store, project, Move.ROLLBACK, to=1).phase is Phase.ROLLED_BACK
+    assert stable(store) == 1
+    with store.read() as tx:
+        assert ledger.entries(tx, "flights")[-1].evidence["to"] == 1
+
+
+def test_what_bakes_goes_back_at_once(store: Store, project: Project) -> None:
+    trial = start(store, planned(project, bake_s=60), 2)
+    become(store, trial, Phase.PROMOTING)
+    store.run(lambda tx: traffic.flip(tx, trial))
+    become(store, trial, Phase.BAKING)
+    assert (stable(store), [h.version for h in wanted(store).warm]) == (2, [1])
+    assert order(store, project, Move.ROLLBACK).phase is Phase.ROLLED_BACK
+    assert stable(store) == 1
+    with store.read() as tx:
+        assert tx.open_rollout("flights") is None

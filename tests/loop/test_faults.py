@@ -25,6 +25,7 @@ from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.on_apply import replica_status
 from mlops_ray.serving.places import log_uri
 from mlops_ray.serving.versions import Wanted
+from mlops_ray.verbs import rollout as rollouts
 from tests.load import Load, steady
 from tests.loop.conftest import Live, brought_up, overlay
 from tests.loop.test_live import ROW
@@ -188,7 +189,7 @@ def test_haproxy_killed_is_replaced_at_once_and_its_port_is_never_lost(live: Liv
 def test_an_order_reaches_every_replica_at_once(live: Live) -> None:
     """A canary's process that is killed costs nobody an answer; `abort` ends its answers within a second."""
     second = verbs.train(live.paths, os.environ)["version"]
-    verbs.rollout_start(live.paths, os.environ, second, "test")
+    rollouts.start(live.paths, os.environ, second, "test")
     before = {p.pid for p in titled(live, INGRESS)}
     ordered: list[float] = []
     with cluster.connected(live.project):
@@ -208,7 +209,7 @@ def test_an_order_reaches_every_replica_at_once(live: Live) -> None:
             eventually(lambda: bool(titled(live, *CANARY)), 10.0)
             kill(live, *CANARY)
             time.sleep(1.0)
-            verbs.rollout_move(live.paths, os.environ, "abort", "test")
+            rollouts.move(live.paths, os.environ, "abort", "test")
             ordered.append(time.monotonic())
             told = eventually(lambda: all(r["sequence"] >= wanted().sequence for r in replicas(live)), 10.0)
             print(f"every replica knew after {told:.3f} s")
@@ -254,7 +255,7 @@ def test_a_version_that_cannot_be_loaded_costs_no_answer(live: Live) -> None:
 def test_a_canary_that_keeps_dying_is_taken_out_after_three_restarts(live: Live) -> None:
     versions = verbs.status(live.paths, os.environ)["versions"]
     second = versions[-1]["version"] if len(versions) > 1 else verbs.train(live.paths, os.environ)["version"]
-    rollout = verbs.rollout_start(live.paths, os.environ, second, "test")["rollout"]
+    rollout = rollouts.start(live.paths, os.environ, second, "test")["rollout"]
     pids: set[int] = set()
 
     def taken_out() -> bool:
@@ -304,7 +305,7 @@ def test_a_minute_of_load_while_the_canary_is_killed_twice(live: Live) -> None:
     """A third death would take it out. Stable answers its rows meanwhile, and all of them stand in the log."""
     versions = verbs.status(live.paths, os.environ)["versions"]
     second = versions[-1]["version"] if len(versions) > 1 else verbs.train(live.paths, os.environ)["version"]
-    verbs.rollout_start(live.paths, os.environ, second, "test")
+    rollouts.start(live.paths, os.environ, second, "test")
 
     def during() -> None:
         for _ in range(2):
@@ -318,7 +319,7 @@ def test_a_minute_of_load_while_the_canary_is_killed_twice(live: Live) -> None:
     assert max(load.canary) > 50.0, "it was back after its second death"
     assert load.statuses == {"200": len(load.acknowledged)}
     in_the_log(live, load.acknowledged)
-    verbs.rollout_move(live.paths, os.environ, "abort", "test")
+    rollouts.move(live.paths, os.environ, "abort", "test")
     eventually(lambda: not titled(live, *CANARY), 60.0)
 
 

@@ -17,7 +17,6 @@ import polars as pl
 import pytest
 
 from benchmarks.serving import troubled
-from mlops_ray import verbs
 from mlops_ray.cluster import on_ray as cluster
 from mlops_ray.data import lake
 from mlops_ray.serving.log import on_collectors
@@ -25,6 +24,7 @@ from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.on_apply import replica_status
 from mlops_ray.serving.places import log_uri, shadow_uri, uncaptured_uri
 from mlops_ray.serving.routing import to_canary
+from mlops_ray.verbs import rollout as rollouts
 from tests.load import Load, quantile, steady
 from tests.loop.conftest import ROOT, Live, brought_up, overlay
 from tests.loop.test_live import ROW
@@ -91,7 +91,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory, clean_environment: None) -> 
         with brought_up(paths) as live:
             file = folder / "trouble"
             version = troubled.register(live.project, live.store, folder / "troubled", file)
-            rollout = verbs.rollout_start(paths, os.environ, version, "test")["rollout"]
+            rollout = rollouts.start(paths, os.environ, version, "test")["rollout"]
             with cluster.connected(live.project):
                 trial = Trial(live, version, rollout, file)
                 eventually(lambda: trial.wanted().share == SHARE, 120.0)

@@ -29,6 +29,7 @@ from mlops_ray.demo.flights import flights
 from mlops_ray.serving.log import on_collectors
 from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.places import labels_uri, log_uri
+from mlops_ray.verbs import rollout as rollouts
 from tests.loop.conftest import ROOT, Live
 from tests.mlflow_command import mlflow
 
@@ -206,7 +207,7 @@ def test_kill_9_of_every_actor_in_the_middle_of_a_canary(live: Live) -> None:
     with cluster.connected(live.project):
         loop = demo.Loop(live.project, live.store, lambda *_: None, plant_at=None)
         play(live, loop, march, 1, tally)
-        verbs.rollout_start(live.paths, os.environ, second, "test")
+        rollouts.start(live.paths, os.environ, second, "test")
         play(live, loop, march + 86_400, 2, tally)
     with live.store.read() as tx:
         open_rollout = tx.open_rollout("flights")

@@ -305,14 +305,14 @@ def test_a_page_that_cannot_be_written_is_said_before_the_work(
 def test_orders_reach_the_rollout_with_their_reason(verbs: SimpleNamespace, order: str) -> None:
     given: list[Any] = []
 
-    def rollout_move(paths: Any, env: Any, name: str, why: str) -> dict[str, Any]:
-        given.append(([str(p) for p in paths], name, why))
+    def move(paths: Any, env: Any, name: str, why: str, *, to: int | None) -> dict[str, Any]:
+        given.append(([str(p) for p in paths], name, why, to))
         return {"phase": "paused"}
 
-    verbs.rollout_move = rollout_move
+    verbs.rollout = SimpleNamespace(move=move)
     done = RUNNER.invoke(cli.app, ["rollout", order, "-c", "a.yaml", "-c", "b.yaml", "--why", "noise"])
     assert (done.exit_code, done.output) == (0, "the rollout is paused\n")
-    assert given == [(["a.yaml", "b.yaml"], order, "noise")]
+    assert given == [(["a.yaml", "b.yaml"], order, "noise", None)]
 
 
 def test_retrain_takes_a_decision_or_makes_one(verbs: SimpleNamespace) -> None:
@@ -336,10 +336,11 @@ ROLLOUT = {
 
 
 def test_rollout_status_in_words(verbs: SimpleNamespace) -> None:
-    verbs.status = lambda paths, env: {"rollout": ROLLOUT, "share": 0.1, "stable": 1}
+    found = {"rollout": ROLLOUT, "share": 0.1, "stable": 1}
+    verbs.rollout = SimpleNamespace(status=lambda paths, env: found)
     done = RUNNER.invoke(cli.app, ["rollout", "status", "-c", "x.yaml"])
     assert done.output == "v2 against v1: ramping at 10%, since 1970-01-01 00:00\n"
-    verbs.status = lambda paths, env: {"rollout": None, "share": 0.0, "stable": 1}
+    found = {"rollout": None, "share": 0.0, "stable": 1}
     assert RUNNER.invoke(cli.app, ["rollout", "status", "-c", "x.yaml"]).output == "no rollout is open\n"
 
 

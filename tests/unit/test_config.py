@@ -268,7 +268,45 @@ BLOCKS = [
     ("rollout: {shares: [0.5, 0.1]}", ["rollout.shares: shares must rise strictly, for example [0.1, 0.5]; got [0.5"]),
     ("rollout: {shares: []}", ["rollout.shares: give at least one share"]),
     ("rollout: {step_min_s: 9, step_max_s: 1}", ["rollout: step_min_s is above step_max_s"]),
-    ("rollout: {margins: {log_loss: -1}}", ["rollout.margins.log_loss: should be greater than 0; got -1"]),
+    ("rollout: {margins: {log_loss: -1}}", ["rollout: margins.log_loss should be a number greater than 0; got -1"]),
+    ("rollout: {margins: {brier: 1}}", ["rollout: unknown field margins.brier; margins became `analyses`"]),
+    ("rollout: {clip: 0.1, analyses: [{metric: failures}]}", ["rollout: `margins` and `clip` became `analyses`; keep"]),
+    ("rollout: {analyses: []}", ["rollout.analyses: would promote without evidence; give one, leave it out, or set"]),
+    (
+        "rollout: {analyses: [{metric: failures, margin: 2}]}",
+        ["rollout.analyses.0.margin: should be less than 1; got 2"],
+    ),
+    (
+        "rollout: {analyses: [{metric: absolute_error}]}",
+        ["rollout.analyses.0.metric: 'absolute_error' is no metric of a binary task; take log_loss, brier or accuracy"],
+    ),
+    (
+        "rollout: {analyses: [{metric: failures, where: {column: carier, values: [AA]}}]}",
+        ["rollout.analyses.0.where.column: 'carier' is not one of the columns; did you mean 'carrier'?"],
+    ),
+    (
+        "rollout: {analyses: [{metric: failures, where: {column: id, values: [AA]}}]}",
+        ["rollout.analyses.0.where.column: 'id' is no input of the model, so the prediction log does not know it"],
+    ),
+    ("rollout: {mode: shadw}", ["rollout.mode: should be 'canary', 'shadow', 'shadow_then_canary' or 'immediate'"]),
+    (
+        "rollout: {mode: shadow, prediction_affects_outcome: true}",
+        ["rollout: mode shadow cannot judge what a shadow's answers would have changed"],
+    ),
+    ("rollout: {min_requests: 9, max_requests: 1}", ["rollout: min_requests 9 is above max_requests 1; raise that"]),
+    (
+        "rollout: {schedule: {timezone: Mars/Olympus}}",
+        ["rollout.schedule.timezone: is no time zone of the IANA database"],
+    ),
+    (
+        "rollout: {schedule: {hours: [16, 9]}}",
+        ["rollout.schedule.hours: should rise within one day, for example [9, 16]"],
+    ),
+    ("rollout: {schedule: {days: []}}", ["rollout.schedule.days: give at least one day, for example [mon, tue"]),
+    (
+        "rollout: {schedule: {freezes: [{since: 2026-12-24, until: 2026-12-24}]}}",
+        ["rollout.schedule.freezes.0: since 2026-12-24 00:00:00 is not before until 2026-12-24 00:00:00; swap them"],
+    ),
     ("monitoring: {window_s: 100, block_s: 33}", ["monitoring: window_s 100 must be a multiple of block_s 33"]),
     (
         "retraining: {triggers: [drift, perf]}",

@@ -15,7 +15,7 @@ from mlops_ray.governance.approvals import approve
 from mlops_ray.governance.served import served
 from mlops_ray.rollout import canary
 from mlops_ray.rollout.canary import CanaryState, Phase
-from mlops_ray.rollout.on_ray import first_version, order
+from mlops_ray.rollout.orders import first_version, order
 from mlops_ray.serving.versions import Wanted
 from mlops_ray.state import Store
 from mlops_ray.training.artifact import model
@@ -76,7 +76,8 @@ def test_its_project_file_and_its_rollout_go_on(store: Store) -> None:
     assert row is not None
     assert RolloutPlan.model_validate(row.plan).shares == (0.1, 0.5)
     assert CanaryState.from_dict(row.state).phase is Phase.PAUSED
-    after = order(store, project, canary.Move.RESUME, who="ann", why="back from holiday")
+    resume, why = canary.Move.RESUME, "back from holiday"
+    after = store.run(lambda tx: order(tx, project, resume, who="ann", why=why, now=2e9))
     assert after.phase is Phase.RAMPING
     assert first_version(store, project, now=2e9) == 1
     with store.read() as tx:

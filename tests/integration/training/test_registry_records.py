@@ -21,7 +21,7 @@ from mlops_ray.governance.card import card
 from mlops_ray.governance.lineage import lineage as lineage_of
 from mlops_ray.governance.on_mlflow import gather
 from mlops_ray.retraining.on_ray import decided
-from mlops_ray.rollout.on_ray import begin, first_version
+from mlops_ray.rollout.orders import begin, first_version
 from mlops_ray.state import VersionRow
 from mlops_ray.training.on_mlflow import Tracker
 from mlops_ray.training.on_registry import Registry
@@ -75,7 +75,8 @@ def test_a_versions_record_is_gathered_from_everywhere(make_room: Callable[..., 
     store.run(lambda tx: tx.save_retrain(decision))
     second = trained(room, commit(room, "b" * 64, base), decision.id)
     store.run(lambda tx: approve(tx, name, 2, who="ben", why="fine", now=12.0))
-    begin(store, room.project, second.version, who="ann", why="x drifted")
+    with store.begin() as tx:
+        begin(tx, room.project, second.version, supersede=False, who="ann", why="x drifted", now=20.0)
 
     facts = gather(room.project, store, 2, plots=True)
     assert facts.missing == {}

@@ -9,14 +9,22 @@ from mlops_ray import ledger
 from mlops_ray.errors import ApprovalPending, ApprovalRefused, DataError, ModelNotFound
 from mlops_ray.governance.approvals import Decided, approve, reject
 from mlops_ray.retraining.on_ray import _conclude, decided, order
+from mlops_ray.rollout import orders
 from mlops_ray.rollout.approval import PROPOSER, PROPOSER_TOKEN, Policy
-from mlops_ray.rollout.on_ray import begin, first_version
+from mlops_ray.rollout.orders import first_version
 from mlops_ray.state import Store, Tx, VersionRow
 from mlops_ray.training.gates.verdict import GateResult, Verdict
 from mlops_ray.training.on_ray import Trained
 from mlops_ray.training.report import Pages
 from mlops_ray.training.search.candidates import Choice
 from tests.fakes import project
+
+
+def begin(store: Store, number: int) -> str:
+    def run(tx: Tx) -> str:
+        return orders.begin(tx, project(), number, supersede=False, who="ann", why="try", now=3.0)
+
+    return store.run(run)
 
 
 def save(store: Store, number: int, status: str) -> VersionRow:
@@ -106,7 +114,7 @@ def test_an_open_rollout_is_approved_by_another_than_who_started_it(store: Store
     for number in (1, 2):
         save(store, number, VersionRow.REGISTERED)
     first_version(store, project(), now=2.0, version=1)
-    rollout = begin(store, project(), 2, who="ann", why="try")
+    rollout = begin(store, 2)
     idle = store.run(lambda tx: approve(tx, "small", 2, who="ben", why="ok", now=3.0))
     assert (idle.recorded, idle.standing.approved) == (False, True)  # its plan asks for nobody
 
@@ -147,13 +155,13 @@ def test_a_pending_version_never_becomes_the_first(store: Store) -> None:
 def test_no_rollout_of_a_pending_version(store: Store) -> None:
     save(store, 1, VersionRow.PENDING)
     with pytest.raises(ApprovalPending, match=r"v1 of small is not approved: .* `mlops-ray approve 1`"):
-        begin(store, project(), 1, who="ann", why="try")
+        begin(store, 1)
     save(store, 2, VersionRow.REGISTERED)
     first_version(store, project(), now=2.0)
     with pytest.raises(ApprovalPending):
-        begin(store, project(), 1, who="ann", why="try")
+        begin(store, 1)
     store.run(lambda tx: approve(tx, "small", 1, who="ann", why="ok", now=5.0))
-    assert begin(store, project(), 1, who="ann", why="try") == "small-v1-r1"
+    assert begin(store, 1) == "small-v1-r1"
 
 
 def test_a_retrain_ends_without_a_rollout_when_its_version_waits(store: Store) -> None:

@@ -20,7 +20,7 @@ from mlops_ray import ledger, state
 from mlops_ray.errors import DataError
 from mlops_ray.governance import backup
 from mlops_ray.governance.approvals import approve
-from mlops_ray.rollout.on_ray import begin, first_version
+from mlops_ray.rollout.orders import begin, first_version
 from mlops_ray.serving import access, tokens
 from mlops_ray.serving.spool import claims
 from mlops_ray.state import RetrainRow, Store, Tx, VersionRow, WindowRow
@@ -55,7 +55,7 @@ def filled(store: Store, name: str = "small") -> None:
         claims.secret(tx, name)
         tokens.save(tx, name, access.new_token("ann", [access.Role.READ], now=1.0, expires=None)[1])
     first_version(store, own, now=4.0, version=1)
-    begin(store, own, 2, who="ann", why="try")
+    store.run(lambda tx: begin(tx, own, 2, supersede=False, who="ann", why="try", now=4.0))
     store.run(lambda tx: approve(tx, name, 3, who="ben", why="ok", now=5.0))
     store.acquire(f"rollout:{name}", "controller", 20.0, 5.0)
 

@@ -1,0 +1,106 @@
+"""One look at a rollout's evidence: its rows are read from the prediction log, and analysed by its plan."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pyarrow as pa
+
+from mlops_ray.config import Project, RolloutPlan
+from mlops_ray.config.analyses import Accuracy, Disagreement
+from mlops_ray.config.rollout import SHADOWS
+from mlops_ray.data import lake
+from mlops_ray.rollout.analysis import Analysis, analyse
+from mlops_ray.rollout.outcomes import Outcomes, Reads, from_log
+from mlops_ray.serving.artifacts import local
+from mlops_ray.serving.log import tables as log
+from mlops_ray.serving.places import labels_uri, log_uri, shadow_uri
+from mlops_ray.state import RolloutRow, Store, VersionRow
+
+_ALWAYS = ("prediction_id", "at", "event_time", "key", "stable_score", "score_us", "canary_score", "rollout", "share")
+# Where the log's table is older than them they are null.
+_NEWER = {"canary_score_us": pa.float32()}
+_LAST_DAY = "9999-12-31"
+
+
+def due(look_s: float, now: float) -> float:
+    """Decision time of the last look that is due by `now`: looks lie on multiples of `look_s`."""
+    return now // look_s * look_s
+
+
+def look(store: Store, project: Project, row: RolloutRow, plan: RolloutPlan, at: float) -> Analysis:
+    """What the rows say that this rollout's version was assigned before decision time `at`, labels known by then.
+
+    It is exhausted only when the labels of the last of `max_requests` rows have had their time to come.
+    """
+    seen = outcomes(store, project, row, plan, at)
+    found = analyse(
+        plan.judged_by(project.task),
+        seen,
+        alpha=plan.alpha,
+        min_keys=plan.min_keys,
+        min_requests=plan.min_requests,
+        max_requests=plan.max_requests,
+    )
+    if not found.exhausted or plan.max_requests is None:
+        return found
+    last = seen.until(plan.max_requests).seen.max() * plan.look_s
+    return replace(found, exhausted=bool(last + project.monitoring.label_horizon_s <= at))
+
+
+def outcomes(store: Store, project: Project, row: RolloutRow, plan: RolloutPlan, at: float) -> Outcomes:
+    """The rollout's rows before decision time `at`, as its plan's analyses take them."""
+    since, until = log.day_of(row.created), log.day_of(at)
+    labels = lake.scan(labels_uri(project), since, until, log.label_schema(project))
+    shadow = None
+    if plan.mode in SHADOWS:  # a shadow's answers stand under the day on which they were given
+        shadow = lake.scan(shadow_uri(project), since, _LAST_DAY, log.shadow_schema(project))
+    stable, canary = _reads(store, project, row, plan)
+    return from_log(
+        lake.scan(log_uri(project), since, until, _columns(project, plan)),
+        labels,
+        task=project.task,
+        rollout=row.id,
+        look_s=plan.look_s,
+        known_by=at,
+        stable=stable,
+        canary=canary,
+        prediction_affects_outcome=plan.prediction_affects_outcome,
+        shadow=shadow,
+    )
+
+
+def _columns(project: Project, plan: RolloutPlan) -> pa.Schema:
+    """The columns of the prediction log that the plan's analyses read."""
+    schema = log.prediction_schema(project)
+    names = [*_ALWAYS, *(n for n in ("stable_scores", "canary_scores") if n in schema.names)]
+    slices = {one.where.column for one in plan.judged_by(project.task) if one.where is not None}
+    names += [f"x_{name}" for name in sorted(slices)]
+    found = schema.empty_table().select(names).schema
+    for name, kind in _NEWER.items():
+        found = found.append(schema.field(name) if name in schema.names else pa.field(name, kind))
+    return found
+
+
+def _reads(store: Store, project: Project, row: RolloutRow, plan: RolloutPlan) -> tuple[Reads, Reads]:
+    """How the scores of stable and of the version on trial are read; artifacts are opened only where that matters."""
+    by_label = any(isinstance(one, Accuracy | Disagreement) for one in plan.judged_by(project.task))
+    if project.task != "multiclass" and not (by_label and project.task == "binary"):
+        return Reads(), Reads()
+    with store.read() as tx:
+        versions = tx.version(project.project, row.stable), tx.version(project.project, row.version)
+    stable, canary = (_read_of(project, version) for version in versions)
+    return stable, canary
+
+
+def _read_of(project: Project, version: VersionRow) -> Reads:
+    classes, threshold = _facts(version.artifact, version.sha256, tuple(project.features.trusted_types))
+    return Reads(classes, project.serving.threshold if threshold is None else threshold)
+
+
+@functools.lru_cache(maxsize=16)
+def _facts(artifact: str, sha256: str, trusted: Sequence[str]) -> tuple[Sequence[str | int], float | None]:
+    model = local(artifact, sha256, trusted=trusted)
+    return model.classes, model.threshold

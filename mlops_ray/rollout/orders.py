@@ -1,0 +1,207 @@
+"""What starts, moves and ends rollouts: each a write in the state database together with its entry in the ledger.
+
+Functions over a transaction; `now` is decision time (`decision_time`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from mlops_ray import ledger
+from mlops_ray.config import Project, RolloutPlan
+from mlops_ray.errors import ApprovalPending, DataError, IllegalMove
+from mlops_ray.monitoring.clock import decision_now
+from mlops_ray.rollout import approval, canary, schedule, traffic
+from mlops_ray.rollout.canary import CanaryState, Move, Phase
+from mlops_ray.serving.versions import Held, Wanted
+from mlops_ray.state import RolloutRow, Store, Tx, VersionRow
+
+US = "mlops_ray"
+"""Who the ledger names for what the loop decides by itself."""
+LOOK = "look"
+"""Key beside the state of a rollout: the last look at the evidence, `at` and `analysis`, for those who watch."""
+
+
+def plan_of(row: RolloutRow) -> RolloutPlan:
+    """The plan that a rollout was started with."""
+    return RolloutPlan.model_validate(row.plan)
+
+
+def decision_time(tx: Tx, project: Project, machine_now: float) -> float:
+    """Decision time; the machine's clock before any traffic. Both seconds since the epoch."""
+    return decision_now(tx, project, machine_now) or machine_now
+
+
+def standing(tx: Tx, row: RolloutRow, now: float) -> approval.Standing:
+    """What people's decisions about a rollout come to at decision time `now`."""
+    version = tx.version(row.project, row.version)
+    return approval.standing(
+        tx.approvals(row.project, row.version, row.id),
+        policy=approval.Policy.of_plan(row.plan),
+        proposer=approval.proposers(version, ledger.entries(tx, row.project), rollout=row.id),
+        now=now,
+    )
+
+
+def first_version(store: Store, project: Project, *, now: float, version: int | None = None) -> int | None:
+    """The stable version; when there is none yet, `version` becomes it, or the newest that may serve.
+
+    Returns: None where no version may serve. Raises: ModelNotFound, ApprovalPending for a `version` that may not.
+    """
+
+    def run(tx: Tx) -> int | None:
+        served = tx.serving(project.project)
+        versions = [row for row in tx.versions(project.project) if row.may_serve]
+        if served is not None:
+            return int(served.spec["stable"]["version"])
+        if version is not None:
+            versions = [tx.version(project.project, version)]
+            if not versions[0].may_serve:
+                raise ApprovalPending(project.project, version)
+        if not versions:
+            return None
+        first = versions[-1]
+        spec = Wanted(stable=Held(first.version, first.artifact, first.sha256)).spec()
+        tx.save_serving(project.project, spec, 0)
+        why = "the first version: there is no champion to compare it with"
+        evidence = {"run_id": first.run_id, "sha256": first.sha256}
+        ledger.append(tx, project.project, "promoted", f"v{first.version}", US, why, evidence, now)
+        return first.version
+
+    return store.run(run)
+
+
+def begin(tx: Tx, project: Project, version: int, *, supersede: bool, who: str, why: str, now: float) -> str:
+    """Start a rollout of a registered version against stable; its id.
+
+    Args: supersede: whether it takes the place of an open one that is not decided yet.
+    Raises: ModelNotFound; ApprovalPending; IllegalMove when another rollout is open, or nothing is served yet.
+    """
+    served, found = tx.serving(project.project), tx.version(project.project, version)
+    if not found.may_serve:
+        raise ApprovalPending(project.project, version)
+    if served is None:
+        raise IllegalMove("start", "not possible before a first version serves", ("up",))
+    stable = served.spec["stable"]["version"]
+    if version == stable:
+        raise IllegalMove("start", f"against itself (v{version} is stable)", ())
+    evidence = {"run_id": found.run_id}
+    return save_start(tx, project, found, stable, supersede=supersede, at=now, who=who, why=why, evidence=evidence)
+
+
+def save_start(
+    tx: Tx,
+    project: Project,
+    version: VersionRow,
+    stable: int,
+    *,
+    supersede: bool,
+    at: float,
+    who: str,
+    why: str,
+    evidence: dict[str, Any],
+) -> str:
+    """Save a rollout that starts at decision time `at`, with its entry in the ledger; its id.
+
+    Raises: ApprovalPending, IllegalMove."""
+    if not version.may_serve:
+        raise ApprovalPending(project.project, version.version)
+    rollout = f"{project.project}-v{version.version}-r{len(tx.rollouts(project.project)) + 1}"
+    if (other := tx.open_rollout(project.project)) is not None:
+        demand_room(other, supersede=supersede)
+        before = CanaryState.from_dict(other.state)
+        after = canary.superseded(before, now=max(at, before.since))
+        ended_by = f"{rollout} took its place"
+        transition(tx, other, after, kind="rollout superseded", who=who, why=ended_by, evidence={"by": rollout})
+    plan = project.rollout.model_copy(update={"analyses": project.rollout.judged_by(project.task)})
+    state = canary.first(plan, may_go=schedule.closed(plan.schedule, at) is None, now=at)
+    body = plan.model_dump(mode="json")
+    tx.save_rollout(RolloutRow(rollout, project.project, version.version, stable, body, state.to_dict(), at))
+    found = evidence | {"against": stable, "rollout": rollout}
+    ledger.append(tx, project.project, "rollout started", f"v{version.version}", who, why, found, at)
+    return rollout
+
+
+def demand_room(open_rollout: RolloutRow | None, *, supersede: bool) -> None:
+    """Return if another rollout may start beside this one that is open (or None). Raises: IllegalMove."""
+    if open_rollout is None:
+        return
+    phase = Phase(open_rollout.state["phase"])
+    if supersede and phase in canary.SUPERSEDABLE:
+        return
+    legal = tuple(map(str, canary.LEGAL[phase])) + (("start --supersede",) if phase in canary.SUPERSEDABLE else ())
+    raise IllegalMove("be followed by another", f"open ({open_rollout.id}, {phase})", legal)
+
+
+def transition(
+    tx: Tx,
+    row: RolloutRow,
+    after: CanaryState,
+    *,
+    kind: str,
+    who: str,
+    why: str,
+    evidence: dict[str, Any],
+    look: dict[str, Any] | None = None,
+) -> None:
+    """Save what a rollout has become, what that takes back, and the ledger's entry: one transaction, never apart.
+
+    Args: look: the look at the evidence that led here; None keeps the one before.
+    """
+    body = row.state | after.to_dict() | ({LOOK: look} if look is not None else {})
+    tx.save_rollout(replace(row, state=body, ended=after.since if after.phase in canary.ENDED else None))
+    if after.phase in canary.TAKEN_BACK:
+        traffic.take_back(tx, row)
+    found = {"rollout": row.id, "state": after.to_dict()} | evidence
+    ledger.append(tx, row.project, kind, f"v{row.version}", who, why, found, after.since)
+
+
+def order(
+    tx: Tx, project: Project, move: Move, *, to: int | None = None, who: str, why: str, now: float
+) -> CanaryState:
+    """An operator's order on the open rollout (or, for a rollback, the last one), saved with its ledger entry.
+
+    What follows from it for serving is saved with it, so that replicas hear of it at once and not at the controller's
+    next tick. Args: to: for a rollback, a version that was stable before; None: the one before the last promotion.
+    Raises: IllegalMove; DataError for a version that never was stable.
+    """
+    name = project.project
+    served = tx.serving(name)
+    stable = served.spec["stable"]["version"] if served else None
+    row = tx.open_rollout(name) or (traffic.last_promotion(tx, name, stable) if stable is not None else None)
+    if row is None:
+        raise IllegalMove(move, "not there", ("start",))
+    if to is not None:
+        _demand_served_before(tx, name, to, stable)
+    before = CanaryState.from_dict(row.state)
+    after = canary.move(plan_of(row), before, move, now=max(now, before.since))
+    evidence = {} if to is None else {"to": to}
+    transition(tx, row, after, kind=f"rollout {move}", who=who, why=why, evidence=evidence)
+    if to is not None:
+        traffic.back_to(tx, name, to)
+    save_wanted(tx, name, now=now)
+    return after
+
+
+def _demand_served_before(tx: Tx, project: str, version: int, stable: int | None) -> None:
+    rollouts = tx.rollouts(project)
+    once = {row.stable for row in rollouts} | {row.version for row in rollouts if row.state["phase"] == Phase.PROMOTED}
+    once -= {stable}
+    if version not in once:
+        known = ", ".join(f"v{v}" for v in sorted(once)) or "none"
+        what = "is stable" if version == stable else "never was stable, or was taken back"
+        raise DataError(f"v{version} of {project}", f"it {what}, so there is no way back to it; these were: {known}")
+
+
+def save_wanted(tx: Tx, project: str, *, now: float, fence: int = 0) -> None:
+    """Save the serving configuration that follows from the rollouts. fence: of the lease that this is done under."""
+    wanted, served = traffic.wanted_configuration(tx, project, now=now), tx.serving(project)
+    if wanted is not None and served is not None:
+        tx.save_serving(project, wanted.spec(), max(fence, served.fence))
+
+
+def keep_look(tx: Tx, row: RolloutRow, look: dict[str, Any] | None) -> None:
+    """Keep what a look saw that changed nothing, for those who watch. No entry: the ledger keeps decisions."""
+    if look is not None:
+        tx.save_rollout(replace(row, state=row.state | {LOOK: look}))

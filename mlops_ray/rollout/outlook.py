@@ -1,0 +1,107 @@
+"""What an open rollout is waiting for, and how long: for people who watch. Decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mlops_ray.config import RolloutPlan
+from mlops_ray.rollout import canary, orders, schedule
+from mlops_ray.rollout.approval import Standing
+from mlops_ray.rollout.canary import CanaryState, Phase
+from mlops_ray.state import RolloutRow
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """A rollout at decision time `now` (seconds since the epoch). Spans are seconds of decision time, None: no limit.
+
+    steps: shares of the plan, `step` is the present one's place. share: of keys now on trial. least_s: until the step
+    may end. most_s: until it times out. keys: more keys that the slowest metric needs at its present estimate, None
+    where unknown. looked: when the evidence was last looked at. metrics: as the ledger would keep them. waits: in
+    words.
+    """
+
+    id: str
+    version: int
+    against: int
+    mode: str
+    phase: str
+    reason: str
+    step: int
+    steps: tuple[float, ...]
+    share: float
+    since: float
+    now: float
+    least_s: float
+    most_s: float | None
+    keys: int | None
+    looked: float | None
+    verdict: str | None
+    metrics: tuple[Mapping[str, Any], ...]
+    waits: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+def outlook(row: RolloutRow, *, said: Standing, now: float) -> Outlook:
+    """How a rollout stands at decision time `now`; `said`: what people's decisions come to."""
+    plan, state = orders.plan_of(row), CanaryState.from_dict(row.state)
+    look: Mapping[str, Any] = row.state.get(orders.LOOK) or {}
+    analysis: Mapping[str, Any] = look.get("analysis") or {}
+    metrics: tuple[Mapping[str, Any], ...] = tuple(analysis.get("metrics", ()))
+    waited = max(0.0, now - state.since)
+    limited = state.phase in (Phase.SHADOWING, Phase.RAMPING) and plan.on_inconclusive != "wait"
+    needed = [m.get("needed") for m in metrics if m.get("verdict") == "inconclusive"]
+    share = plan.shadow_share if state.on_trial is Phase.SHADOWING else canary.canary_share(plan, state)
+    return Outlook(
+        id=row.id,
+        version=row.version,
+        against=row.stable,
+        mode=plan.mode,
+        phase=str(state.phase),
+        reason=str(state.reason),
+        step=state.step,
+        steps=plan.shares,
+        share=share,
+        since=state.since,
+        now=now,
+        least_s=max(0.0, (plan.bake_s if state.phase is Phase.BAKING else plan.step_min_s) - waited),
+        most_s=max(0.0, plan.step_max_s - waited) if limited else None,
+        keys=max((int(n) for n in needed if n is not None), default=None) if None not in needed else None,
+        looked=look.get("at"),
+        verdict=analysis.get("verdict"),
+        metrics=metrics,
+        waits=tuple(_waits(plan, state, metrics, said, waited, now)),
+    )
+
+
+def _waits(
+    plan: RolloutPlan,
+    state: CanaryState,
+    metrics: tuple[Mapping[str, Any], ...],
+    said: Standing,
+    waited: float,
+    now: float,
+) -> list[str]:
+    shut = schedule.closed(plan.schedule, now)
+    held = [f"the schedule: {shut}"] if shut is not None else []
+    if state.phase is Phase.PENDING:
+        asks = plan.approval == ("before_start" if state.origin is Phase.STARTING else "before_promotion")
+        return [*([f"approval: {said}"] if asks and not said.approved else []), *held]
+    if state.phase is Phase.STARTING:
+        return ["its replica to start"]
+    if state.phase is Phase.PAUSED:
+        return ["an operator: resume, promote or abort"]
+    if state.phase is Phase.PROMOTING:
+        return ["stable's replicas to load the version and flip"]
+    if state.phase is Phase.BAKING:
+        return ["the end of baking"]
+    if state.phase not in (Phase.SHADOWING, Phase.RAMPING):
+        return []
+    undecided = [str(m["name"]) for m in metrics if m["verdict"] == "inconclusive"]
+    evidence = [f"evidence on {', '.join(undecided)}"] if undecided else [] if metrics else ["the first look"]
+    return [*evidence, *(["the least time of the step"] if waited < plan.step_min_s else []), *held]

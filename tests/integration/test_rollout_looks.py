@@ -1,0 +1,123 @@
+"""A look at the evidence in a real prediction log; no cluster runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mlops_ray.config import Project
+from mlops_ray.rollout import orders
+from mlops_ray.rollout.canary import CanaryState, Phase
+from mlops_ray.rollout.looks import due, look
+from mlops_ray.serving.log import tables as log
+from mlops_ray.serving.places import labels_uri, log_uri, shadow_uri
+from mlops_ray.state import RolloutRow, Store
+from mlops_ray.training.gates.verdict import Verdict
+from tests import fakes, logs
+from tests.logs import DAY_S, START, micros
+
+N = 1500
+TRIAL = "small-v2-r1"
+
+
+class Logged:
+    """A project whose log holds `N` keys of a rollout: the canary is as good as stable, but for `off` nats or so."""
+
+    def __init__(self, folder: Path, store: Store, **plan: Any) -> None:
+        self.store = store
+        self.project: Project = fakes.project(
+            storage={"root": str(folder / "root")},
+            rollout={"step_min_s": 0, **plan},
+            monitoring={"label_horizon_s": DAY_S},
+        )
+        body = self.project.rollout.model_dump(mode="json")
+        state = CanaryState(Phase.RAMPING, 0, START)
+        self.row = RolloutRow(TRIAL, "small", 2, 1, body, state.to_dict(), START)
+
+    def write(self, *, worse: float = 0.0, as_shadow: bool = False, labelled: bool = True) -> None:
+        rng = np.random.default_rng(7)
+        truth = rng.uniform(0.1, 0.9, N)
+        label = (rng.uniform(size=N) < truth).astype(float)
+        theirs = np.clip(truth + worse * np.where(label > 0, -1, 1), 0.02, 0.98)
+        ids, at = [f"q:{i}" for i in range(N)], [START + 3600 + i for i in range(N)]
+        rows: dict[str, Any] = {
+            "prediction_id": ids,
+            "day": [log.day_of(START)] * N,
+            "at": micros(at),
+            "event_time": micros(at),
+            "key": [f"k{i}" for i in range(N)],
+            "stable": [1] * N,
+            "stable_score": truth,
+            "share": [0.1] * N,
+        }
+        if as_shadow:
+            seen = {name: rows[name] for name in ("prediction_id", "day", "at", "stable", "stable_score")}
+            seen |= {"version": [2] * N, "shadow_score": theirs, "rollout": [TRIAL] * N}
+            logs.append(shadow_uri(self.project), filled(seen, log.shadow_schema(self.project)), 0)
+        else:
+            rows |= {"canary": [2] * N, "canary_score": theirs, "rollout": [TRIAL] * N}
+        logs.append(log_uri(self.project), filled(rows, log.prediction_schema(self.project)), 0)
+        if labelled:
+            known = logs.labels(self.project, list(ids), label.tolist(), at=START + 2 * 3600)
+            logs.append(labels_uri(self.project), known, 0)
+
+    def look(self, at: float) -> Any:
+        return look(self.store, self.project, self.row, orders.plan_of(self.row), at)
+
+
+def filled(rows: dict[str, Any], schema: pa.Schema) -> pa.Table:
+    return pa.Table.from_pydict({f.name: rows.get(f.name, pa.nulls(N, f.type)) for f in schema}, schema=schema)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store.open(f"sqlite:///{tmp_path}/state.db")
+    yield opened
+    opened.close()
+
+
+EARLY, LATE = START + 3 * 3600, START + 3 * DAY_S
+EASY = {"analyses": [{"metric": "log_loss", "margin": 0.3, "clip": 0.05}, {"metric": "failures", "margin": 0.05}]}
+
+
+@pytest.mark.parametrize("as_shadow", [False, True])
+def test_a_canary_and_a_shadow_are_judged_on_the_same_rows_as_stable(
+    as_shadow: bool, tmp_path: Path, store: Store
+) -> None:
+    mode = {"mode": "shadow" if as_shadow else "canary"}
+    good = Logged(tmp_path / "good", store, **mode, **EASY)
+    good.write(as_shadow=as_shadow)
+    found = good.look(EARLY)
+    assert [m.name for m in found.metrics] == ["log_loss", "failures"]
+    assert (found.verdict, found.n_requests, found.metrics[0].n_keys) == (Verdict.PASS, N, N)
+    bad = Logged(tmp_path / "bad", store, **mode, **EASY)
+    bad.write(worse=0.3, as_shadow=as_shadow)
+    assert bad.look(EARLY).verdict is Verdict.FAIL
+
+
+def test_what_was_not_known_at_a_look_is_not_looked_at(tmp_path: Path, store: Store) -> None:
+    logged = Logged(tmp_path, store, **EASY)
+    assert logged.look(EARLY).verdict is Verdict.INCONCLUSIVE  # nothing was ever logged
+    logged.write()
+    assert logged.look(START + 3600).n_requests == 0
+    before_labels = logged.look(START + 2 * 3600 - 60)
+    assert before_labels.n_requests == N
+    assert before_labels.metrics[0].n_keys == 0
+    assert before_labels.verdict is Verdict.INCONCLUSIVE
+
+
+def test_rows_are_exhausted_only_when_their_labels_had_time_to_come(tmp_path: Path, store: Store) -> None:
+    logged = Logged(tmp_path, store, max_requests=1000)
+    logged.write(labelled=False)
+    early, late = logged.look(EARLY), logged.look(LATE)
+    assert (early.n_requests, early.exhausted) == (1000, False)
+    assert (late.verdict, late.exhausted) == (Verdict.INCONCLUSIVE, True)
+
+
+def test_looks_lie_on_multiples_of_their_span() -> None:
+    assert (due(60.0, 179.9), due(60.0, 180.0)) == (120.0, 180.0)

@@ -1,0 +1,202 @@
+"""`mlops-ray rollout` on a real state database; no cluster, and no Ray is imported."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from mlops_ray import cli
+from mlops_ray.cli.rollout_view import bar, span
+from mlops_ray.config import Project, load_project
+from mlops_ray.errors import DataError, IllegalMove
+from mlops_ray.rollout import orders
+from mlops_ray.rollout.analysis import Analysis, Metric
+from mlops_ray.rollout.canary import CanaryState, Phase, Reason
+from mlops_ray.serving.versions import Held, Wanted
+from mlops_ray.state import Store, Tx, VersionRow
+from mlops_ray.training.gates.verdict import Verdict
+
+QUICKSTART = Path(__file__).parents[2] / "configs/quickstart.yaml"
+RUNNER = CliRunner(env={"COLUMNS": "160", "NO_COLOR": "1", "TERM": "dumb"})
+METRIC = Metric("log_loss", 0.02, 321, 0.00123456789, 1.0, 3.0, Verdict.INCONCLUSIVE, 400, 0.05, -0.01, 0.015, 1234)
+SEEN = Analysis(Verdict.INCONCLUSIVE, (METRIC,), 400)
+
+
+class Up:
+    """A project with a served version, and two more that may be tried."""
+
+    def __init__(self, folder: Path) -> None:
+        overlay = folder / "over.yaml"
+        overlay.write_text(f"storage: {{root: {folder / 'root'}}}\n", encoding="utf-8")
+        self.config = ["-c", str(QUICKSTART), "-c", str(overlay)]
+        self.project: Project = load_project([QUICKSTART, overlay], env={})
+        self.name = self.project.project
+        (folder / "root").mkdir()
+        self.store = Store.open(self.project.storage.state)
+        with self.store.begin() as tx:
+            for version in (1, 2, 3):
+                row = VersionRow(self.name, version, "run", f"/m/{version}", "0" * 64, "d@1", "registered", 1.0, {})
+                tx.save_version(row)
+            tx.save_serving(self.name, Wanted(stable=Held(1, "/m/1", "0" * 64)).spec(), 0)
+
+    def run(self, *words: str) -> Any:
+        return RUNNER.invoke(cli.app, ["rollout", words[0], *self.config, *words[1:]])
+
+    def json(self, *words: str) -> Any:
+        done = self.run(*words, "--json")
+        assert done.exit_code == 0, done.output
+        return json.loads(done.output)
+
+    def step(self, phase: Phase, *, reason: Reason = Reason.NONE, analysis: Analysis | None = None) -> None:
+        """What the controller saves."""
+
+        def save(tx: Tx) -> None:
+            row = tx.open_rollout(self.name)
+            assert row is not None
+            after = CanaryState(phase, 0, row.created + 60.0, reason)
+            seen = None if analysis is None else {"at": row.created + 60.0, "analysis": analysis.to_dict()}
+            evidence = {} if seen is None else {"analysis": seen["analysis"]}
+            orders.transition(
+                tx, row, after, kind=f"rollout {phase}", who="mlops_ray", why="seen", evidence=evidence, look=seen
+            )
+
+        self.store.run(save)
+
+
+@pytest.fixture
+def up(tmp_path: Path) -> Iterator[Up]:
+    found = Up(tmp_path)
+    yield found
+    found.store.close()
+
+
+def test_a_rollout_by_commands_from_start_to_the_way_back(up: Up) -> None:
+    assert up.run("status").output == "no rollout is open\n"
+    assert up.json("start", "2", "--why", "new") == {"rollout": "quickstart-v2-r1"}
+    refused = up.run("pause")
+    assert isinstance(refused.exception, IllegalMove)
+    assert "possible now: abort" in str(refused.exception)
+    up.step(Phase.RAMPING)
+    assert up.json("pause", "--why", "holiday") == {"phase": "paused", "step": 0, "reason": "operator"}
+    assert up.run("resume").output == "the rollout is ramping\n"
+    assert up.json("promote")["phase"] == "promoting"
+    up.step(Phase.PROMOTED)
+    with up.store.begin() as tx:
+        tx.save_serving(up.name, Wanted(stable=Held(2, "/m/2", "0" * 64)).spec(), 0)
+    assert up.json("rollback", "--why", "complaints")["phase"] == "rolled back"
+    with up.store.read() as tx:
+        served = tx.serving(up.name)
+    assert served is not None
+    assert served.spec["stable"]["version"] == 1
+    assert "rolled back (operator)" in up.run("history").output
+
+
+def test_another_rollout_starts_beside_an_open_one_only_in_its_place(up: Up) -> None:
+    up.run("start", "2")
+    refused = up.run("start", "3")
+    assert isinstance(refused.exception, IllegalMove)
+    assert "start --supersede" in str(refused.exception)
+    assert up.json("start", "3", "--supersede") == {"rollout": "quickstart-v3-r2"}
+    phases = [row["state"]["phase"] for row in up.json("history")["rollouts"]]
+    assert sorted(phases) == ["starting", "superseded"]
+    up.step(Phase.PROMOTING)
+    decided = up.run("start", "2", "--supersede")
+    assert isinstance(decided.exception, IllegalMove)
+    assert "possible now: abort" in str(decided.exception)
+
+
+def test_status_shows_intervals_and_what_is_missing(up: Up) -> None:
+    up.run("start", "2")
+    up.step(Phase.RAMPING, analysis=SEEN)
+    shown = up.run("status").output
+    for part in ("v2 against v1", "ramping", "log_loss", "+0.0012", "-0.0100 … +0.0150", "1,234 keys", "5.0%"):
+        assert part in shown, shown
+    assert "waits for evidence on log_loss" in shown
+    found = up.json("status")
+    assert set(found) == {"rollout", "share", "stable", "outlook"}
+    assert found["outlook"]["keys"] == 1234
+
+
+def test_explain_prints_the_evidence_as_the_ledger_kept_it(up: Up) -> None:
+    up.run("start", "2", "--why", "the one from Tuesday")
+    up.step(Phase.RAMPING, analysis=SEEN)
+    up.run("start", "3", "--supersede")
+    told = up.json("explain", "v2")
+    assert told["rollout"] == "quickstart-v2-r1"
+    assert [e["kind"] for e in told["entries"]] == ["rollout started", "rollout ramping", "rollout superseded"]
+    assert told["entries"][1]["evidence"]["analysis"] == SEEN.to_dict()
+    only = up.json("explain", "--entry", str(told["entries"][1]["seq"]))
+    assert only["entries"] == [told["entries"][1]]
+    shown = up.run("explain", "quickstart-v2-r1").output
+    for part in ("the one from Tuesday", "log_loss", "together: inconclusive", told["entries"][1]["hash"]):
+        assert part in shown
+    assert up.json("explain")["rollout"] == "quickstart-v3-r2"
+    for words, says in ((["v9"], "these are known: quickstart-v3-r2"), (["--entry", "99"], "the last are")):
+        wrong = up.run("explain", *words)
+        assert isinstance(wrong.exception, DataError)
+        assert says in str(wrong.exception)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_watching_ends_with_the_rollout(up: Up, as_json: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    up.run("start", "2")
+    up.step(Phase.RAMPING, analysis=SEEN)
+    went = threading.Event()
+
+    def sleep(seconds: float) -> None:
+        if not went.is_set():
+            up.step(Phase.ROLLED_BACK, reason=Reason.EVIDENCE)
+        went.set()
+
+    monkeypatch.setattr("mlops_ray.cli.rollout.time.sleep", sleep)
+    done = up.run("status", "-w", *(["--json"] if as_json else []))
+    assert done.exit_code == 0, done.output
+    if as_json:
+        phases = [json.loads(line)["outlook"]["phase"] for line in done.output.splitlines()]
+        assert phases == ["ramping", "rolled back"]
+    else:
+        assert "rolled back (evidence)" in done.output
+
+
+def test_the_way_back_to_an_earlier_version(up: Up) -> None:
+    for version in (2, 3):
+        up.run("start", str(version))
+        up.step(Phase.RAMPING)
+        up.step(Phase.PROMOTED)
+        with up.store.begin() as tx:
+            tx.save_serving(up.name, Wanted(stable=Held(version, f"/m/{version}", "0" * 64)).spec(), 0)
+    wrong = up.run("rollback", "--to", "3")
+    assert isinstance(wrong.exception, DataError)
+    assert "it is stable" in str(wrong.exception)
+    assert "these were: v1, v2" in str(wrong.exception)
+    assert up.json("rollback", "--to", "1")["phase"] == "rolled back"
+    with up.store.read() as tx:
+        served = tx.serving(up.name)
+    assert served is not None
+    assert served.spec["stable"]["version"] == 1
+
+
+def test_an_interval_is_drawn_against_its_margin() -> None:
+    assert bar(0.0, -0.01, 0.01, 0.02).count("●") == 1
+    assert bar(0.5, None, None, 0.02)[-1] == "●"
+    assert bar(0.0, -0.2, 0.2, 0.02)[0] == "◂"
+    assert (span(5), span(3_660), span(90_000), span(0)) == ("5 s", "1 h 1 min", "1 d 1 h", "0 s")
+
+
+def test_steering_needs_no_ray(up: Up) -> None:
+    import subprocess
+
+    program = (
+        "import sys\nfrom mlops_ray.cli import app\n"
+        "app(sys.argv[1:], standalone_mode=False)\nsys.stderr.write('ray' if 'ray' in sys.modules else '')\n"
+    )
+    arguments = [sys.executable, "-c", program, "rollout", "start", *up.config, "2", "--json"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
