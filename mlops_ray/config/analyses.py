@@ -169,22 +169,14 @@ Analyses = Annotated[tuple[Analysis, ...], Field(min_length=1), AfterValidator(_
 
 
 _CLASSES = ("binary", "multiclass")
-_OF_TASK: dict[str, tuple[str, ...]] = {
+OF_TASK: dict[str, tuple[str, ...]] = {
     "log_loss": _CLASSES,
     "brier": _CLASSES,
     "accuracy": _CLASSES,
     "disagreement": _CLASSES,
     "absolute_error": ("regression",),
 }
-
-
-def unsuited(analyses: tuple[Analysis, ...], task: str) -> tuple[str, ...]:
-    """One sentence for each analysis that says nothing about a project of this task."""
-    return tuple(
-        f"{a.title} says nothing about a {task}; it is for {' and '.join(_OF_TASK[a.metric])}"
-        for a in analyses
-        if task not in _OF_TASK.get(a.metric, (task,))
-    )
+"""Tasks of the metrics that say nothing about others."""
 
 
 def default_analyses(task: Literal["binary", "multiclass", "regression"]) -> tuple[Analysis, ...]:

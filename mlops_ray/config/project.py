@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from mlops_ray.config.about import About
+from mlops_ray.config.analyses import OF_TASK
 from mlops_ray.config.base import DAY_S, DTYPES, Config, Name
 from mlops_ray.config.expectations import expectation_checks
 from mlops_ray.config.expressions import KINDS, parse
@@ -186,17 +187,13 @@ def _training(raw: Mapping[str, Any], known: Known) -> Iterator[tuple[Loc, str]]
         yield ("features", "categorical"), f"`encode: target` needs a binary target, not {task}; encode otherwise"
 
 
-# Which metrics of a rollout need which task. A plan of the last release names a log-loss whatever the task.
-_LOSSES = {"brier": ("binary", "multiclass"), "accuracy": ("binary", "multiclass"), "absolute_error": ("regression",)}
-
-
 def _rollout(raw: Mapping[str, Any], used: Sequence[str], known: Known) -> Iterator[tuple[Loc, str]]:
     """What `rollout:` may say about the task and the columns."""
     task = str(raw.get("task"))
     for i, analysis in enumerate(_items(_mapping(raw.get("rollout")).get("analyses"))):
-        tasks, loc = _LOSSES.get(str(_mapping(analysis).get("metric"))), ("rollout", "analyses", i)
+        tasks, loc = OF_TASK.get(str(_mapping(analysis).get("metric"))), ("rollout", "analyses", i)
         if tasks and task in TASK_METRICS and task not in tasks:
-            instead = "absolute_error" if task == "regression" else "log_loss, brier or accuracy"
+            instead = "absolute_error" if task == "regression" else "log_loss, brier, accuracy or disagreement"
             yield (*loc, "metric"), f"{analysis['metric']!r} is no metric of a {task} task; take {instead}"
         column = _mapping(_mapping(analysis).get("where")).get("column")
         yield from known((*loc, "where", "column"), column, DTYPES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from mlflow.pyfunc.scoring_server.client import ScoringServerClient
 
 from mlops_ray import verbs
 from mlops_ray.cluster import on_ray as cluster
@@ -22,6 +22,10 @@ from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.places import log_uri
 from tests.fakes import eventually
 from tests.loop.conftest import Live, brought_up
+
+with warnings.catch_warnings():  # MLflow looks at its own classes when imported, and warns of them
+    warnings.filterwarnings("ignore", message=".*Any type hint is inferred", category=UserWarning)
+    from mlflow.pyfunc.scoring_server.client import ScoringServerClient
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -80,7 +84,7 @@ def predictions(live: Live) -> list[dict[str, Any]]:
 
 
 def phase(live: Live) -> str:
-    return str(verbs.rollout_history(live.paths, os.environ)["rollouts"][0]["state"]["phase"])
+    return str(verbs.rollout.history(live.paths, os.environ)["rollouts"][0]["state"]["phase"])
 
 
 @pytest.mark.parametrize("task", ["multiclass", "regression"])
@@ -99,7 +103,7 @@ def test_it_is_served_tried_and_logged(tmp_path: Path, task: str, clean_environm
         assert told == first[0]["prediction" if task == "regression" else "label"]
 
         second = verbs.train(live.paths, os.environ)["version"]
-        verbs.rollout_start(live.paths, os.environ, second, "another one")
+        verbs.rollout.start(live.paths, os.environ, second, "another one")
         eventually(lambda: phase(live) == "ramping", within_s=120.0)
         eventually(lambda: {p["variant"] for p in predictions(live)} == {"stable", "canary"}, within_s=60.0)
         tried = predictions(live)

@@ -234,7 +234,7 @@ def test_an_update_starts_a_rollout_or_applies_the_file_again(local: Any, cluste
 
 
 def test_a_version_that_may_not_serve_is_refused_before_anything_comes_up(local: Any, cluster: Cluster) -> None:
-    with refused("INVALID_STATE", "pending"):
+    with refused("INVALID_STATE", "not approved"):
         local.create_deployment("small", "models:/small/3")
     with refused("RESOURCE_DOES_NOT_EXIST", "no version"):
         local.create_deployment("small", "models:/small/9")
