@@ -86,7 +86,7 @@ def heard(body: Buffer) -> Told:
         if "failed" in head:
             raise BackendUnavailable("the version", head["failed"])
         scores = np.frombuffer(numbers, "<f8").reshape(head["shape"])
-        return Told(scores, tuple(head["classes"]), head["threshold"], head["us"])
+        return Told(scores, tuple(head["classes"]), head["threshold"], head.get("us"))
     except (KeyError, TypeError, ValueError, struct.error) as exc:
         raise DataError("frame", f"it tells no scores: {exc}") from exc
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from mlops_ray.serving.on_apply import replica_status
 from mlops_ray.serving.places import log_uri, shadow_uri, uncaptured_uri
 from mlops_ray.serving.routing import to_canary
 from mlops_ray.verbs import rollout as rollouts
-from tests.load import Load, quantile, steady
+from tests.load import Load, steady
 from tests.loop.conftest import ROOT, Live, brought_up, overlay
 from tests.loop.test_live import ROW
 
@@ -193,34 +192,6 @@ def test_a_canary_that_dies_is_answered_for_by_stable(trial: Trial) -> None:
     assert logged["error"] > 0
     assert logged.total() == len(load.assigned["canary"])
     assert load.answered["canary", 1] == logged.total() - logged[""]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("trouble", "shadow"), [("sleep", False), ("raise", False), ("sleep", True)])
-def test_stable_is_as_quick_beside_a_troubled_version(trial: Trial, trouble: str, shadow: bool) -> None:
-    """Medians of five interleaved rounds, in which the version idles and in which it has its trouble."""
-    trial.try_on(SHARE)
-    trial.healthy()
-    ratios: dict[float, list[float]] = {0.5: [], 0.99: []}
-    for at in range(5):
-        quiet, loud = (beside(trial, f"{trouble}-{shadow}-{at}", trouble, s, shadow) for s in (1e-9, SHARE))
-        for share, each in ratios.items():
-            each.append(quantile(loud, share) / quantile(quiet, share))
-    p50, p99 = (statistics.median(each) for each in ratios.values())
-    print(f"{trouble}, shadow {shadow}: p50 {p50:.2f}, p99 {p99:.2f}")
-    assert p50 <= 1.1
-    assert p99 <= 1.3
-
-
-def beside(trial: Trial, name: str, trouble: str, share: float, shadow: bool) -> list[float]:
-    trial.file.unlink(missing_ok=True)
-    trial.try_on(share, shadow=shadow)
-    trial.file.write_text(trouble, encoding="utf-8")
-    load = asyncio.run(
-        steady(trial.live.url, row, rate=RATE, name=f"{name}-{share}", during=lambda: time.sleep(3.0), retry=False)
-    )
-    assert load.statuses == {"200": len(load.acknowledged)}
-    return load.assigned["stable"]
 
 
 @pytest.mark.slow

@@ -278,7 +278,7 @@ BLOCKS = [
     ),
     (
         "rollout: {analyses: [{metric: absolute_error}]}",
-        ["rollout.analyses.0.metric: 'absolute_error' is no metric of a binary task; take log_loss, brier, accuracy or disagreement"],
+        ["rollout.analyses.0.metric: 'absolute_error' is no metric of a binary task; take log_loss"],
     ),
     (
         "rollout: {analyses: [{metric: failures, where: {column: carier, values: [AA]}}]}",
