@@ -22,6 +22,7 @@ from mlops_ray.data import lake
 from mlops_ray.serving.log import on_collectors
 from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.places import log_uri
+from mlops_ray.verbs import rollout
 from tests.fakes import eventually
 from tests.loop.conftest import Live, brought_up
 
@@ -80,7 +81,7 @@ def predictions(live: Live) -> list[dict[str, Any]]:
     """One for each key, each in a request of its own."""
     found = []
     for i in range(_KEYS):
-        row = {"id": f"k{i}", "x": 0.01 * i - 1, "kind": "a"}
+        row = {"id": f"k{i}", "x": 0.02 * i - 2, "kind": "a"}
         answer = httpx.post(f"{live.url}/predict", json={"rows": [row]}, timeout=30)
         assert answer.status_code == 200, answer.text
         found += answer.json()["predictions"]
@@ -88,7 +89,7 @@ def predictions(live: Live) -> list[dict[str, Any]]:
 
 
 def phase(live: Live) -> str:
-    return str(verbs.rollout.history(live.paths, os.environ)["rollouts"][0]["state"]["phase"])
+    return str(rollout.history(live.paths, os.environ)["rollouts"][0]["state"]["phase"])
 
 
 @pytest.fixture(scope="module")
@@ -109,13 +110,13 @@ def test_it_is_served_tried_and_logged(both: dict[str, Live], task: str) -> None
         assert all(sum(p["probabilities"].values()) == pytest.approx(1, abs=1e-3) for p in first)
     else:
         assert [p["prediction"] for p in first] == sorted(p["prediction"] for p in first)
-    row = pd.DataFrame({"id": ["k0"], "x": [-1.0], "kind": ["a"]})
+    row = pd.DataFrame({"id": ["k0"], "x": [-2.0], "kind": ["a"]})
     host, rest = live.url.removeprefix("http://").split(":")
     (told,) = ScoringServerClient(host, rest).invoke(row).get_predictions().to_numpy().ravel()
     assert told == first[0]["prediction" if task == "regression" else "label"]
 
     second = verbs.train(live.paths, os.environ)["version"]
-    verbs.rollout.start(live.paths, os.environ, second, "another one")
+    rollout.start(live.paths, os.environ, second, "another one")
     eventually(lambda: phase(live) == "ramping", within_s=120.0)
     eventually(lambda: {p["variant"] for p in predictions(live)} == {"stable", "canary"}, within_s=60.0)
     tried = predictions(live)
