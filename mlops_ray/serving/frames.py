@@ -86,7 +86,8 @@ def heard(body: Buffer) -> Told:
         if "failed" in head:
             raise BackendUnavailable("the version", head["failed"])
         scores = np.frombuffer(numbers, "<f8").reshape(head["shape"])
-        return Told(scores, tuple(head["classes"]), head["threshold"], head.get("us"))
+        us = head.get("us")  # a process of an earlier release does not say
+        return Told(scores, tuple(head["classes"]), head["threshold"], None if us is None else float(us))
     except (KeyError, TypeError, ValueError, struct.error) as exc:
         raise DataError("frame", f"it tells no scores: {exc}") from exc
 
@@ -178,6 +179,7 @@ class Asking(_Frames):
             future.set_result(heard(body))
         except (BackendUnavailable, DataError) as exc:
             future.set_exception(exc)
+            del future  # the error's traceback holds this frame: a cycle, if this held the future
 
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio's: whoever waits need not wait any longer."""

@@ -40,6 +40,8 @@ class Repeats:
                 if not other.cancelled():
                     raise
                 # That client hung up before its answer was recorded: this one, its retry, does the work.
+            finally:
+                del found, other  # an error's traceback holds this frame, and the future holds the error
         if (known := self._answered.get(request_id)) is not None:
             _demand_same(request_id, fingerprint, known[0])
             return known[1]
@@ -53,6 +55,7 @@ class Repeats:
         except BaseException as exc:
             future.set_exception(exc)
             future.exception()  # mark as seen: often nobody else waits
+            del future  # likewise: a cycle would hold the request's body until the garbage collector comes
             raise
         finally:
             del self._under_way[request_id]

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import struct
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -34,6 +35,8 @@ _log = logging.getLogger(__name__)
 
 # Machine time between two looks at how full the node's spool is: at 100 MB/s it outgrows its limit by a tenth.
 _LOOK_S = 1.0
+# A round is written once it holds so much: what all of it costs in memory stays small.
+_ROUND_BYTES = 2**20
 
 _FULL = "the spool cannot be written; predictions are answered unrecorded, labels refused"
 _OVER = "the spool is above capture.spool_mb; is the store away?"
@@ -106,9 +109,15 @@ class Capture:
         if shared is None:
             shared = self._round = _Round()
         shared.records.append(kept)
-        await asyncio.sleep(0)
-        if shared is self._round:  # the first of them to go on
+        shared.n_bytes += len(kept.payload)
+        if shared.n_bytes >= _ROUND_BYTES:
             self._write_round()
+        else:
+            try:
+                await asyncio.sleep(0)
+            finally:  # also when all of them were cancelled: a record does not wait for the next request
+                if shared is self._round:  # the first of them to go on
+                    self._write_round()
         return shared.written and kept.whole
 
     async def durable(self) -> bool:
@@ -188,8 +197,8 @@ class Capture:
         """Write them, unless the disk takes no more: then none of them stands, and they are counted."""
         try:
             self._write([(record.kind, record.payload) for record in records])
-        except OSError as exc:
-            self._say(_FULL, exc.strerror)
+        except (OSError, MemoryError, struct.error) as exc:  # the last: more bytes than a frame can say
+            self._say(_FULL, str(exc))
             for record in records:
                 self._count("disk", record.n_rows, record.at)
             return False
@@ -317,6 +326,7 @@ class _Round:
     """Records that share a write. written: it was made, and took all of them."""
 
     records: list[_Encoded] = field(default_factory=list)
+    n_bytes: int = 0
     written: bool = False
 
 

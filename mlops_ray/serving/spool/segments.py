@@ -70,10 +70,13 @@ class SegmentFile:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        if not self._still_ours():
-            self.unlock()
-            return False
-        return True
+        ours = False
+        try:
+            ours = self._still_ours()
+        finally:
+            if not ours:
+                self.unlock()
+        return ours
 
     def unlock(self) -> None:
         """Let the collector have it."""

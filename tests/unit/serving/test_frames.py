@@ -63,6 +63,19 @@ def test_scores_arrive_as_they_were(told: Told) -> None:
     assert (found.classes, found.threshold, found.row_us) == (told.classes, told.threshold, told.row_us)
 
 
+def test_a_process_of_the_last_release_is_heard() -> None:
+    """It does not say how long it took."""
+    head = b'{"shape":[1],"classes":[0,1],"threshold":null}'
+    told = frames.heard(struct.pack("<I", len(head)) + head + struct.pack("<d", 0.25))
+    assert (told.scores.tolist(), told.row_us) == ([0.25], None)
+
+
+@pytest.mark.parametrize("us", ["abc", [1], {}])
+def test_a_time_that_is_none_is_an_error(us: object) -> None:
+    with pytest.raises(DataError):
+        frames.heard(frames._body({"shape": [1], "classes": [], "threshold": None, "us": us}, [bytes(8)]))
+
+
 @given(st.binary(max_size=60))
 def test_nonsense_is_an_error_of_ours(body: bytes) -> None:
     with pytest.raises(DataError):

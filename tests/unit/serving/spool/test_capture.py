@@ -89,6 +89,61 @@ def test_a_file_that_cannot_be_begun_closes_nobody_elses(
     assert counts(tmp_path) == {"disk": 1}
 
 
+# --- rounds ---
+
+
+def test_requests_of_one_round_share_a_write(kept: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writes: list[int] = []
+    write = os.pwrite
+    monkeypatch.setattr(spool.os, "pwrite", lambda *a: writes.append(len(a[1])) or write(*a))
+
+    async def run() -> list[bool]:
+        return await asyncio.gather(*(kept.keep(scored(f"r{i}")) for i in range(5)))
+
+    assert asyncio.run(run()) == [True] * 5
+    assert ids(tmp_path) == [f"r{i}" for i in range(5)]
+    assert len(writes) == 1
+
+
+def test_a_round_does_not_grow_without_end(kept: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture, "_ROUND_BYTES", 1)
+    keeping = kept.keep(scored("a"))
+    with pytest.raises(StopIteration) as ended:
+        keeping.send(None)  # it does not wait for the others
+    assert ended.value.value is True
+    assert ids(tmp_path) == ["a"]
+
+
+def test_a_round_that_cannot_be_written_is_told_to_all_and_counted(
+    kept: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> list[bool]:
+        return await asyncio.gather(*(kept.keep(scored(f"r{i}", 2)) for i in range(3)))
+
+    with monkeypatch.context() as broken:
+        refuse(broken)
+        assert asyncio.run(run()) == [False] * 3
+    assert asyncio.run(run()) == [True] * 3
+    assert ids(tmp_path) == ["r0", "r1", "r2"]
+    assert counts(tmp_path) == {"disk": 6}
+
+
+@pytest.mark.parametrize("gone", [{0}, {1}, {0, 2}, {0, 1, 2}])
+def test_who_hangs_up_takes_no_record_along(kept: Capture, tmp_path: Path, gone: set[int]) -> None:
+    """The others' stand, and its own may: it was answered, only nobody listened."""
+
+    async def run() -> list[Any]:
+        tasks = [asyncio.create_task(kept.keep(scored(f"r{i}"))) for i in range(3)]
+        await asyncio.sleep(0)
+        for i in gone:
+            tasks[i].cancel()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    told = asyncio.run(run())
+    assert [i for i, each in enumerate(told) if each is True] == sorted({0, 1, 2} - gone)
+    assert ids(tmp_path) == ["r0", "r1", "r2"]
+
+
 # --- durability ---
 
 

@@ -326,3 +326,15 @@ def test_a_segments_size(tmp_path: Path) -> None:
     (tmp_path / "000000000003-ab.claimed").write_bytes(b"12345")
     assert claimed(tmp_path) == [Segment(3, tmp_path / "000000000003-ab.claimed")]
     assert claimed(tmp_path)[0].n_bytes == 5
+
+
+def test_a_lock_is_let_go_of_when_the_file_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = spool.SegmentFile(tmp_path)
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "stat", lambda self: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        with pytest.raises(OSError, match="Input/output"):
+            file.lock()
+    other = os.open(file.path, os.O_RDWR)
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)  # or it raises
+    os.close(other)
+    os.close(file.fd)
