@@ -126,7 +126,7 @@ def test_it_is_served_tried_and_logged(both: dict[str, Live], task: str) -> None
         assert after[name] == pytest.approx(before[name], rel=1e-3)  # the same rows were learnt
 
     with cluster.connected(live.project):
-        on_collectors.flush(live.project)
+        on_collectors.flush(task)
     rows = lake.scan(log_uri(live.project), "2000-01-01", "2100-01-01", log.prediction_schema(live.project))
     ids = rows["prediction_id"].to_pylist()
     assert len(set(ids)) == len(ids)
