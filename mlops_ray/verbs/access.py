@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import getpass
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlops_ray.verbs import Env, Paths, load, open_store
+from mlops_ray.verbs.subjects import orderer
 
 if TYPE_CHECKING:
     from mlops_ray.config import Project
@@ -27,7 +27,9 @@ def token_create(
     now = time.time()
     expires = None if expires_days is None else now + expires_days * _DAY_S
     token, grant = new_token(name, [Role(role) for role in roles], now=now, expires=expires)
-    open_store(project).run(lambda tx: _save(tx, project, grant, "token created"))
+    store = open_store(project)
+    who = orderer(project, store, env)
+    store.run(lambda tx: _save(tx, project, grant, "token created", who))
     return _shown(grant, now) | {"token": token}
 
 
@@ -44,8 +46,9 @@ def token_list(paths: Paths, env: Env) -> dict[str, Any]:
 def token_revoke(paths: Paths, env: Env, token: str) -> dict[str, Any]:
     """The token ends now. Raises: DataError for an unknown id."""
     project = load(paths, env).project
-    now = time.time()
-    return open_store(project).run(lambda tx: _shown(_end(tx, project, token, now, now), now))
+    now, store = time.time(), open_store(project)
+    who = orderer(project, store, env)
+    return store.run(lambda tx: _shown(_end(tx, project, token, now, now, who), now))
 
 
 def token_rotate(paths: Paths, env: Env, token: str, *, overlap_s: float) -> dict[str, Any]:
@@ -55,33 +58,34 @@ def token_rotate(paths: Paths, env: Env, token: str, *, overlap_s: float) -> dic
     from mlops_ray.serving.access import new_token
 
     project = load(paths, env).project
-    now = time.time()
+    now, store = time.time(), open_store(project)
+    who = orderer(project, store, env)
 
     def replace(tx: Tx) -> dict[str, Any]:
-        old = _end(tx, project, token, now + overlap_s, now)
+        old = _end(tx, project, token, now + overlap_s, now, who)
         secret, grant = new_token(old.name, old.roles, now=now, expires=None)
-        _save(tx, project, grant, "token created")
+        _save(tx, project, grant, "token created", who)
         return _shown(grant, now) | {"token": secret, "replaces": old.id}
 
-    return open_store(project).run(replace)
+    return store.run(replace)
 
 
-def _save(tx: Tx, project: Project, grant: Grant, kind: str) -> None:
+def _save(tx: Tx, project: Project, grant: Grant, kind: str, who: str) -> None:
     from mlops_ray import ledger
     from mlops_ray.serving import tokens
 
     tokens.save(tx, project.project, grant)
     evidence = {"name": grant.name, "roles": list(grant.roles), "expires": grant.expires}
-    ledger.append(tx, project.project, kind, grant.id, getpass.getuser(), "ordered by hand", evidence, grant.created)
+    ledger.append(tx, project.project, kind, grant.id, who, "ordered by hand", evidence, grant.created)
 
 
-def _end(tx: Tx, project: Project, token: str, at: float, now: float) -> Grant:
+def _end(tx: Tx, project: Project, token: str, at: float, now: float, who: str) -> Grant:
     from mlops_ray import ledger
     from mlops_ray.serving import tokens
 
     grant = tokens.expire(tx, project.project, token, at)
     evidence = {"name": grant.name, "expires": grant.expires}
-    ledger.append(tx, project.project, "token ended", grant.id, getpass.getuser(), "ordered by hand", evidence, now)
+    ledger.append(tx, project.project, "token ended", grant.id, who, "ordered by hand", evidence, now)
     return grant
 
 

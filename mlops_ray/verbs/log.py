@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlops_ray.verbs import Env, Paths, Progress, _silent, known_store, load
+from mlops_ray.verbs.subjects import orderer
 
 if TYPE_CHECKING:
     from mlops_ray.config import Project
@@ -77,7 +77,7 @@ def forget(
     if dry_run:
         return {"project": project.project, "keys": len(keys), "rows": erasure.count(project, needles)}
     now = time.time()
-    order = orders.opened(project, secret, needles.values, who=getpass.getuser(), why=why, now=now)
+    order = orders.opened(project, secret, needles.values, who=orderer(project, store, env), why=why, now=now)
     spools: list[str] = []
     flush = _flusher(project, spools)
     outcome = erasure.run(project, order, needles, secret, flush=flush, now=now, on_progress=on_progress)
