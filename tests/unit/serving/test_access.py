@@ -71,7 +71,7 @@ def test_a_rotation_takes_effect_in_place() -> None:
 
 def test_the_secret_is_not_kept() -> None:
     token, grant = issued(Role.PREDICT)
-    secret = token.rpartition("_")[2]
+    secret = token.split("_", 2)[2]  # it may hold more of them
     assert secret not in repr(grant)
     assert len(grant.sha256) == 64
 
