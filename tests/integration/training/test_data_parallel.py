@@ -395,6 +395,7 @@ def plan_of(**changes: Any) -> Search:
     return Search.model_validate(given | changes)
 
 
+@pytest.mark.slow
 def test_a_search_goes_through_one_team_and_goes_on_after_a_crash(world: World, tmp_path: Path) -> None:
     given: dict[str, Any] = {"seed": 5, "storage": str(tmp_path), "name": "one", "scratch": world.scratch}
     ended: list[TrialEnded] = []
