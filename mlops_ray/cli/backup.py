@@ -36,7 +36,10 @@ def restore(
     reason: Annotated[str, typer.Option(help="Why, for the ledger.")] = "restored from a backup",
     as_json: AsJson = False,
 ) -> None:
-    """Put a backup back, all of it or nothing, and verify the ledger. Take the project down first.
+    """Put a backup back and verify the ledger. Take the project down first.
+
+    The state is replaced whole or stays as it was; artifacts, tables and MLflow's entries come before it, so that a
+    restore which stopped half way is simply run again.
 
     Exit code 1 when heads that were kept in MLflow do not fit the restored ledger.
     """

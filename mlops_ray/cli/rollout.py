@@ -23,7 +23,7 @@ app = typer.Typer(
 )
 
 Why = Annotated[str, typer.Option(help="Reason for the ledger.")]
-# Between two looks of `status --watch`: they read the state database only.
+# Between two looks of `status --watch`, which read the state database only: it tells nobody that it has changed.
 _WATCH_S = 1.0
 
 

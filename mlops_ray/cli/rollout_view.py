@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlops_ray.cli.output import day
+from mlops_ray.rollout.canary import ENDED
 
 _WIDTH = 31
 _COLOURS = {"pass": "green", "fail": "bold red", "inconclusive": "yellow"}
@@ -22,12 +23,11 @@ _WAYS = {
     "shadow_then_canary": ("starting", "shadowing", "ramping", "promoting", "promoted"),
     "immediate": ("starting", "promoting", "promoted"),
 }
-_ENDED = ("promoted", "rolled back", "aborted", "superseded")
 
 
 def ended(outlook: Mapping[str, Any]) -> bool:
     """Whether there is nothing more to watch."""
-    return outlook["phase"] in _ENDED
+    return outlook["phase"] in ENDED
 
 
 def view(outlook: Mapping[str, Any]) -> Group:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import zoneinfo
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -18,7 +17,7 @@ from pydantic import (
 )
 
 from mlops_ray.config.analyses import AbsoluteError, Analyses, Analysis, LogLoss, default_analyses
-from mlops_ray.config.base import DAY_S, Config, Share
+from mlops_ray.config.base import DAY_S, Config, Share, Zone
 
 Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 WEEK: tuple[Weekday, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -50,21 +49,12 @@ class Freeze(Config):
 class Schedule(Config):
     """When a rollout may start, step and promote, in decision time. A rollback never waits for it."""
 
-    timezone: str = "UTC"
+    timezone: Zone = "UTC"
     """A name of the IANA database, such as Europe/Berlin."""
     days: tuple[Weekday, ...] = WEEK
     hours: tuple[Annotated[int, Field(ge=0, le=24)], Annotated[int, Field(ge=0, le=24)]] = (0, 24)
     """Since which full hour, and until which, on each of `days`: [9, 16] is 9:00 to 15:59."""
     freezes: tuple[Freeze, ...] = ()
-
-    @field_validator("timezone")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        try:
-            zoneinfo.ZoneInfo(value)
-        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as exc:
-            raise ValueError("is no time zone of the IANA database; write one such as UTC or Europe/Berlin") from exc
-        return value
 
     @field_validator("days")
     @classmethod
@@ -134,6 +124,11 @@ class RolloutPlan(Config):
         return {name: value for name, value in body.items() if name not in _BEFORE} | {
             "analyses": _analyses_of(body.get("margins", {}), body.get("clip", 0.01))
         }
+
+    @property
+    def asks_before_start(self) -> bool:
+        """Whether people must agree before the start. An immediate rollout is promoted as soon as it may start."""
+        return self.approval == "before_start" or (self.mode == "immediate" and self.approval != "none")
 
     def judged_by(self, task: Literal["binary", "multiclass", "regression"]) -> tuple[Analysis, ...]:
         """What a rollout of a project with this task is judged by.

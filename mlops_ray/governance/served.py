@@ -10,14 +10,13 @@ from typing import Any
 
 from mlops_ray.governance.approvals import KIND as APPROVED
 from mlops_ray.ledger import Entry
+from mlops_ray.rollout.canary import TAKEN_BACK, Phase
 
 _FIRST = "promoted"
 _SHARE = re.compile(r" at ([0-9.e-]+)$")
-# Phases of a rollout, by what they mean for who answers. Those that are not here change nothing.
-_CANARY = ("ramping", "paused", "pending")
-_STABLE = ("promoted", "baking")
-_ENDED = ("rolled back", "aborted", "superseded")
-_QUIET = ("starting", "shadowing", "promoting")
+# Phases of a rollout in which its version answers some keys, or all. Others but its ends change nothing.
+_CANARY = (Phase.RAMPING, Phase.PAUSED, Phase.PENDING)
+_STABLE = (Phase.PROMOTED, Phase.BAKING)
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,7 @@ def served(entries: Iterable[Entry], at: float) -> Served:
     one is later than what follows. An entry therefore counts as no later than those after it.
     """
     known = list(entries)
-    phases = (*_CANARY, *_STABLE, *_ENDED, *_QUIET)
-    moves = [entry for entry in known if entry.kind == _FIRST or _phase(entry) in phases]
+    moves = [entry for entry in known if entry.kind == _FIRST or _phase(entry) in tuple(Phase)]
     against = {e.evidence["rollout"]: e.evidence["against"] for e in known if "against" in e.evidence and _rollout(e)}
     before: dict[str, Served] = {}
     now = _Walk(Served(at))
@@ -119,13 +117,13 @@ class _Walk:
                 before[rollout] = calm
                 calm = replace(calm, stable=version, since=at, promotion=entry, rollout=rollout)
             self.found = calm
-        elif phase in _ENDED and ("to" in entry.evidence or (calm.rollout == rollout and calm.stable == version)):
+        elif phase in TAKEN_BACK and ("to" in entry.evidence or (calm.rollout == rollout and calm.stable == version)):
             back = before.get(rollout, calm)
             stable = entry.evidence.get("to", against.get(rollout, back.stable))
             self.found = replace(calm, stable=stable, since=at, promotion=entry, rollout=back.rollout)
         else:
             self.found = calm
-            if phase == "promoting":
+            if phase == Phase.PROMOTING:
                 self.notes = [f"v{version} was being promoted: replicas flipped one by one until the next entry"]
 
 
@@ -162,7 +160,7 @@ def _rollout(entry: Entry) -> str | None:
 def _phase(entry: Entry) -> str | None:
     state = entry.evidence.get("state")
     phase = state.get("phase") if isinstance(state, dict) else None
-    return str(phase).replace("_", " ") if phase is not None else None
+    return str(phase) if phase is not None else None
 
 
 def _said(entry: Entry) -> str:

@@ -6,7 +6,6 @@ restarted actor goes on from them. Policy and launcher are handed in by whoever 
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -19,6 +18,7 @@ import prometheus_client
 import ray
 
 from mlops_ray import ledger
+from mlops_ray.cluster.background import keep_doing
 from mlops_ray.config import Project, parse_portable
 from mlops_ray.data import lake
 from mlops_ray.data.profile import Profile, empty
@@ -31,8 +31,6 @@ from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.places import labels_uri, log_uri
 from mlops_ray.state import RetrainRow, Store, Tx, VersionRow, WindowRow
 from mlops_ray.training.artifact import model
-
-_log = logging.getLogger(__name__)
 
 # How often the actor looks when nobody pushes: machine time.
 _TICK_S = 2.0
@@ -83,7 +81,7 @@ class Monitor:
         self._server, _ = prometheus_client.start_http_server(
             self._project.monitoring.metrics_port, addr="127.0.0.1", registry=registry
         )
-        threading.Thread(target=self._keep_ticking, name="monitor", daemon=True).start()
+        keep_doing(self.tick, every_s=_TICK_S, what=f"monitor of {self._name}")
 
     def ping(self) -> int:
         """Process id."""
@@ -106,14 +104,6 @@ class Monitor:
                 self._judge_until(now)
             open_retrain = self._see_to_retrain()
         return {"now": now, "open_retrain": open_retrain}
-
-    def _keep_ticking(self) -> None:
-        pause = threading.Event()
-        while not pause.wait(_TICK_S):
-            try:
-                self.tick()
-            except Exception as exc:  # noqa: BLE001 - outermost loop: state is saved, the next tick tries again
-                _log.warning("monitor of %s: %s", self._name, exc)
 
     # windows
 

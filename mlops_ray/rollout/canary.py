@@ -119,7 +119,7 @@ class CanaryState:
 
 def first(plan: RolloutPlan, *, may_go: bool, now: float) -> CanaryState:
     """State of a new rollout. may_go: whether the schedule allows a start now."""
-    if plan.approval == "before_start" or not may_go:
+    if plan.asks_before_start or not may_go:
         return CanaryState(Phase.PENDING, 0, now, origin=Phase.STARTING)
     return CanaryState(Phase.STARTING, 0, now)
 
@@ -132,8 +132,8 @@ def heard(
         return state
     if rejected:
         return replace(state, phase=Phase.ABORTED, since=now, reason=Reason.REJECTED)
-    asked = "before_start" if state.origin is Phase.STARTING else "before_promotion"
-    if not may_go or (plan.approval == asked and not approved):
+    asked = plan.asks_before_start if state.origin is Phase.STARTING else plan.approval == "before_promotion"
+    if not may_go or (asked and not approved):
         return state
     if state.origin is Phase.STARTING:
         return CanaryState(Phase.STARTING, 0, now)

@@ -7,7 +7,6 @@ decided elsewhere (`canary`, `schedule`, `approval`, `traffic`, `orders`); here 
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import threading
@@ -20,6 +19,7 @@ from typing import Any, TypeVar
 import ray
 
 from mlops_ray import ledger
+from mlops_ray.cluster.background import keep_doing
 from mlops_ray.config import parse_portable
 from mlops_ray.errors import LeaseLost
 from mlops_ray.monitoring.on_ray import monitor_name
@@ -33,8 +33,6 @@ from mlops_ray.serving.on_apply import application_states, live_replicas, replic
 from mlops_ray.serving.versions import Wanted
 from mlops_ray.state import Lease, ServingRow, Store, Tx
 from mlops_ray.training.on_registry import Registry
-
-_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -336,9 +334,10 @@ class RunningController(Controller):
 
     def __init__(self, text: str, dashboard: str) -> None:
         super().__init__(text, dashboard)
-        works = {"controller": self._keep_ticking, "collectors": self._keep_collectors, "teller": self._keep_telling}
-        for name, work in works.items():
-            threading.Thread(target=work, name=name, daemon=True).start()
+        self._told = (-1, -1)
+        keep_doing(self.tick, every_s=_TICK_S, what=f"controller of {self._name}")
+        keep_doing(self._see_to_collectors, every_s=_COLLECTORS_S, what=f"collectors of {self._name}")
+        keep_doing(self._tell, every_s=_GLANCE_S, what=f"controller of {self._name}, telling replicas")
 
     def ping(self) -> int:
         """Process id."""
@@ -348,36 +347,18 @@ class RunningController(Controller):
         """The project file that this actor was made with."""
         return self._text
 
-    def _keep_ticking(self) -> None:
-        pause = threading.Event()
-        while not pause.wait(_TICK_S):
-            try:
-                self.tick()
-            except Exception as exc:  # noqa: BLE001 - outermost loop: state is saved, the next tick tries again
-                _log.warning("controller of %s: %s", self._name, exc)
-
-    def _keep_collectors(self) -> None:
+    def _see_to_collectors(self) -> None:
         """Nodes come and go, and collectors may hang: see to them beside the rollout, which must not wait for that."""
-        pause = threading.Event()
-        while not pause.wait(_COLLECTORS_S):
-            try:
-                ensure_collectors(self._text, self._project, monitor_name(self._name))
-            except Exception as exc:  # noqa: BLE001 - outermost loop: the next look tries again
-                _log.warning("collectors of %s: %s", self._name, exc)
+        ensure_collectors(self._text, self._project, monitor_name(self._name))
 
-    def _keep_telling(self) -> None:
+    def _tell(self) -> None:
         """Tell live replicas what is wanted as soon as it is saved, whoever saved it and whatever a tick is busy with:
-        an operator's `abort` must not wait for an analysis."""
-        pause, told = threading.Event(), (-1, -1)
-        while not pause.wait(_GLANCE_S):  # a database tells nobody that it has changed
-            try:
-                with self._store.read() as tx:
-                    row = tx.serving(self._name)
-                wanted = Wanted.of(row) if row else Wanted()
-                if wanted.order > told and replica_status(self._name, wanted):
-                    told = wanted.order
-            except Exception as exc:  # noqa: BLE001 - outermost loop: the next tick tells them too
-                _log.warning("controller of %s cannot tell its replicas: %s", self._name, exc)
+        an operator's `abort` must not wait for an analysis. A database tells nobody that it has changed."""
+        with self._store.read() as tx:
+            row = tx.serving(self._name)
+        wanted = Wanted.of(row) if row else Wanted()
+        if wanted.order > self._told and replica_status(self._name, wanted):
+            self._told = wanted.order
 
 
 def _in_words(after: CanaryState, analysis: Analysis | None) -> str:

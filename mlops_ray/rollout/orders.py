@@ -1,6 +1,6 @@
 """What starts, moves and ends rollouts: each a write in the state database together with its entry in the ledger.
 
-Functions over a transaction; `now` is decision time (`decision_time`).
+Functions over a transaction, but for `first_version`, which makes its own; `now` is decision time (`decision_time`).
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def _waits(
     shut = schedule.closed(plan.schedule, now)
     held = [f"the schedule: {shut}"] if shut is not None else []
     if state.phase is Phase.PENDING:
-        asks = plan.approval == ("before_start" if state.origin is Phase.STARTING else "before_promotion")
+        asks = plan.asks_before_start if state.origin is Phase.STARTING else plan.approval == "before_promotion"
         return [*([f"approval: {said}"] if asks and not said.approved else []), *held]
     if state.phase is Phase.STARTING:
         return ["its replica to start"]

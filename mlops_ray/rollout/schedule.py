@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import zoneinfo
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from mlops_ray.config.rollout import WEEK, Freeze, Schedule
-
-# How far ahead an opening is looked for: a year and a day of freezes and closed hours.
-_AHEAD_DAYS = 367
 
 
 def closed(schedule: Schedule, at: float) -> str | None:
@@ -31,24 +28,6 @@ def closed(schedule: Schedule, at: float) -> str | None:
     if not since_hour <= here.hour < until_hour:
         return f"only from {since_hour}:00 to {until_hour}:00 {schedule.timezone}"
     return None
-
-
-def opens(schedule: Schedule, at: float) -> float | None:
-    """The first time from `at` on (seconds since the epoch) at which a rollout may step; None: not within a year.
-
-    >>> opens(Schedule(hours=(9, 16)), 8 * 3600.0) == 9 * 3600.0
-    True
-    """
-    if closed(schedule, at) is None:
-        return at
-    zone = zoneinfo.ZoneInfo(schedule.timezone)
-    here = datetime.fromtimestamp(at, UTC).astimezone(zone)
-    # It can only open where an allowed hour begins or a freeze ends.
-    midnight = here.replace(hour=0, minute=0, second=0, microsecond=0)
-    begins = [midnight + timedelta(days=n, hours=schedule.hours[0]) for n in range(_AHEAD_DAYS)]
-    ends = [_span(freeze, zone)[1] for freeze in schedule.freezes]
-    candidates = sorted(moment.timestamp() for moment in [*begins, *ends])
-    return next((moment for moment in candidates if moment > at and closed(schedule, moment) is None), None)
 
 
 def _span(freeze: Freeze, zone: zoneinfo.ZoneInfo) -> tuple[datetime, datetime]:

@@ -75,12 +75,11 @@ def flip(tx: Tx, rollout: str) -> None:
     tx.save_serving(row.project, spec, served.fence)
 
 
-def take_back(tx: Tx, row: RolloutRow, to: int | None = None) -> None:
-    """Want the version before this rollout's as stable (or `to`), if this rollout's had become stable already."""
+def take_back(tx: Tx, row: RolloutRow) -> None:
+    """Want the version before this rollout's as stable, if this rollout's had become stable already."""
     served = tx.serving(row.project)
-    if served is None or served.spec["stable"]["version"] != row.version:
-        return
-    back_to(tx, row.project, row.stable if to is None else to)
+    if served is not None and served.spec["stable"]["version"] == row.version:
+        back_to(tx, row.project, row.stable)
 
 
 def back_to(tx: Tx, project: str, version: int) -> None:

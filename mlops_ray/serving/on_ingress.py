@@ -6,7 +6,6 @@ import asyncio
 import functools
 import logging
 import os
-import threading
 from collections.abc import Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,6 +15,7 @@ from ray import serve
 from ray.serve.exceptions import RayServeException
 from starlette.middleware import Middleware
 
+from mlops_ray.cluster.background import keep_doing
 from mlops_ray.config import Project, parse_portable
 from mlops_ray.data.profile import Columns
 from mlops_ray.errors import ModelNotFound
@@ -89,16 +89,11 @@ def _access(project: Project, store: Store) -> calls.Access:
     with store.read() as tx:
         access = Access(tokens.grants(tx, project.project))
 
-    def keep() -> None:
-        pause = threading.Event()
-        while not pause.wait(_TOKENS_S):  # a database tells nobody that it has changed
-            try:
-                with store.read() as tx:
-                    access.replace(tokens.grants(tx, project.project))
-            except Exception as exc:  # noqa: BLE001 - outermost loop: were it to end, no revocation would count any more
-                _log.warning("tokens of %s stay as they were: %s", project.project, exc)
+    def look() -> None:  # a database tells nobody that it has changed
+        with store.read() as tx:
+            access.replace(tokens.grants(tx, project.project))
 
-    threading.Thread(target=keep, name="tokens", daemon=True).start()
+    keep_doing(look, every_s=_TOKENS_S, what=f"tokens of {project.project}")
     return access
 
 

@@ -42,9 +42,9 @@ from mlops_ray.errors import (
     ModelNotFound,
 )
 from mlops_ray.verbs import rollout as rollouts
+from mlops_ray.verbs.subjects import TOKEN_VARIABLE
 
 TARGET = "mlops-ray"
-TOKEN_VARIABLE = "MLOPS_RAY_TOKEN"
 """Environment variable with the bearer token of projects that ask for one."""
 
 _URI = re.compile(r"models:/([A-Za-z0-9_.-]+)/([1-9][0-9]{0,8})")

@@ -195,7 +195,10 @@ MISTAKES = [
             ),
             ("expressions: {distance: distance * 2}", "derived column 'distance' has the name of a column; rename"),
             ("datetime: {columns: [carrier]}", "column 'carrier' is string; this place takes timestamp"),
-            ("datetime: {columns: [when], zone: Mars}", "features.datetime.zone: is no time zone; write one like"),
+            (
+                "datetime: {columns: [when], zone: Mars}",
+                "features.datetime.zone: is no time zone of the IANA database; write one such as",
+            ),
             (
                 "datetime: {columns: [when], elapsed_since: soon}",
                 "features.datetime.elapsed_since: 'soon' is not one of",
@@ -287,6 +290,10 @@ BLOCKS = [
     (
         "rollout: {analyses: [{metric: failures, where: {column: id, values: [AA]}}]}",
         ["rollout.analyses.0.where.column: 'id' is no input of the model, so the prediction log does not know it"],
+    ),
+    (
+        "rollout: {analyses: [{metric: business, name: sales, low: 0, high: 9, better: higher, margin: 1}]}",
+        ["rollout.analyses.0.metric: `business` cannot be judged here yet"],
     ),
     ("rollout: {mode: shadw}", ["rollout.mode: should be 'canary', 'shadow', 'shadow_then_canary' or 'immediate'"]),
     (

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from mlops_ray.cluster.background import keep_doing
 from mlops_ray.cluster.on_ray import NAMESPACE
 from mlops_ray.config import parse_portable
 from mlops_ray.data.profile import Bins
@@ -51,12 +52,12 @@ class Collector:
         self._bins: Bins | None = None
         self._own = self._drain(self._folder)
         self._busy = threading.Lock()
-        self._stop = threading.Event()
         self._passed_at = 0.0  # so that the first look makes a pass
         collect_rarely()
         self._maintenance = Maintenance(self._project, self._store, f"{node}-{os.getpid()}")
-        for name, work in (("collector", self._keep_committing), ("maintenance", self._keep_maintaining)):
-            threading.Thread(target=work, name=name, daemon=True).start()
+        name = self._project.project
+        keep_doing(self._collect_if_due, every_s=self._project.capture.commit_s, what=f"collector of {name}")
+        keep_doing(self.maintain, every_s=self._maintenance.every_s, what=f"log of {name}")
 
     def flush(self) -> dict[str, Any]:
         """Commit all that this node acknowledged before this call; returns the last segment's number."""
@@ -85,20 +86,9 @@ class Collector:
     def _drain(self, folder: Path) -> Drain:
         return Drain(self._project, folder, self._store, self._push, self._known_bins, time.time)
 
-    def _keep_committing(self) -> None:
-        while not self._stop.wait(self._project.capture.commit_s):
-            try:
-                if self._is_due():
-                    self._collect()
-            except Exception as exc:  # noqa: BLE001 - outermost loop: segments stay claimed and are tried again
-                _log.warning("collector of %s: %s", self._project.project, exc)
-
-    def _keep_maintaining(self) -> None:
-        while not self._stop.wait(self._maintenance.every_s):
-            try:
-                self._maintenance.run(time.time())
-            except Exception as exc:  # noqa: BLE001 - outermost loop: what was left undone is done at the next turn
-                _log.warning("maintenance of the log of %s: %s", self._project.project, exc)
+    def _collect_if_due(self) -> None:
+        if self._is_due():
+            self._collect()
 
     def _is_due(self) -> bool:
         """Whether there is much to commit, something has waited long, or a watermark waits for this node."""

@@ -49,9 +49,11 @@ class Turn:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._ongoing.held -= self._held
         self._ongoing.working -= self._begun
-        if not self._ongoing.watch_no_more(self._task) or kind is not asyncio.CancelledError:
+        if not self._ongoing.watch_no_more(self._task):
             return
-        self._task.uncancel()
+        self._task.uncancel()  # also when what was going on has ended in its own way
+        if kind is not asyncio.CancelledError:
+            return
         if not self._begun:
             raise BadRequest(408, "body incomplete", f"its end did not come within {self._timeout_s:g} s") from None
         raise BackendUnavailable("this replica", f"the request took longer than {self._timeout_s:g} s") from None

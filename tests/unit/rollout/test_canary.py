@@ -96,14 +96,14 @@ def test_one_look_is_one_step_even_without_a_least_wait() -> None:
 # --- the modes ---
 
 
-def way(plan: RolloutPlan) -> list[Phase]:
-    """Phases of a rollout in which everything goes well and everybody agrees."""
+def way(plan: RolloutPlan, *, approved: bool = True) -> list[Phase]:
+    """Phases of a rollout in which everything goes well and everybody agrees, or nobody has said anything."""
     state, now = first(plan, may_go=True, now=0.0), 0.0
     phases = [state.phase]
     for _ in range(20):
         now += 1000
         steps: tuple[Callable[[CanaryState, float], CanaryState], ...] = (
-            lambda s, at: heard(plan, s, approved=True, rejected=False, may_go=True, now=at),
+            lambda s, at: heard(plan, s, approved=approved, rejected=False, may_go=True, now=at),
             lambda s, at: at_once(plan, s),
             lambda s, at: started(plan, s, ready=True, crashed=False, now=at),
             lambda s, at: advance(plan, s, PASS, now=at),
@@ -131,9 +131,18 @@ def test_the_way_of_each_mode(mode: Any, phases: str) -> None:
     baked = phases.replace("promoting promoted", "promoting baking promoted")
     assert way(planned(mode=mode, bake_s=50.0)) == baked.split()
     assert way(planned(mode=mode, approval="before_start")) == ["pending", *phases.split()]
-    if mode != "immediate":
-        asked = phases.replace("promoting", "pending promoting")
-        assert way(planned(mode=mode, approval="before_promotion")) == asked.split()
+    # Nothing lies between the start of an immediate rollout and its promotion: people agree before both.
+    asked = f"pending {phases}" if mode == "immediate" else phases.replace("promoting", "pending promoting")
+    assert way(planned(mode=mode, approval="before_promotion")) == asked.split()
+
+
+@pytest.mark.parametrize("approval", ["before_start", "before_promotion"])
+@pytest.mark.parametrize("mode", MODES)
+def test_nothing_is_promoted_that_people_have_not_approved(mode: Any, approval: Any) -> None:
+    """Found: an immediate rollout went past `before_promotion`."""
+    found = way(planned(mode=mode, approval=approval), approved=False)
+    assert found[-1] is Phase.PENDING
+    assert Phase.PROMOTING not in found
 
 
 def test_a_shadow_that_passed_starts_the_ramp_at_its_first_step_and_answers_nobody_before() -> None:

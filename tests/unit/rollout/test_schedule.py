@@ -3,12 +3,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-import hypothesis.strategies as st
+import numpy as np
 import pytest
-from hypothesis import given
 
 from mlops_ray.config.rollout import Schedule
-from mlops_ray.rollout.schedule import closed, opens
+from mlops_ray.rollout.schedule import closed
 
 
 def at(text: str) -> float:
@@ -37,7 +36,9 @@ OFFICE = Schedule(
 )
 def test_when_a_rollout_may_step(now: str, says: str | None, opening: str) -> None:
     assert closed(OFFICE, at(now)) == says
-    assert opens(OFFICE, at(now)) == at(opening)
+    assert closed(OFFICE, at(opening)) is None
+    if opening != now:
+        assert all(closed(OFFICE, t) is not None for t in np.arange(at(now), at(opening), 600.0))
 
 
 def test_a_freeze_with_an_offset_is_meant_there_and_one_without_end_in_sight_is_said() -> None:
@@ -45,16 +46,6 @@ def test_a_freeze_with_an_offset_is_meant_there_and_one_without_end_in_sight_is_
     plan = Schedule.model_validate({"freezes": [freeze]})
     assert closed(plan, at("2026-12-23T21:59")) is None
     assert closed(plan, at("2026-12-23T22:00")) is not None
-    assert opens(plan, at("2026-12-23T22:00")) == at("2028-12-31T22:00")  # a freeze's end is looked at however far
-    assert opens(Schedule(), 5.0) == 5.0
-
-
-@given(st.integers(0, 4 * 366 * 24).map(lambda hours: hours * 3600.0 + 1.6e9 + 123.0))
-def test_it_opens_where_it_is_open_and_not_before(now: float) -> None:
-    opening = opens(OFFICE, now)
-    assert opening is not None
-    assert opening >= now
-    assert closed(OFFICE, opening) is None
-    if opening > now:
-        assert closed(OFFICE, now) is not None
-        assert closed(OFFICE, opening - 1) is not None
+    assert closed(plan, at("2028-12-31T21:59")) is not None
+    assert closed(plan, at("2028-12-31T22:00")) is None
+    assert closed(Schedule(), 5.0) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import pickle
 import socket
@@ -418,6 +419,19 @@ def test_bodies_that_do_not_end_take_nobodys_place(served: int) -> None:
     finally:
         for client in slow:
             client.close()
+
+
+def test_a_late_request_that_ends_in_its_own_way_leaves_no_cancellation_behind() -> None:
+    """Else whoever waits next in that task would take it for a cancellation of his own."""
+
+    async def one() -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        with Ongoing().one(0.01), contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return task.cancelling()
+
+    assert asyncio.run(one()) == 0
 
 
 def test_unfinished_bodies_are_bounded_together() -> None:
