@@ -4,6 +4,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+# A process that crashes in native code says where.
+export PYTHONFAULTHANDLER := 1
 .PHONY: help venv demo demo-fast test test-unit test-integration lint format bench lock clean
 
 # python3.11 when there is one that runs, else python3; override with `make PYTHON=/path/to/python`.

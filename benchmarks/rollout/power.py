@@ -104,7 +104,7 @@ def extra_for(worse: float) -> tuple[float, float]:
 def losses(rng: Rng, runs: int) -> None:
     print("\n| log-loss worse by | same row: canary's keys, median (10 to 90 %) | by assignment | ratio of medians |")
     print("|---|---|---|---|")
-    for worse, n_paired, n_apart in ((0.02, 12_000, 700_000), (0.05, 4000, 160_000), (0.10, 2000, 40_000)):
+    for worse, n_paired, n_apart in ((0.02, 60_000, 700_000), (0.05, 4000, 160_000), (0.10, 2000, 40_000)):
         extra, level = extra_for(worse)
         paired, apart = [], []
         for _ in range(runs):

@@ -287,7 +287,17 @@ def connected(project: Project | None, *, start_local: bool = False) -> Iterator
         url = context.dashboard_url or ""
         yield url if not url or url.startswith("http") else f"http://{url}"
     finally:
+        _end_handles()
         ray.shutdown()
+
+
+def _end_handles() -> None:
+    """End the routers of Serve's handles: in a thread of theirs they record metrics ten times a second for as long as
+    the process lives, also into what `ray.shutdown` has torn down, and a process that ends meanwhile may crash."""
+    context = sys.modules.get("ray.serve.context")  # not imported: no handles
+    client = getattr(context, "_global_client", None)
+    if client is not None:
+        client.shutdown_cached_handles()
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import time
 import uuid
 from typing import Any
 
+import ray
 import requests
 from ray import serve
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
@@ -121,7 +122,9 @@ def replica_status(project: str, wanted: Wanted) -> list[dict[str, Any]]:
     """Send `wanted` to every live replica of the ingress; what each has now. Empty when there is none."""
     try:
         return list(
-            _handle(project).broadcast("want", wanted.spec(), wanted.sequence, wanted.fence).results(timeout_s=5)
+            _handle(project, _session())
+            .broadcast("want", wanted.spec(), wanted.sequence, wanted.fence)
+            .results(timeout_s=5)
         )
     except Exception as exc:  # noqa: BLE001 - Serve raises many kinds while replicas come and go; the caller asks again
         _log.info("ingress of %s does not answer yet: %s", project, exc)
@@ -130,9 +133,15 @@ def replica_status(project: str, wanted: Wanted) -> list[dict[str, Any]]:
 
 
 @functools.cache
-def _handle(project: str) -> Any:
-    """The ingress's handle; making one costs a router and a long poll, so a process keeps it."""
+def _handle(project: str, session: str) -> Any:
+    """The ingress's handle; making one costs a router and a long poll, so a process keeps it for its session."""
     return serve.get_app_handle(project)
+
+
+def _session() -> str:
+    """Names this process's connection to its cluster: handles end with it (`cluster.connected`)."""
+    context = ray.get_runtime_context()  # a cluster numbers its jobs from 1
+    return f"{context.get_session_name()}/{context.get_job_id()}"
 
 
 def application_states(dashboard: str) -> dict[str, tuple[str, str]]:

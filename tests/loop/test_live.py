@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 import pytest
 import tritonclient.http as triton
+from ray.serve._private.router import SingletonThreadRouter
 
 from mlops_ray import ledger, verbs
 from mlops_ray.cluster import on_ray as cluster
@@ -26,9 +27,11 @@ from mlops_ray.data import lake
 from mlops_ray.demo import on_ray as demo
 from mlops_ray.demo import replay
 from mlops_ray.demo.flights import flights
+from mlops_ray.serving import on_apply
 from mlops_ray.serving.log import on_collectors
 from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.places import labels_uri, log_uri
+from mlops_ray.serving.versions import Wanted
 from mlops_ray.verbs import rollout as rollouts
 from tests.loop.conftest import ROOT, Live
 from tests.mlflow_command import mlflow
@@ -69,6 +72,15 @@ def run(*command: str, timeout: float = 180) -> subprocess.CompletedProcess[str]
 
 def config(live: Live) -> list[str]:
     return [word for path in live.paths for word in ("--config", str(path))]
+
+
+def test_whoever_leaves_the_cluster_measures_nothing_any_more_and_may_come_back(live: Live) -> None:
+    loop = SingletonThreadRouter._get_singleton_asyncio_loop("test")
+    for _ in range(2):
+        with cluster.connected(live.project):
+            assert on_apply.replica_status("flights", Wanted())
+            assert any("_report_cached_metrics" in repr(task) for task in asyncio.all_tasks(loop))
+        assert not any("_report_cached_metrics" in repr(task) for task in asyncio.all_tasks(loop))
 
 
 def test_a_prediction_names_its_version_and_a_retry_is_the_same_one(live: Live) -> None:
