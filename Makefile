@@ -55,8 +55,8 @@ format: $(STAMP) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## run every script in benchmarks/
-	@for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
+bench: $(STAMP) ## run the benchmarks but those of serving, which need other servers (docs/serving.md)
+	@for script in $(sort $(wildcard benchmarks/*.py)) benchmarks/rollout/error_rates.py benchmarks/rollout/power.py; do echo "== $$script"; $(BIN)/python $$script; done
 
 lock: ## resolve requirements.lock again from pyproject.toml (needs uv); keeps pins that still fit
 	$(UV) pip compile pyproject.toml --extra demo --extra dev --universal --python-version 3.11 \
