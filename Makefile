@@ -40,7 +40,7 @@ test-unit: $(STAMP) ## tests of the parts that decide; no Ray
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit -m "not slow"
 
 test-integration: $(STAMP) ## tests on a local Ray and real servers, then on clusters of their own
-	$(BIN)/python -m pytest -q tests/integration -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/integration -m "not slow"
 	# A process for each: Ray Serve keeps what it knows of a cluster until the process ends. 5: all of a file is slow.
 	@status=0; for file in tests/loop/test_*.py; do \
 	  $(BIN)/python -m pytest -q $$file -m "not slow" || { code=$$?; [ $$code -eq 5 ] || status=1; }; \
