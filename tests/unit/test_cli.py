@@ -322,7 +322,7 @@ def test_retrain_takes_a_decision_or_makes_one(verbs: SimpleNamespace) -> None:
 
     def retrain(paths: Any, env: Any, decision: str | None, reason: str, *, if_changed: bool) -> dict[str, Any]:
         given.append((list(paths), decision, reason))
-        return {"version": 2, "rollout": "r"}
+        return {"status": "succeeded", "version": 2, "rollout": "r"}
 
     verbs.retrain = retrain
     assert RUNNER.invoke(cli.app, ["retrain", "--decision", "d1"]).exit_code == 0
