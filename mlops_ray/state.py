@@ -132,6 +132,8 @@ class RetrainRow:
     """One decision to retrain and what became of it; open while `status` is "decided" or "submitted"."""
 
     OPEN: ClassVar[tuple[str, ...]] = ("decided", "submitted")
+    PROPOSED: ClassVar[str] = "proposed"
+    """What a dry run would have decided: nobody acts on it."""
 
     id: str
     project: str

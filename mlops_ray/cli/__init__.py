@@ -195,13 +195,25 @@ def retrain(
         str | None, typer.Option(help="Carry out this decision instead of recording a new one.")
     ] = None,
     reason: Annotated[str, typer.Option(help="What the ledger says about a manual retrain.")] = "manual",
+    if_changed: Annotated[
+        bool,
+        typer.Option("--if-changed", help="Only if code or project file would make another model; for CI."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train on the newest labelled traffic, judge, and start a canary when the gates pass (exit code 3: refused)."""
     from mlops_ray import verbs
 
-    result = verbs.retrain(config or (), os.environ, decision, reason)
-    say(result, as_json, lambda r: f"v{r['version']} passed its gates; rollout {r.get('rollout')}")
+    if if_changed and decision is not None:
+        raise typer.BadParameter("--if-changed makes a decision of its own; leave --decision out")
+    result = verbs.retrain(config or (), os.environ, decision, reason, if_changed=if_changed)
+    say(result, as_json, _retrained)
+
+
+def _retrained(result: dict[str, Any]) -> str:
+    if result["status"] == "unchanged":
+        return "nothing has changed since the newest version was trained"
+    return f"v{result['version']} passed its gates; rollout {result.get('rollout')}"
 
 
 @app.command()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
+from cronsim import CronSim, CronSimError
 from pydantic import (
+    AfterValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -14,7 +17,22 @@ from pydantic import (
     model_validator,
 )
 
-from mlops_ray.config.base import DAY_S, Config, Share
+from mlops_ray.config.base import DAY_S, Config, Share, Zone
+
+Trigger = Literal["drift", "performance", "schedule", "new_rows"]
+
+
+def _cron(expression: str) -> str:
+    try:
+        CronSim(expression, datetime(2013, 1, 1, tzinfo=UTC))
+        if len(expression.split()) != 5:  # CronSim knows a form with seconds
+            raise CronSimError("Wrong number of fields")
+    except CronSimError as exc:
+        raise ValueError(f'is no cron expression ({exc}); write five fields, such as "0 3 * * mon"') from exc
+    return expression
+
+
+Cron = Annotated[str, AfterValidator(_cron)]
 
 
 class Storage(Config):
@@ -174,16 +192,36 @@ class Monitoring(Config):
 class Retraining(Config):
     """When a new model is trained, and on what."""
 
-    triggers: tuple[Literal["drift", "performance"], ...] = ("drift", "performance")
+    triggers: tuple[Trigger, ...] = ("drift", "performance")
     window_s: PositiveFloat = 60 * DAY_S
     """The newest labelled rows of this span, older than `label_horizon_s`, make the training set."""
+    schedule: Cron | None = None
+    """Of the trigger `schedule`, in decision time: a cron expression such as "0 3 * * mon"."""
+    timezone: Zone = "UTC"
+    """Where the schedule's hours are meant: a name of the IANA database, such as Europe/Berlin."""
+    new_rows: PositiveInt | None = None
+    """Of the trigger `new_rows`: so many labels that have come since the last retrain was decided."""
     debounce_windows: PositiveInt = 1
     """Alarming windows in a row before anything happens."""
     cooldown_s: NonNegativeFloat = 14 * DAY_S
-    """Least span between two retrains."""
+    """Least span between two retrains that evidence asks for. A schedule has its own."""
+    most_per_day: PositiveInt = 4
+    """Most retrains that are decided in 24 hours of decision time, whatever asks for them. Yours do not count."""
     max_failures: PositiveInt = 3
     """After so many failed or rejected retrains in a row the circuit breaker opens."""
     backoff_s: PositiveFloat = 28 * DAY_S
-    """How long an open breaker holds back."""
+    """How long an open breaker holds back; twice as long after each further failure, four times at most."""
     timeout_s: PositiveFloat = 900.0
     """Machine time after which a retraining job is stopped and counted as failed."""
+    dry_run: bool = False
+    """Whether decisions are only written down, with their reasons, and nothing is trained."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Retraining:
+        for trigger, example in (("schedule", '"0 3 * * mon"'), ("new_rows", "20000")):
+            listed, given = trigger in self.triggers, getattr(self, trigger) is not None
+            if listed and not given:
+                raise ValueError(f"triggers names {trigger}, which needs `{trigger}: {example}`")
+            if given and not listed:
+                raise ValueError(f"{trigger} does nothing unless `triggers` names it; add it there")
+        return self

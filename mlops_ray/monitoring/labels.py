@@ -14,6 +14,9 @@ from typing import Literal
 import polars as pl
 import pyarrow as pa
 
+from mlops_ray.data import lake
+from mlops_ray.serving.log import tables as log
+
 
 def joined(
     predictions: pa.Table, labels: pa.Table, *, known_by: float, take: Literal["known", "first"] = "known"
@@ -54,3 +57,12 @@ def addressed(labels: pa.Table, predictions: pa.Table) -> pa.Table:
     theirs = by_key.drop("prediction_id").sort("time").join_asof(rows, on="time", by="key", check_sortedness=False)
     theirs = theirs.filter(pl.col("prediction_id").is_not_null()).select(found.columns)
     return pl.concat([found.filter(pl.col("prediction_id").is_not_null()), theirs]).to_arrow()
+
+
+def arrived(uri: str, since: float) -> int:
+    """How many labels of the log's table at `uri` became known after `since`, seconds since the epoch, repeats and
+    corrections among them. Of whole days the commits tell the number; only the first day's files are opened."""
+    first = log.day_of(since)
+    later = sum(n for day, n in lake.rows_by_day(uri).items() if day > first)
+    times = lake.scan(uri, first, first, pa.schema([("time", pa.timestamp("us", tz="UTC"))]))["time"]
+    return later + int((times.cast(pa.int64()).to_numpy() > round(since * 1e6)).sum())

@@ -6,6 +6,7 @@ restarted actor goes on from them. Policy and launcher are handed in by whoever 
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -17,14 +18,13 @@ import numpy as np
 import prometheus_client
 import ray
 
-from mlops_ray import ledger
 from mlops_ray.cluster.background import keep_doing
 from mlops_ray.config import Project, parse_portable
 from mlops_ray.data import lake
 from mlops_ray.data.profile import Profile, empty
 from mlops_ray.monitoring import clock, judgement
 from mlops_ray.monitoring.folding import fold
-from mlops_ray.monitoring.labels import joined
+from mlops_ray.monitoring.labels import arrived, joined
 from mlops_ray.monitoring.on_prometheus import Exposition
 from mlops_ray.serving.artifacts import local
 from mlops_ray.serving.log import tables as log
@@ -34,6 +34,8 @@ from mlops_ray.training.artifact import model
 
 # How often the actor looks when nobody pushes: machine time.
 _TICK_S = 2.0
+# Machine time between two looks at what no window asks for.
+_CONSIDER_S = 10.0
 # Windows that one tick judges at most: a row dated decades ago must not make it judge every week since.
 _MOST_DUE = 520
 # What is judged at one instant, in this order; the numbers stand in the cursor.
@@ -58,10 +60,12 @@ class Launcher(Protocol):
 class Brain:
     """What the monitor is given: the policy, and the means to carry it out.
 
-    decide(tx, project, stable version, decision time): the reason in words, and a retrain when there is to be one.
+    decide(tx, project, stable version, decision time, judgement): the reason in words; a retrain is saved when there is
+    to be one. consider(tx, project, decision time, labels since the last decision): the same, where no window asks.
     """
 
-    decide: Callable[[Tx, Project, VersionRow, float], tuple[str, RetrainRow | None]]
+    decide: Callable[[Tx, Project, VersionRow, float, dict[str, Any]], str]
+    consider: Callable[[Tx, Project, float, int], None]
     close_failed: Callable[[Tx, RetrainRow, str], None]
     launcher: Launcher
 
@@ -76,6 +80,7 @@ class Monitor:
         self._brain = make_brain(text)
         self._busy = threading.Lock()
         self._references: dict[str, model.Reference] = {}
+        self._considered = -math.inf
         registry = prometheus_client.CollectorRegistry()
         registry.register(Exposition(self._store, self._name))
         self._server, _ = prometheus_client.start_http_server(
@@ -102,6 +107,7 @@ class Monitor:
             now = self._store.run(lambda tx: advance_clock(tx, self._project, time.time()))
             if now is not None:
                 self._judge_until(now)
+                self._consider(now)
             open_retrain = self._see_to_retrain()
         return {"now": now, "open_retrain": open_retrain}
 
@@ -151,13 +157,22 @@ class Monitor:
             result = known.get(stable.version, {}) | {_ENTRY[kind]: entry}
             tx.save_window(WindowRow(self._name, start, end, stable.version, result))
             tx.save_cursor(self._name, "judged", kind, at)
-            entry["decision"], row = self._brain.decide(tx, self._project, stable, at)
+            entry["decision"] = self._brain.decide(tx, self._project, stable, at, entry)
             tx.save_window(WindowRow(self._name, start, end, stable.version, result))
-            if row is not None:
-                tx.save_retrain(row)
-                ledger.append(tx, self._name, "retrain decided", row.id, "mlops_ray", row.reason, entry, at)
 
         self._store.run(conclude)
+
+    def _consider(self, now: float) -> None:
+        """Have the policy decide about what no window asks for: its schedule, and the number of new labels."""
+        triggers = self._project.retraining.triggers
+        if not {"schedule", "new_rows"} & set(triggers) or time.monotonic() - self._considered < _CONSIDER_S:
+            return
+        self._considered, n_labels = time.monotonic(), 0
+        if "new_rows" in triggers:
+            with self._store.read() as tx:
+                last = max((row.decided for row in tx.retrains(self._name)), default=0.0)
+            n_labels = arrived(labels_uri(self._project), last)
+        self._store.run(lambda tx: self._brain.consider(tx, self._project, now, n_labels))
 
     def _cohort(self, start: float, end: float, known_by: float, version: int) -> tuple[Any, Any]:
         """Labels (NaN where not known) and stable's scores of the rows of [start, end) that it scored."""

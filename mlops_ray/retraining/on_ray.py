@@ -25,15 +25,23 @@ from mlops_ray.errors import BackendUnavailable, DataError, MlopsRayError
 from mlops_ray.monitoring.clock import decision_now
 from mlops_ray.monitoring.labels import joined
 from mlops_ray.monitoring.on_ray import Brain
-from mlops_ray.retraining.policy import History, Judged, decide
+from mlops_ray.retraining.policy import Decision, History, Judged, decide, decide_due, new_labels, scheduled
 from mlops_ray.rollout.orders import demand_room, save_start
+from mlops_ray.serving.artifacts import local
 from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.places import labels_uri, log_uri
 from mlops_ray.state import RetrainRow, Store, Tx, VersionRow
 from mlops_ray.training.gates.verdict import Verdict
+from mlops_ray.training.on_machine import checkout
 from mlops_ray.training.on_ray import Trained, train
+from mlops_ray.training.recipe import Recipe, changed, made_of
 
-MANUAL = "manual"
+MANUAL, CODE = "manual", "code"
+"""Triggers of retrains that somebody ordered. They use up no cooldown, and the circuit does not look at them."""
+MADE_OF = "made_of"
+"""Key of a retrain's outcome: the fingerprint of code and project file that it was ordered for."""
+_SCHEDULED = "retrain schedule"
+"""Cursor: the decision time up to which instants of the schedule have had their retrain."""
 TEXT_VARIABLE = "MLOPS_RAY_PROJECT_TEXT"
 """Environment variable that carries the project file (secrets as `${NAME}`) into a job that we launch."""
 
@@ -98,16 +106,20 @@ class Launcher:
             raise BackendUnavailable("Ray Jobs", str(exc)) from exc
 
 
-def order(store: Store, project: Project, reason: str, *, who: str) -> RetrainRow:
+def order(
+    store: Store, project: Project, reason: str, *, who: str, trigger: str = MANUAL, made_of: str | None = None
+) -> RetrainRow:
     """An operator's retrain, recorded as under way: whoever ordered it carries it out.
 
+    Args: trigger: MANUAL or CODE. made_of: fingerprint of code and project file, see `changes`.
     Raises: DataError when another retrain is open; IllegalMove when a rollout is that may not be superseded.
     """
 
     def run(tx: Tx) -> RetrainRow:
         demand_room(tx.open_rollout(project.project), supersede=project.rollout.supersede)
         at = decision_now(tx, project, time.time()) or time.time()
-        row = replace(decided(project.project, MANUAL, reason, at), status="submitted")
+        outcome = {} if made_of is None else {MADE_OF: made_of}
+        row = replace(decided(project.project, trigger, reason, at), status="submitted", outcome=outcome)
         tx.save_retrain(row)
         ledger.append(tx, project.project, "retrain decided", row.id, who, reason, {}, at)
         return row
@@ -115,32 +127,81 @@ def order(store: Store, project: Project, reason: str, *, who: str) -> RetrainRo
     return store.run(run)
 
 
+def changes(project: Project, store: Store) -> tuple[str, tuple[str, ...]]:
+    """The fingerprint of what a retrain would be made of today, and how that differs from the newest version's.
+
+    Nothing differs either where a retrain of this fingerprint has ended: what was refused would be refused again.
+    Raises: DataError where there is no version; ArtifactRefused."""
+    code = checkout()
+    fingerprint = made_of(project, None if code is None else (code.commit, code.diff_sha256))
+    with store.read() as tx:
+        versions, retrains = tx.versions(project.project), tx.retrains(project.project)
+    if not versions:
+        raise DataError(project.project, "there is no version that could differ; `mlops-ray run` makes the first")
+    if any(r.outcome.get(MADE_OF) == fingerprint and r.status in ("succeeded", "rejected") for r in retrains):
+        return fingerprint, ()
+    newest = versions[-1]
+    loaded = local(newest.artifact, newest.sha256, trusted=tuple(project.features.trusted_types))
+    then = Recipe.from_dict(loaded.recipe, newest.artifact)
+    return fingerprint, changed(then, project, None if code is None else (code.commit, code.dirty))
+
+
 def brain(text: str, *, dashboard: str) -> Brain:
     """Policy and launcher for the monitoring actor."""
-    return Brain(decide=_decide, close_failed=_close_failed, launcher=Launcher(dashboard, text))
+    return Brain(decide=_decide, consider=_consider, close_failed=_close_failed, launcher=Launcher(dashboard, text))
 
 
-def _decide(tx: Tx, project: Project, stable: VersionRow, at: float) -> tuple[str, RetrainRow | None]:
+def _decide(tx: Tx, project: Project, stable: VersionRow, at: float, evidence: dict[str, Any]) -> str:
     judged = [
         Judged("performance" if kind == "quality" else kind, entry["at"], entry["alarm"], entry["why"])
         for window in tx.windows(project.project)
         if window.version == stable.version
         for kind, entry in window.result.items()
     ]
-    # An operator's retrain neither uses up the policy's cooldown nor opens its circuit.
-    retrains = [r for r in tx.retrains(project.project) if r.trigger != MANUAL]
-    history = History(
-        last_decided=retrains[0].decided if retrains else None,
-        endings=tuple(r.status for r in retrains if r.status not in RetrainRow.OPEN),
-        open_retrain=tx.open_retrain(project.project) is not None,
-        open_rollout=tx.open_rollout(project.project) is not None,
-    )
     # Only what was judged now may fire: an alarm of an earlier instant had its say then.
     fresh = {j.trigger for j in judged if j.at == at}
     seen = sorted((j for j in judged if j.trigger in fresh), key=lambda j: j.at)
-    found = decide(project.retraining, seen, history, now=at)
-    row = decided(project.project, found.trigger, found.reason, at) if found.retrain else None
-    return found.reason or "nothing to do", row
+    found = decide(project.retraining, seen, _history(tx, project), now=at)
+    _save(tx, project, found, at, evidence)
+    return found.reason or "nothing to do"
+
+
+def _consider(tx: Tx, project: Project, now: float, n_labels: int) -> None:
+    plan, name = project.retraining, project.project
+    looked = tx.cursor(name, _SCHEDULED)
+    if plan.schedule is not None and looked.number < 0:
+        tx.save_cursor(name, _SCHEDULED, 0, now)  # instants before the first look were nobody's to miss
+        looked = tx.cursor(name, _SCHEDULED)
+    asked = scheduled(plan, after=looked.at, now=now), new_labels(plan, n=n_labels)
+    due = [one for one in asked if one is not None]
+    found = decide_due(plan, due, _history(tx, project), now=now)
+    if found.retrain:
+        if plan.schedule is not None:
+            tx.save_cursor(name, _SCHEDULED, 0, now)
+        _save(tx, project, found, now, {"due": [vars(d) for d in due]})
+
+
+def _history(tx: Tx, project: Project) -> History:
+    """What the policy decided itself. What it only proposed counts for as long as it only proposes."""
+    unseen = set() if project.retraining.dry_run else {RetrainRow.PROPOSED}
+    retrains = [r for r in tx.retrains(project.project) if r.trigger not in (MANUAL, CODE) and r.status not in unseen]
+    return History(
+        decided=tuple(r.decided for r in retrains),
+        endings=tuple(r.status for r in retrains if r.status not in (*RetrainRow.OPEN, RetrainRow.PROPOSED)),
+        open_retrain=tx.open_retrain(project.project) is not None,
+        open_rollout=tx.open_rollout(project.project) is not None,
+    )
+
+
+def _save(tx: Tx, project: Project, found: Decision, at: float, evidence: dict[str, Any]) -> None:
+    """Save a decision to retrain, if it is one, with its entry in the ledger. A dry run's is not open: nobody acts."""
+    if not found.retrain:
+        return
+    row, kind = decided(project.project, found.trigger, found.reason, at), "retrain decided"
+    if project.retraining.dry_run:
+        row, kind = replace(row, status=RetrainRow.PROPOSED), "retrain proposed"
+    tx.save_retrain(row)
+    ledger.append(tx, project.project, kind, row.id, "mlops_ray", row.reason, evidence, at)
 
 
 def _close_failed(tx: Tx, row: RetrainRow, why: str) -> None:

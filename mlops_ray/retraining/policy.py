@@ -1,11 +1,18 @@
-"""When to retrain: evidence and history in, a decision with its reason out. Pure."""
+"""When to retrain: evidence, what is due by the clock, and history in; a decision with its reason out. Pure."""
 
 from __future__ import annotations
 
+import zoneinfo
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
-from mlops_ray.config import Retraining
+from cronsim import CronSim
+
+from mlops_ray.config import DAY_S, Retraining
+
+# So often the breaker's wait doubles, once with each further failure.
+_DOUBLINGS = 2
 
 
 @dataclass(frozen=True)
@@ -19,10 +26,19 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class History:
-    """What the policy remembers: decision times of retrains, and how the last ones ended (newest first)."""
+class Due:
+    """What asks for a retrain without a window: an instant of the schedule, or enough new labels; why in words."""
 
-    last_decided: float | None = None
+    trigger: str
+    why: str
+
+
+@dataclass(frozen=True)
+class History:
+    """What the policy remembers of the retrains that it decided itself: decision times and how they ended, both newest
+    first; and whether a retrain or a rollout is open, whoever asked for it."""
+
+    decided: tuple[float, ...] = ()
     endings: tuple[str, ...] = ()
     open_retrain: bool = False
     open_rollout: bool = False
@@ -41,25 +57,71 @@ def decide(plan: Retraining, judged: Sequence[Judged], history: History, *, now:
     """The decision after the newest window was judged.
 
     Args: judged: windows of the present stable version, oldest first; a trigger fires when its last
-        `debounce_windows` all alarmed.
+        `debounce_windows` all alarmed. now: decision time, seconds since the epoch.
     """
     firing = [alarms[-1] for t in plan.triggers if (alarms := _run(judged, t)) and len(alarms) >= plan.debounce_windows]
     if not firing:
         return Decision(False)
-    trigger, why = firing[0].trigger, "; ".join(j.why for j in firing)
+    return _unless_held(plan, firing[0].trigger, "; ".join(j.why for j in firing), history, now)
+
+
+def decide_due(plan: Retraining, due: Sequence[Due], history: History, *, now: float) -> Decision:
+    """The decision about what `scheduled` and `new_labels` say, at decision time `now`.
+
+    What is held back stays due: whoever asks again once nothing holds it back gets it then, once."""
+    if not due:
+        return Decision(False)
+    return _unless_held(plan, due[0].trigger, "; ".join(d.why for d in due), history, now)
+
+
+def scheduled(plan: Retraining, *, after: float, now: float) -> Due | None:
+    """The newest instant of the schedule in (after, now], if there is one; times are seconds since the epoch.
+
+    Changes to and from summer time are dealt with as Debian's cron(8) does.
+    >>> scheduled(Retraining(triggers=("schedule",), schedule="0 3 * * *"), after=0.0, now=DAY_S).why
+    'schedule "0 3 * * *": 1970-01-01 03:00 UTC'
+    """
+    if plan.schedule is None or now <= after:
+        return None
+    zone = zoneinfo.ZoneInfo(plan.timezone)
+    # Backwards from the next minute: an instant that is this very moment has come.
+    back = CronSim(plan.schedule, datetime.fromtimestamp(now + 60, UTC).astimezone(zone), reverse=True)
+    last = next(at for at in back if at.timestamp() <= now)
+    if last.timestamp() <= after:
+        return None
+    return Due("schedule", f'schedule "{plan.schedule}": {last:%Y-%m-%d %H:%M} {plan.timezone}')
+
+
+def new_labels(plan: Retraining, *, n: int) -> Due | None:
+    """Args: n: labels that have come since the last retrain was decided."""
+    if plan.new_rows is None or n < plan.new_rows:
+        return None
+    return Due("new_rows", f"{n:,} new labels of {plan.new_rows:,}")
+
+
+def _unless_held(plan: Retraining, trigger: str, why: str, history: History, now: float) -> Decision:
+    held = _held_back(plan, trigger, history, now)
+    return Decision(held is None, trigger, why if held is None else f"held back: {held} ({why})")
+
+
+def _held_back(plan: Retraining, trigger: str, history: History, now: float) -> str | None:
+    """What holds a firing trigger back, in words; None: nothing."""
     if history.open_retrain:
-        return Decision(False, trigger, f"held back: a retrain is under way ({why})")
+        return "a retrain is under way"
     if history.open_rollout:
-        return Decision(False, trigger, f"held back: a rollout is under way ({why})")
-    if history.last_decided is not None:
-        waited = now - history.last_decided
-        if waited < plan.cooldown_s:
-            left = (plan.cooldown_s - waited) / 86_400
-            return Decision(False, trigger, f"held back: cooldown for {left:.1f} more days ({why})")
-        failures = next((i for i, e in enumerate(history.endings) if e == "succeeded"), len(history.endings))
-        if failures >= plan.max_failures and waited < plan.backoff_s:
-            return Decision(False, trigger, f"held back: circuit open after {failures} failed retrains ({why})")
-    return Decision(True, trigger, why)
+        return "a rollout is under way"
+    if not history.decided:
+        return None
+    waited = now - history.decided[0]
+    if trigger != "schedule" and waited < plan.cooldown_s:
+        return f"cooldown for {(plan.cooldown_s - waited) / DAY_S:.1f} more days"
+    if sum(now - at < DAY_S for at in history.decided) >= plan.most_per_day:
+        return f"{plan.most_per_day} retrains in 24 hours are the most"
+    failures = next((i for i, e in enumerate(history.endings) if e == "succeeded"), len(history.endings))
+    further = failures - plan.max_failures
+    if further >= 0 and waited < plan.backoff_s * 2 ** min(further, _DOUBLINGS):
+        return f"circuit open after {failures} failed retrains"
+    return None
 
 
 def _run(judged: Sequence[Judged], trigger: str) -> list[Judged]:

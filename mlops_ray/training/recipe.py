@@ -6,6 +6,7 @@ The recipe lies in the artifact, under its hash, so that a version can be proven
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -80,6 +81,12 @@ def shaping(project: Project) -> dict[str, Any]:
     return body
 
 
+def made_of(project: Project, code: tuple[str, str | None] | None) -> str:
+    """Fingerprint (SHA-256) of what shapes a model besides its rows: the project file's blocks, and the code: its
+    commit and the hash of what is not committed (None: nothing), or None outside a checkout."""
+    return hashlib.sha256(json.dumps([shaping(project), code], sort_keys=True).encode()).hexdigest()
+
+
 def digest(scores: Scores) -> str:
     """SHA-256 of the float64 bytes of `scores`, little-endian, row by row."""
     return hashlib.sha256(np.ascontiguousarray(scores, dtype="<f8").tobytes()).hexdigest()
@@ -130,6 +137,20 @@ def project_differences(then: Mapping[str, Any], today: Project) -> tuple[str, .
         for name in BLOCKS
         if then.get(name) != now[name]
     )
+
+
+def changed(then: Recipe, today: Project, code: tuple[str, bool] | None) -> tuple[str, ...]:
+    """What shapes a model besides its rows and is not as it was, a phrase each; code (commit and dirtiness) is not
+    compared where it runs, or ran, outside a checkout."""
+    now = shaping(today)
+    said = [f"`{name}` of the project file" for name in BLOCKS if then.project.get(name) != now[name]]
+    if code is None or then.commit is None:
+        return tuple(said)
+    if code[0] != then.commit:
+        said.append(f"the code, from {then.commit[:12]} to {code[0][:12]}")
+    if code[1] or then.dirty:
+        said.append("uncommitted changes of the code")
+    return tuple(said)
 
 
 def code_differences(commit: str | None, dirty: bool | None, now: tuple[str, bool] | None) -> tuple[str, ...]:

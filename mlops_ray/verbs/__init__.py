@@ -330,9 +330,13 @@ def run(paths: Paths, env: Env, on_progress: Progress = _silent) -> dict[str, An
     return {"prepare": prepared, "train": trained, "deploy": deployed, "rollout": rollout}
 
 
-def retrain(paths: Paths, env: Env, decision: str | None = None, reason: str = "manual") -> dict[str, Any]:
+def retrain(
+    paths: Paths, env: Env, decision: str | None = None, reason: str = "manual", *, if_changed: bool = False
+) -> dict[str, Any]:
     """Carry out a retraining decision, or record a manual one and carry that out.
 
+    Args: if_changed: only where code or project file would make another model than the newest version's; else the
+        result's `status` is "unchanged".
     Raises: GateRejected when the candidate was refused; DataError, also for a decision that is unknown or has ended.
     """
     from mlops_ray.cluster.on_ray import connected
@@ -350,9 +354,16 @@ def retrain(paths: Paths, env: Env, decision: str | None = None, reason: str = "
         if row is None or row.status not in RetrainRow.OPEN:
             what = "is unknown" if row is None else f"has ended as {row.status}"
             raise DataError(f"decision {decision}", f"it {what}; `mlops-ray status` lists decisions")
+    trigger, made_of = retraining.MANUAL, None
+    if if_changed:
+        made_of, changed = retraining.changes(project, store)
+        if not changed:
+            return {"status": "unchanged"}
+        trigger, reason = retraining.CODE, f"changed: {'; '.join(changed)}"
     with connected(project, start_local=True):
         # Recorded only now: an order that finds no cluster would stay open, and hold back those to come.
-        row = row or retraining.order(store, project, reason, who=orderer(project, store, env))
+        who = orderer(project, store, env)
+        row = row or retraining.order(store, project, reason, who=who, trigger=trigger, made_of=made_of)
         result = retraining.retrain(project, store, row)
     if result["status"] == "rejected":
         raise GateRejected(f"run {result['run_id']}", tuple(result["reasons"]))

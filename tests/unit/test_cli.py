@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -46,6 +47,7 @@ ALL = [(), *commands(typer.main.get_command(cli.app))]  # type: ignore[arg-type]
 def verbs(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A stand-in for the verbs: set what a test needs."""
     stand_in = SimpleNamespace(tables=None)
+    importlib.import_module("mlops_ray.verbs")  # what the stand-in stands in for must be there
     monkeypatch.setattr("mlops_ray.verbs", stand_in)
     monkeypatch.setitem(sys.modules, "mlops_ray.verbs", stand_in)  # type: ignore[arg-type]
     return stand_in
@@ -318,9 +320,9 @@ def test_orders_reach_the_rollout_with_their_reason(verbs: SimpleNamespace, orde
 def test_retrain_takes_a_decision_or_makes_one(verbs: SimpleNamespace) -> None:
     given: list[Any] = []
 
-    def retrain(paths: Any, env: Any, decision: str | None, reason: str) -> dict[str, Any]:
+    def retrain(paths: Any, env: Any, decision: str | None, reason: str, *, if_changed: bool) -> dict[str, Any]:
         given.append((list(paths), decision, reason))
-        return {"version": 2, "rollout": "r"}
+        return {"status": "succeeded", "version": 2, "rollout": "r"}
 
     verbs.retrain = retrain
     assert RUNNER.invoke(cli.app, ["retrain", "--decision", "d1"]).exit_code == 0
@@ -333,6 +335,15 @@ ROLLOUT = {
     "stable": 1,
     "state": {"phase": "ramping", "since": 0.0, "reason": ""},
 }
+
+
+def test_retrain_for_changes_says_when_there_are_none(verbs: SimpleNamespace) -> None:
+    verbs.retrain = lambda *_, if_changed: {"status": "unchanged"} if if_changed else {}
+    done = RUNNER.invoke(cli.app, ["retrain", "-c", "a.yaml", "--if-changed"])
+    assert (done.exit_code, done.stdout) == (0, "nothing has changed since the newest version was trained\n")
+    refused = RUNNER.invoke(cli.app, ["retrain", "--decision", "d1", "--if-changed"])
+    assert refused.exit_code == 2
+    assert "leave --decision out" in refused.output
 
 
 def test_rollout_status_in_words(verbs: SimpleNamespace) -> None:

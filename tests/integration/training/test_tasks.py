@@ -25,11 +25,13 @@ from mlops_ray.data.on_ray import prepare
 from mlops_ray.data.splits import HOLDOUT
 from mlops_ray.data.traces import Needles
 from mlops_ray.errors import DataError
+from mlops_ray.retraining import on_ray as retraining
 from mlops_ray.serving.log import erasure, forget
 from mlops_ray.state import Store, VersionRow
 from mlops_ray.training import rows as rows_of
 from mlops_ray.training.artifact import model
 from mlops_ray.training.gates.verdict import Verdict
+from mlops_ray.training.on_machine import Checkout
 from mlops_ray.training.on_ray import Trained, train
 from mlops_ray.training.on_reproduce import reproduce
 
@@ -187,6 +189,28 @@ def test_the_champion_is_judged_on_the_same_rows(worlds: Callable[[str], World],
     planted = world.train(world.project(["linear"]), champion=first.version, shuffle_target=True)
     assert planted.verdict is Verdict.FAIL
     assert planted.version is None
+
+
+def test_a_retrain_for_changed_code_or_file_is_due_once(
+    worlds: Callable[[str], World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = worlds("binary")
+    project = world.project(["linear"])
+    done = world.train(project)
+    assert done.version is not None
+    recipe = model.load(done.artifact, done.sha256).recipe
+    code = Checkout(recipe["commit"] or "f" * 40, False, None)
+    monkeypatch.setattr(retraining, "checkout", lambda: code)
+    dirty = ("uncommitted changes of the code",) if recipe["dirty"] else ()
+    assert retraining.changes(project, world.store)[1] == dirty
+    edited = world.project(["linear"], seed=6)
+    made_of, said = retraining.changes(edited, world.store)
+    assert said == ("`seed` of the project file", *dirty)
+    row = retraining.order(world.store, edited, "changed", who="ci", trigger=retraining.CODE, made_of=made_of)
+    for status, again in (("failed", said), ("rejected", ())):  # what failed is tried again, what was refused is not
+        ended = replace(row, status=status)
+        world.store.run(lambda tx, ended=ended: tx.save_retrain(ended))
+        assert retraining.changes(edited, world.store) == (made_of, again)
 
 
 def test_what_differs_in_the_environment_is_named(worlds: Callable[[str], World]) -> None:

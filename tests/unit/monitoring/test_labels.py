@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
 import pyarrow as pa
 from hypothesis import given
 
-from mlops_ray.monitoring.labels import addressed, joined
+from mlops_ray.data import lake
+from mlops_ray.monitoring.labels import addressed, arrived, joined
 from mlops_ray.serving.log.tables import label_schema
 from tests import fakes
 
@@ -169,3 +171,17 @@ def test_addresses_are_what_a_search_finds(rows: list[tuple[str, int]], sent: li
         before = [(when, f"p{i}") for i, (k, when) in enumerate(rows) if k == key and when <= time]
         expected += [max(before)[1]] if before else []
     assert sorted(got["prediction_id"].to_pylist()) == sorted(expected)
+
+
+def test_labels_that_arrived_since_are_counted(tmp_path: Path) -> None:
+    uri, day = str(tmp_path / "labels"), 86_400.0
+    assert arrived(uri, 0.0) == 0
+    times = [1.0, 5.0, 5.0, day + 1, day + 2, 3 * day]
+    table = labels(*((str(i), t, t, 1.0) for i, t in enumerate(times)))
+    days = pa.array([f"1970-01-0{1 + int(t // day)}" for t in times])
+    table = table.set_column(table.schema.get_field_index("day"), "day", days)
+    lake.append_once(uri, table.slice(0, 4), "spool", 0, ("day",))
+    lake.append_once(uri, table.slice(4), "spool", 1, ("day",))
+    for since in (0.0, 1.0, 4.9, 5.0, day, day + 1, 2 * day, 3 * day, 9 * day):
+        assert arrived(uri, since) == sum(t > since for t in times), since
+    assert lake.rows_by_day(uri) == {"1970-01-01": 3, "1970-01-02": 2, "1970-01-04": 1}

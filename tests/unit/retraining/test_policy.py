@@ -3,9 +3,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlops_ray.config import Retraining
-from mlops_ray.retraining.policy import Decision, History, Judged, decide
+from mlops_ray.retraining.policy import Decision, Due, History, Judged, decide, decide_due, new_labels, scheduled
 
 DAY = 86_400.0
 PLAN = Retraining(debounce_windows=2, cooldown_s=14 * DAY, max_failures=3, backoff_s=28 * DAY)
@@ -70,14 +72,18 @@ def test_only_listed_triggers_fire() -> None:
         ({}, None),
         ({"open_retrain": True}, "a retrain is under way"),
         ({"open_rollout": True}, "a rollout is under way"),
-        ({"last_decided": NOW - 13 * DAY}, "cooldown for 1.0 more days"),
-        ({"last_decided": NOW - 14 * DAY}, None),
-        ({"last_decided": NOW - 14 * DAY, "endings": ("failed", "rejected")}, None),
-        ({"last_decided": NOW - 14 * DAY, "endings": ("failed", "rejected", "failed")}, "circuit open after 3"),
-        ({"last_decided": NOW - 27 * DAY, "endings": ("failed",) * 5}, "circuit open after 5"),
-        ({"last_decided": NOW - 28 * DAY, "endings": ("failed",) * 5}, None),  # one more try
-        ({"last_decided": NOW - 14 * DAY, "endings": ("failed", "failed", "succeeded", "failed")}, None),
-        ({"last_decided": NOW - 14 * DAY, "endings": ("succeeded", "failed", "failed", "failed")}, None),
+        ({"decided": (NOW - 13 * DAY,)}, "cooldown for 1.0 more days"),
+        ({"decided": (NOW - 14 * DAY,)}, None),
+        ({"decided": (NOW - 14 * DAY,), "endings": ("failed", "rejected")}, None),
+        ({"decided": (NOW - 14 * DAY,), "endings": ("failed", "rejected", "failed")}, "circuit open after 3"),
+        ({"decided": (NOW - 27 * DAY,), "endings": ("failed",) * 5}, "circuit open after 5"),
+        ({"decided": (NOW - 28 * DAY,), "endings": ("failed",) * 3}, None),  # one more try
+        ({"decided": (NOW - 55 * DAY,), "endings": ("failed",) * 4}, "circuit open after 4"),  # twice as long
+        ({"decided": (NOW - 56 * DAY,), "endings": ("failed",) * 4}, None),
+        ({"decided": (NOW - 111 * DAY,), "endings": ("failed",) * 9}, "circuit open after 9"),  # four times, at most
+        ({"decided": (NOW - 112 * DAY,), "endings": ("failed",) * 9}, None),
+        ({"decided": (NOW - 14 * DAY,), "endings": ("failed", "failed", "succeeded", "failed")}, None),
+        ({"decided": (NOW - 14 * DAY,), "endings": ("succeeded", "failed", "failed", "failed")}, None),
     ],
 )
 def test_what_holds_a_firing_trigger_back(history: dict[str, Any], held_back: str | None) -> None:
@@ -90,6 +96,72 @@ def test_what_holds_a_firing_trigger_back(history: dict[str, Any], held_back: st
         assert held_back in found.reason
 
 
-@pytest.mark.parametrize("history", [{"open_retrain": True}, {"last_decided": NOW}])
+@pytest.mark.parametrize("history", [{"open_retrain": True}, {"decided": (NOW,)}])
 def test_without_an_alarm_there_is_nothing_to_hold_back(history: dict[str, Any]) -> None:
     assert decision(*judged("drift", 0, 0), **history) == Decision(False)
+
+
+MONDAYS = Retraining(triggers=("schedule",), schedule="0 3 * * mon", timezone="Europe/Berlin", cooldown_s=14 * DAY)
+MONDAY = 1_364_864_400.0 - DAY  # Monday 2013-04-01 03:00 in Berlin, the day after the clocks changed
+
+
+@pytest.mark.parametrize(
+    ("after", "now", "due"),
+    [
+        (MONDAY - DAY, MONDAY - 1, False),
+        (MONDAY - DAY, MONDAY, True),
+        (MONDAY, MONDAY + 6 * DAY, False),
+        (MONDAY - 1, MONDAY + 30, True),
+        (MONDAY, MONDAY, False),
+        (MONDAY + 1, MONDAY, False),
+    ],
+)
+def test_a_schedule_is_due_from_its_instant_on(after: float, now: float, due: bool) -> None:
+    found = scheduled(MONDAYS, after=after, now=now)
+    assert found == (Due("schedule", 'schedule "0 3 * * mon": 2013-04-01 03:00 Europe/Berlin') if due else None)
+
+
+def test_instants_that_were_missed_are_due_once_and_as_the_newest() -> None:
+    found = scheduled(MONDAYS, after=MONDAY - 100 * DAY, now=MONDAY + 15 * DAY)
+    assert found is not None
+    assert "2013-04-15" in found.why
+
+
+@given(start=st.integers(0, 2**31), span=st.integers(1, 40 * 86_400), cut=st.integers(0, 40 * 86_400))
+def test_however_often_one_looks_each_instant_is_seen_once(start: int, span: int, cut: int) -> None:
+    plan = Retraining(triggers=("schedule",), schedule="30 2 * * *", timezone="America/New_York")
+    middle = min(start + cut, start + span)
+    seen = [scheduled(plan, after=start, now=middle), scheduled(plan, after=middle, now=start + span)]
+    whole = scheduled(plan, after=start, now=start + span)
+    assert whole == (seen[1] or seen[0])
+
+
+def test_a_schedule_that_no_plan_has_is_never_due() -> None:
+    assert scheduled(PLAN, after=0.0, now=NOW) is None
+
+
+def test_new_labels_are_due_in_number() -> None:
+    plan = Retraining(triggers=("new_rows",), new_rows=1000)
+    assert new_labels(plan, n=999) is None
+    assert new_labels(plan, n=1000) == Due("new_rows", "1,000 new labels of 1,000")
+    assert new_labels(PLAN, n=10**6) is None
+
+
+def test_what_is_due_is_decided_with_all_reasons() -> None:
+    due = [Due("schedule", "monday"), Due("new_rows", "many")]
+    assert decide_due(PLAN, due, History(), now=NOW) == Decision(True, "schedule", "monday; many")
+    assert decide_due(PLAN, [], History(), now=NOW) == Decision(False)
+
+
+def test_a_schedule_knows_no_cooldown_but_the_days_budget_and_what_is_open() -> None:
+    due, labels = [Due("schedule", "monday")], [Due("new_rows", "many")]
+    lately = History(decided=(NOW - DAY,))
+    assert decide_due(PLAN, due, lately, now=NOW).retrain
+    assert "cooldown for 13.0 more days" in decide_due(PLAN, labels, lately, now=NOW).reason
+    plan = PLAN.model_copy(update={"most_per_day": 2})
+    often = History(decided=(NOW - 1, NOW - 2))
+    assert decide_due(plan, due, often, now=NOW) == Decision(
+        False, "schedule", "held back: 2 retrains in 24 hours are the most (monday)"
+    )
+    assert decide_due(plan, due, History(decided=(NOW - 1, NOW - DAY)), now=NOW).retrain
+    assert "rollout" in decide_due(PLAN, due, History(open_rollout=True), now=NOW).reason

@@ -68,3 +68,22 @@ def test_code_that_differs_is_named(
     assert len(found) == len(says)
     for line, expected in zip(found, says, strict=True):
         assert expected in line
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        (("c" * 40, False), ()),
+        (None, ()),  # outside a checkout nothing is known of the code
+        (("d" * 40, False), ("the code, from cccccccccccc to dddddddddddd",)),
+        (("c" * 40, True), ("uncommitted changes of the code",)),
+    ],
+)
+def test_what_would_make_another_model_is_named(code: tuple[str, bool] | None, says: tuple[str, ...]) -> None:
+    body, project = made()
+    assert recipe.changed(body, project, code) == says  # type: ignore[arg-type]  # a Project
+    edited = project.model_copy(update={"seed": 99})  # type: ignore[attr-defined]  # a Project
+    assert recipe.changed(body, edited, code) == ("`seed` of the project file", *says)
+    prints = {recipe.made_of(p, c) for p in (project, edited) for c in (None, ("c" * 40, None), ("c" * 40, "e" * 64))}  # type: ignore[arg-type]  # Projects
+    assert len(prints) == 6
+    assert recipe.made_of(project, None) == recipe.made_of(made()[1], None)  # type: ignore[arg-type]  # Projects
