@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mlops_ray import ledger
+from mlops_ray.config import Project
 from mlops_ray.errors import ApprovalRefused
-from mlops_ray.rollout.approval import Policy, Standing, has_expired, proposers, standing
-from mlops_ray.state import ApprovalRow, Tx, VersionRow
+from mlops_ray.rollout.approval import PROPOSALS, Policy, Standing, has_expired, proposers, standing
+from mlops_ray.state import ApprovalRow, Store, Tx, VersionRow
 
 KIND, REJECTED = "approved", "rejected"
 """Kinds of the ledger's entries; their subject is `v` and the version's number, and their evidence names a rollout
@@ -55,6 +56,31 @@ def reject(
     return _decide(tx, project, version, "reject", who=who, why=why, now=now, policy=policy)
 
 
+def decide(
+    store: Store, project: Project, version: int, decision: Decision, *, who: str, why: str, now: float
+) -> dict[str, Any]:
+    """`approve` or `reject`, by the policy of the project's `gates.approval`; JSON, `already` when nothing changed.
+
+    Args and raises: as of those."""
+    asked = project.gates.approval
+    policy = Policy() if isinstance(asked, bool) else Policy(asked.approvers, asked.expires_s)
+    found = store.run(
+        lambda tx: _decide(tx, project.project, version, decision, who=who, why=why, now=now, policy=policy)
+    )
+    return {
+        "version": version,
+        "rollout": found.rollout or None,
+        "status": found.version.status,
+        "who": who,
+        "already": not found.recorded,
+        "approved": found.standing.approved,
+        "approvers": list(found.standing.approvers),
+        "rejecters": list(found.standing.rejecters),
+        "missing": found.standing.missing,
+        "says": str(found.standing),
+    }
+
+
 def _decide(
     tx: Tx, project: str, version: int, decision: Decision, *, who: str, why: str, now: float, policy: Policy | None
 ) -> Decided:
@@ -65,7 +91,7 @@ def _decide(
             says = "waits for no approval; take it out with `mlops-ray rollout abort`, or `mlops-ray rollout rollback`"
             raise ApprovalRefused(f"v{version} of {project}", says)
         return Decided(row, "", Standing(approved=True, rejected=False, missing=0), recorded=False)
-    entries = ledger.entries(tx, project, kinds=("retrain decided", "rollout started"))
+    entries = ledger.entries(tx, project, kinds=PROPOSALS)
     proposed_by = proposers(row, entries, rollout=rollout)
     if decision == "approve" and who in proposed_by:
         says = f"{who} proposed it, so another must approve it; `mlops-ray reject` is open to everybody"

@@ -11,8 +11,8 @@ from mlops_ray.state import ApprovalRow, VersionRow
 
 PROPOSER, PROPOSER_TOKEN = "proposer", "proposer.token"
 """Tags of a version: the user of the operating system that had it trained, and the subject of the token it showed."""
-_PROPOSALS = ("retrain decided", "rollout started")
-"""Kinds of ledger entries whose `who` proposed what they are about."""
+PROPOSALS = ("retrain decided", "rollout started", "rollout promote")
+"""Kinds of ledger entries whose `who` proposed what they are about: who orders a promotion cannot approve it too."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ def has_expired(row: ApprovalRow, now: float) -> bool:
 
 
 def proposers(version: VersionRow, entries: Iterable[Entry], *, rollout: str = "") -> frozenset[str]:
-    """Who proposed a version, or one rollout of it: had it trained, ordered its retrain, started its rollout.
+    """Who proposed a version, or one rollout of it: had it trained, ordered its retrain, started its rollout, ordered
+    its promotion.
 
     What was not recorded is not known: releases before approvals had subjects kept nobody's name with a training.
     Args: entries: of the project's ledger. rollout: its id, or "" for the version itself.
@@ -92,7 +93,7 @@ def proposers(version: VersionRow, entries: Iterable[Entry], *, rollout: str = "
     started = {
         entry.who
         for entry in entries
-        if entry.kind in _PROPOSALS and (entry.subject in about or entry.evidence.get("rollout") in about)
+        if entry.kind in PROPOSALS and (entry.subject in about or entry.evidence.get("rollout") in about)
     }
     trained = {str(version.tags[tag]) for tag in (PROPOSER, PROPOSER_TOKEN) if version.tags.get(tag)}
     return frozenset(trained | started)

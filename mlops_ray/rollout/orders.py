@@ -166,14 +166,9 @@ def order(
     next tick. Args: to: for a rollback, a version that was stable before; None: the one before the last promotion.
     Raises: IllegalMove; DataError for a version that never was stable.
     """
-    name = project.project
-    served = tx.serving(name)
-    stable = served.spec["stable"]["version"] if served else None
-    row = tx.open_rollout(name) or (traffic.last_promotion(tx, name, stable) if stable is not None else None)
-    if row is None:
-        raise IllegalMove(move, "not there", ("start",))
+    name, row = project.project, orderable(tx, project, move)
     if to is not None:
-        _demand_served_before(tx, name, to, stable)
+        _demand_served_before(tx, name, to, _stable(tx, name))
     before = CanaryState.from_dict(row.state)
     after = canary.move(plan_of(row), before, move, now=max(now, before.since))
     evidence = {} if to is None else {"to": to}
@@ -182,6 +177,24 @@ def order(
         traffic.back_to(tx, name, to)
     save_wanted(tx, name, now=now)
     return after
+
+
+def orderable(tx: Tx, project: Project, move: Move) -> RolloutRow:
+    """The rollout that an order would be about: the open one, else the one that made stable what it is.
+
+    Raises: IllegalMove where there is none."""
+    stable = _stable(tx, project.project)
+    row = tx.open_rollout(project.project)
+    if row is None and stable is not None:
+        row = traffic.last_promotion(tx, project.project, stable)
+    if row is None:
+        raise IllegalMove(move, "not there", ("start",))
+    return row
+
+
+def _stable(tx: Tx, project: str) -> int | None:
+    served = tx.serving(project)
+    return served.spec["stable"]["version"] if served else None
 
 
 def _demand_served_before(tx: Tx, project: str, version: int, stable: int | None) -> None:

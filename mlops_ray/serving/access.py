@@ -32,9 +32,9 @@ class Role(StrEnum):
     READ = "read"
     """Health, metadata and documents."""
     OPERATE = "operate"
-    """Choose the version that answers."""
+    """Choose the version that answers, and steer rollouts."""
     APPROVE = "approve"
-    """Let a version that waits for approval serve."""
+    """Approve or reject a version that waits for it, or a rollout."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ INGRESS = "Ingress"
 # What registers the service with Serve's gRPC servers, in whichever process they run.
 _SERVICER = "mlops_ray.serving.on_grpc.add_servicer"
 VERSION = "Version"
+# What composes a project's endpoint of several rooms, so that it stands after them.
+_ENDPOINT = "mlops_ray.endpoint.on_ingress:ingress_application"
 # Requests that wait while no replica lives: five seconds' traffic at 200 requests a second. Serve answers those beyond
 # 503 with Retry-After.
 _QUEUED = 1024
@@ -116,7 +118,7 @@ def _ingress(served: Served) -> dict[str, Any]:
     return {
         "name": served.project.project,
         "route_prefix": f"/{served.project.project}",
-        "import_path": "mlops_ray.serving.on_ingress:ingress_application",
+        "import_path": _ENDPOINT,
         "args": {"text": served.text},
         "deployments": [
             {

@@ -39,7 +39,7 @@ from mlops_ray.state import Store
 
 _log = logging.getLogger(__name__)
 
-_QUIET = {"enable_access_log": False}
+QUIET = {"enable_access_log": False}
 # How soon a token that was made or revoked counts everywhere.
 _TOKENS_S = 2.0
 
@@ -48,14 +48,17 @@ def _ours() -> Any:
     return serve.get_replica_context().servable_object
 
 
-def _asgi() -> http.Application:
-    return http.Application(lambda: _ours().service, lambda: _ours().access)
+async def asgi(scope: MutableMapping[str, Any], receive: Receive, send: http.Send) -> None:
+    """ASGI's entrance of whichever replica this process is."""
+    if scope["type"] == "lifespan":  # comes before there is one
+        await http.lifespan(receive, send)
+    else:
+        await _ours().asgi(scope, receive, send)
 
 
-@serve.deployment(name=applications.INGRESS, logging_config=_QUIET)
-@serve.ingress(_asgi)
-class Ingress(Rpc):
-    """One replica of a project's ingress; all it does is in `Service`, and what HTTP it speaks in `http`."""
+class Replica(Rpc):
+    """One replica of a project's ingress; all it does is in `Service`, and what HTTP it speaks in `http`. The room that
+    composes the endpoint makes a deployment of it."""
 
     def __init__(self, text: str) -> None:
         listen_on_loopback()
@@ -68,8 +71,12 @@ class Ingress(Rpc):
         load, line = functools.partial(load_version, project), functools.partial(Line, project.project)
         self.service = Service(project, log, load, line, first=Wanted.of(row) if row else None)
         self.access = _access(project, store)
-        self.asgi = http.Application(lambda: self.service, lambda: self.access)
+        self.asgi = http.Application(lambda: self.service, lambda: self.access, self.extension(project, store))
         collect_rarely()
+
+    def extension(self, project: Project, store: Store) -> calls.Extension:
+        """What the project's endpoint answers besides predictions."""
+        return calls.NOTHING
 
     def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Serve's hook for `user_config`: stores what is wanted and returns."""
@@ -84,7 +91,6 @@ class Ingress(Rpc):
 def _access(project: Project, store: Store) -> calls.Access:
     """Who may ask what; with tokens, kept up to date by a thread."""
     if project.serving.auth == "off":
-        store.close()
         return Open()
     with store.read() as tx:
         access = Access(tokens.grants(tx, project.project))
@@ -136,7 +142,7 @@ def middlewares() -> list[Middleware]:
     return [Middleware(Straight, prefix=f"/{context.app_name}")]
 
 
-@serve.deployment(name=applications.VERSION, logging_config=_QUIET)
+@serve.deployment(name=applications.VERSION, logging_config=QUIET)
 class Version:
     """A version on trial, in a process of its own: whatever it does, stable's replicas do not feel it."""
 
@@ -176,11 +182,6 @@ class Version:
 def _told(scorer: Scorer, columns: Columns) -> Told:
     scores, took_s = timed(scorer, columns)
     return Told(scores, scorer.classes, scorer.threshold, took_s * 1e6 / max(1, len(scores)))
-
-
-def ingress_application(args: Mapping[str, Any]) -> Any:
-    """Serve's application builder for a project."""
-    return Ingress.bind(args["text"])  # type: ignore[attr-defined]
 
 
 def version_application(args: Mapping[str, Any]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlops_ray.config import Project
 from mlops_ray.errors import ModelNotFound
@@ -84,30 +84,16 @@ def reject(paths: Paths, env: Env, version: int, why: str, *, token_env: str = T
     return _decided(paths, env, "reject", version, why, token_env)
 
 
-def _decided(paths: Paths, env: Env, decision: str, version: int, why: str, token_env: str) -> dict[str, Any]:
+def _decided(
+    paths: Paths, env: Env, decision: Literal["approve", "reject"], version: int, why: str, token_env: str
+) -> dict[str, Any]:
     from mlops_ray.governance import approvals
-    from mlops_ray.rollout.approval import Policy
     from mlops_ray.verbs.subjects import approver
 
     project = load(paths, env).project
     store = known_store(project)
-    asked = project.gates.approval
-    policy = Policy() if isinstance(asked, bool) else Policy(asked.approvers, asked.expires_s)
-    decide = approvals.approve if decision == "approve" else approvals.reject
-    who, now = approver(project, store, env, token_env), time.time()
-    found = store.run(lambda tx: decide(tx, project.project, version, who=who, why=why, now=now, policy=policy))
-    return {
-        "version": version,
-        "rollout": found.rollout or None,
-        "status": found.version.status,
-        "who": who,
-        "already": not found.recorded,
-        "approved": found.standing.approved,
-        "approvers": list(found.standing.approvers),
-        "rejecters": list(found.standing.rejecters),
-        "missing": found.standing.missing,
-        "says": str(found.standing),
-    }
+    who = approver(project, store, env, token_env)
+    return approvals.decide(store, project, version, decision, who=who, why=why, now=time.time())
 
 
 def _version(store: Store, project: Project, version: int) -> VersionRow:

@@ -3,119 +3,52 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mlops_ray.errors import DataError
 from mlops_ray.verbs import Env, Paths, known_store, load
 from mlops_ray.verbs.subjects import orderer
 
-if TYPE_CHECKING:
-    from mlops_ray.rollout.canary import CanaryState
-    from mlops_ray.state import RolloutRow, Tx
-
 
 def start(paths: Paths, env: Env, version: int, why: str, *, supersede: bool = False) -> dict[str, Any]:
-    """Start a rollout of a registered version.
-
-    Args: supersede: it takes the place of an open one that is not decided yet.
-    Raises: ModelNotFound, ApprovalPending, IllegalMove when one is open."""
-    from mlops_ray.rollout.orders import begin, decision_time
+    """Start a rollout of a registered version: see `steering.start`."""
+    from mlops_ray.rollout import steering
 
     project = load(paths, env).project
     store = known_store(project)
     who = orderer(project, store, env)
-
-    def run(tx: Tx) -> str:
-        now = decision_time(tx, project, time.time())
-        return begin(tx, project, version, supersede=supersede, who=who, why=why, now=now)
-
-    return {"rollout": store.run(run)}
+    return steering.start(store, project, version, supersede=supersede, who=who, why=why, machine_now=time.time())
 
 
 def move(paths: Paths, env: Env, order: str, why: str, *, to: int | None = None) -> dict[str, Any]:
-    """Give an operator's order to the rollout. `to`: of a rollback, the version to go back to.
-
-    Raises: IllegalMove; DataError for a `to` that never was stable."""
-    from mlops_ray.rollout import orders
+    """Give an operator's order to the rollout: see `steering.move`."""
+    from mlops_ray.rollout import steering
     from mlops_ray.rollout.canary import Move
 
     project = load(paths, env).project
     store = known_store(project)
     who = orderer(project, store, env)
-
-    def run(tx: Tx) -> CanaryState:
-        now = orders.decision_time(tx, project, time.time())
-        return orders.order(tx, project, Move(order), to=to, who=who, why=why, now=now)
-
-    state = store.run(run)
-    return {"phase": str(state.phase), "step": state.step, "reason": str(state.reason)}
+    return steering.move(store, project, Move(order), to=to, who=who, why=why, machine_now=time.time())
 
 
 def status(paths: Paths, env: Env, *, of: str | None = None) -> dict[str, Any]:
-    """The open rollout (or the one with the id `of`, which may have ended): its row, and its outlook.
-
-    Returns: `rollout`, `share`, `stable` as the state database has them; `outlook` (see `rollout.outlook`), or None."""
-    from mlops_ray.rollout.orders import decision_time, standing
-    from mlops_ray.rollout.outlook import outlook
+    """The open rollout (or the one with the id `of`, which may have ended): see `steering.status`."""
+    from mlops_ray.rollout import steering
 
     project = load(paths, env).project
-    name = project.project
-    with known_store(project).read() as tx:
-        serving = tx.serving(name)
-        row = tx.open_rollout(name) if of is None else tx.rollout(of)
-        found = None
-        if row is not None:
-            now = decision_time(tx, project, time.time())
-            found = outlook(row, said=standing(tx, row, now), now=now).to_dict()
-        return {
-            "rollout": vars(row) if row else None,
-            "share": serving.spec["share"] if serving else 0.0,
-            "stable": serving.spec["stable"]["version"] if serving else None,
-            "outlook": found,
-        }
+    return steering.status(known_store(project), project, of=of or steering.OPEN, machine_now=time.time())
 
 
 def history(paths: Paths, env: Env) -> dict[str, Any]:
     """All rollouts of the project, newest first."""
+    from mlops_ray.rollout import steering
+
     project = load(paths, env).project
-    with known_store(project).read() as tx:
-        return {"rollouts": [vars(r) for r in tx.rollouts(project.project)]}
+    return steering.history(known_store(project), project)
 
 
 def explain(paths: Paths, env: Env, which: str | None = None, *, entry: int | None = None) -> dict[str, Any]:
-    """What the ledger keeps of a rollout's decisions, as it keeps it.
-
-    Args: which: a rollout's id, or a version (its newest rollout); None: the newest rollout. entry: only the decision
-        with this number in the ledger, of whatever rollout.
-    Returns: `rollout` (its id) and `entries`, oldest first.
-    Raises: DataError where there is no such thing, with what there is."""
-    from mlops_ray import ledger
+    """What the ledger keeps of a rollout's decisions: see `steering.explain`."""
+    from mlops_ray.rollout import steering
 
     project = load(paths, env).project
-    name = project.project
-    with known_store(project).read() as tx:
-        entries = [e for e in ledger.entries(tx, name) if "rollout" in e.evidence]
-        if entry is not None:
-            chosen = [e for e in entries if e.seq == entry]
-            if not chosen:
-                known = ", ".join(str(e.seq) for e in entries[-10:]) or "none"
-                raise DataError(
-                    f"ledger of {name}", f"entry {entry} is no decision of a rollout; the last are: {known}"
-                )
-            return {"rollout": chosen[0].evidence["rollout"], "entries": [vars(e) for e in chosen]}
-        rollout = _chosen(tx, name, which).id
-    return {"rollout": rollout, "entries": [vars(e) for e in entries if e.evidence["rollout"] == rollout]}
-
-
-def _chosen(tx: Tx, project: str, which: str | None) -> RolloutRow:
-    rollouts = tx.rollouts(project)
-    version = (which or "").removeprefix("v")
-    found = [
-        row
-        for row in rollouts
-        if which is None or row.id == which or (version.isdigit() and row.version == int(version))
-    ]
-    if not found:
-        known = ", ".join(row.id for row in rollouts[:10]) or "none; `mlops-ray rollout start` starts one"
-        raise DataError(project, f"there is no rollout {which or ''}; these are known: {known}".replace("  ", " "))
-    return found[0]
+    return steering.explain(known_store(project), project, which, entry=entry)

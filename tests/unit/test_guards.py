@@ -40,6 +40,7 @@ ORDER = (
     {"retraining"},
     {"governance"},
     {"dashboard"},
+    {"endpoint"},
     {"verbs"},
     {"demo"},
     {"cli"},

@@ -84,7 +84,12 @@ def test_a_rollout_by_commands_from_start_to_the_way_back(up: Up) -> None:
     assert isinstance(refused.exception, IllegalMove)
     assert "possible now: abort" in str(refused.exception)
     up.step(Phase.RAMPING)
-    assert up.json("pause", "--why", "holiday") == {"phase": "paused", "step": 0, "reason": "operator"}
+    assert up.json("pause", "--why", "holiday") == {
+        "rollout": "quickstart-v2-r1",
+        "phase": "paused",
+        "step": 0,
+        "reason": "operator",
+    }
     assert up.run("resume").output == "the rollout is ramping\n"
     assert up.json("promote")["phase"] == "promoting"
     up.step(Phase.PROMOTED)

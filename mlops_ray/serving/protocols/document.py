@@ -23,7 +23,13 @@ TAGS = (
 )
 
 
-def openapi(project: Project, *, release: str, classes: Sequence[str | int] = ()) -> dict[str, Any]:
+Also = tuple[Sequence[tuple[str, str]], Sequence[Operation]]
+"""Tags and operations of routes that later rooms add."""
+
+
+def openapi(
+    project: Project, *, release: str, classes: Sequence[str | int] = (), also: Also = ((), ())
+) -> dict[str, Any]:
     """The document. release: this package's version. classes: of a multiclass project, where they are known."""
     form, tokens = Form.of(project), project.serving.auth == "token"
     components: dict[str, Any] = {
@@ -43,14 +49,14 @@ def openapi(project: Project, *, release: str, classes: Sequence[str | int] = ()
             "description": project.about.intended_use or f"What mlops_ray answers for the project {project.project}.",
         },
         "servers": [{"url": f"/{project.project}"}],
-        "tags": [{"name": name, "description": says} for name, says in TAGS],
+        "tags": [{"name": name, "description": says} for name, says in (*TAGS, *also[0])],
         "paths": {},
         "components": components,
     }
     if tokens:
         scheme = {"type": "http", "scheme": "bearer", "description": "A token of `mlops-ray token create`."}
         components["securitySchemes"] = {"bearer": scheme}
-    for method, path, role, operation in (*_native(form), *foreign.operations(form)):
+    for method, path, role, operation in (*_native(form), *foreign.operations(form), *also[1]):
         held = operation | {"operationId": _operation_id(method, path)}
         if tokens:
             held["security"] = [{"bearer": [role]}]

@@ -19,7 +19,7 @@ import orjson
 from mlops_ray.config import Column, Project
 from mlops_ray.serving.exchange import Reply
 from mlops_ray.serving.protocols import arrow, parts, schemas
-from mlops_ray.serving.protocols.document import TAGS, openapi
+from mlops_ray.serving.protocols.document import TAGS, Also, openapi
 from mlops_ray.serving.protocols.form import Form
 
 _STYLE = """
@@ -74,18 +74,19 @@ _SECTIONS = (
 )
 
 
-def json_document(project: Project, *, release: str, classes: Sequence[str | int] = ()) -> Reply:
+def json_document(project: Project, *, release: str, classes: Sequence[str | int] = (), also: Also = ((), ())) -> Reply:
     """`GET /openapi.json`. classes: of a multiclass project, where they are known."""
-    return Reply(orjson.dumps(openapi(project, release=release, classes=classes), option=orjson.OPT_INDENT_2))
+    found = openapi(project, release=release, classes=classes, also=also)
+    return Reply(orjson.dumps(found, option=orjson.OPT_INDENT_2))
 
 
-def docs(project: Project, *, release: str) -> Reply:
+def docs(project: Project, *, release: str, also: Also = ((), ())) -> Reply:
     """`GET /docs`. release: this package's version."""
-    body = _page(project, release).encode()
+    body = _page(project, release, also).encode()
     return Reply(body, "text/html; charset=utf-8", headers=(("Content-Security-Policy", _POLICY),))
 
 
-def _page(project: Project, release: str) -> str:
+def _page(project: Project, release: str, also: Also) -> str:
     form = Form.of(project)
     links = "".join(f'<a href="#{name}">{title}</a>' for name, title in _SECTIONS)
     about = f"<p>{_text(project.about.intended_use)}</p>" if project.about.intended_use else ""
@@ -102,7 +103,7 @@ def _page(project: Project, release: str) -> str:
         "options": _options(form),
         "bulk": _bulk(project, form),
         "feedback": _feedback(project, form),
-        "routes": _routes(project, release),
+        "routes": _routes(project, release, also),
         "errors": _errors(project, form),
     }
     body = "".join(f'<h2 id="{name}">{title}</h2>{written[name]}' for name, title in _SECTIONS)
@@ -267,11 +268,11 @@ def _feedback(project: Project, form: Form) -> str:
     )
 
 
-def _routes(project: Project, release: str) -> str:
-    document = openapi(project, release=release)
+def _routes(project: Project, release: str, also: Also) -> str:
+    document = openapi(project, release=release, also=also)
     tokens = project.serving.auth == "token"
     sections = []
-    for tag, says in TAGS:
+    for tag, says in (*TAGS, *also[0]):
         rows = [
             (
                 f'<span class="{method}">{method.upper()}</span>',

@@ -14,10 +14,11 @@ Operation = tuple[str, str, str, dict[str, Any]]
 STATUSES = {
     400: "The body is empty, is not what its media type says, or a header is malformed.",
     401: "There is no token, or none that is known and valid.",
-    403: "The token lacks the role that the route needs.",
+    403: "The token lacks the role that the route needs, or its subject may not decide this.",
     404: "There is no such path, model or version.",
     405: "The path takes another method.",
     408: "The end of the body did not come in time.",
+    409: "What was ordered is not possible now; `errors` says what is.",
     413: "The body, inflated or not, or its number of rows is too large.",
     415: "The media type or the content encoding is not taken.",
     422: "A column, value or option is not what the project takes; `errors` says which.",
@@ -81,7 +82,7 @@ def responses(*, tokens: bool) -> dict[str, Any]:
             headers["Retry-After"] = {"$ref": "#/components/headers/Retry-After"}
         if status == 401:
             headers["WWW-Authenticate"] = {"$ref": "#/components/headers/WWW-Authenticate"}
-        if status in (401, 403) and not tokens:
+        if status == 401 and not tokens:
             continue
         content = {problem.MEDIA_TYPE: {"schema": ref("Problem")}}
         found[str(status)] = {"description": says, "headers": headers, "content": content}

@@ -11,7 +11,9 @@ import xxhash
 from mlops_ray.errors import BadRequest
 from mlops_ray.serving.access import Role
 from mlops_ray.serving.exchange import Answer, Asked, Reply
+from mlops_ray.serving.protocols import bodies
 from mlops_ray.serving.protocols.cells import MOST_KEY
+from mlops_ray.serving.protocols.parts import Operation
 from mlops_ray.serving.service import Service
 
 
@@ -54,7 +56,8 @@ class Route:
     """One method of one path. path: with `{name}` for segments that are parameters.
 
     measured: it counts towards `max_ongoing_requests` and stands under `request_timeout_s`; health does not, so that an
-    overloaded replica still says that it lives.
+    overloaded replica still says that it lives. order: it is about the project and not a prediction, may wait for the
+    state database, and counts with its like alone, so that neither holds up the other.
     """
 
     method: str
@@ -62,6 +65,20 @@ class Route:
     role: Role
     handler: Handler
     measured: bool = True
+    order: bool = False
+
+
+@dataclass(frozen=True)
+class Extension:
+    """Routes of later rooms that a project's endpoint answers too, and what the documents say of them: their tag with a
+    sentence, and an operation for each."""
+
+    routes: tuple[Route, ...] = ()
+    tags: tuple[tuple[str, str], ...] = ()
+    operations: tuple[Operation, ...] = ()
+
+
+NOTHING = Extension()
 
 
 async def scored(call: Call, asked: Asked, reply: Callable[[Asked, Answer], Reply]) -> Reply:
@@ -103,6 +120,13 @@ def _keyed(call: Call, asked: Asked, header: str) -> Asked:
     if not 1 <= len(key) <= MOST_KEY or not key.isprintable():
         raise BadRequest(400, f"bad {header}", f"use 1 to {MOST_KEY:,} printable characters")
     return replace(asked, batch=replace(asked.batch, keys=(key,) * asked.batch.n_rows))
+
+
+def demand_json(call: Call) -> None:
+    """Raises: BadRequest (415) where the body is said to be something else."""
+    sent = bodies.media_type(call.headers.get("content-type"), bodies.JSON)
+    if sent != bodies.JSON:
+        raise BadRequest(415, "unsupported media type", f"send {bodies.JSON}, not {sent[:60]!r}")
 
 
 def with_headers(reply: Reply, *headers: tuple[str, str]) -> Reply:

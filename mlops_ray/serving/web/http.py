@@ -1,6 +1,6 @@
 """The HTTP surface of a project: an ASGI application without a framework on a request's path.
 
-`routes()` is the whole of it: the document of the interface and the test of access enumerate the same table that
+`routes` is the whole of it: the document of the interface and the test of access enumerate the same table that
 requests are looked up in. A request is refused as early as can be: unknown path, wrong method, missing token, too many
 requests in hand and too large a body before anything is parsed. Errors are problem details (RFC 9457); every answer
 carries `X-Request-Id` and the security headers.
@@ -21,11 +21,11 @@ import orjson
 from mlops_ray.errors import BackendUnavailable, BadRequest
 from mlops_ray.serving.access import Open, Role
 from mlops_ray.serving.exchange import Reply
-from mlops_ray.serving.protocols import bodies, feedback, native, problem
+from mlops_ray.serving.protocols import feedback, native, problem
 from mlops_ray.serving.service import Service
 from mlops_ray.serving.web import documents, foreign
 from mlops_ray.serving.web.admission import Gone, Message, Ongoing, Receive, read
-from mlops_ray.serving.web.calls import Access, Call, Route, scored, with_headers
+from mlops_ray.serving.web.calls import NOTHING, Access, Call, Extension, Route, demand_json, scored, with_headers
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +38,8 @@ _SECURITY = (
     (b"referrer-policy", b"no-referrer"),
 )
 _POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+# Of routes that are about the project: requests in hand, and what the body of one may be.
+_MOST_ORDERS, _ORDER_BYTES = 16, 65_536
 # What a client may choose as an id for its own traces. An Idempotency-Key is wider, since people have such keys.
 _TRACE = re.compile(r"[A-Za-z0-9._~+/=@-]{1,128}")
 
@@ -45,17 +47,22 @@ _TRACE = re.compile(r"[A-Za-z0-9._~+/=@-]{1,128}")
 class Application:
     """The ASGI 3.0 application. `service` and `access` are asked at each request: a replica has them once started."""
 
-    def __init__(self, service: Callable[[], Service], access: Callable[[], Access] = Open) -> None:
+    def __init__(
+        self,
+        service: Callable[[], Service],
+        access: Callable[[], Access] = Open,
+        extension: Extension = NOTHING,
+    ) -> None:
         self._service, self._access = service, access
-        self._fixed, self._shaped = _table(routes())
-        self._ongoing = Ongoing()
+        self._fixed, self._shaped = _table(routes(extension))
+        self._ongoing, self._orders = Ongoing(), Ongoing()
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """ASGI's entrance."""
         if scope["type"] == "http":
             await self._http(scope, receive, send)
         elif scope["type"] == "lifespan":
-            await _lifespan(receive, send)
+            await lifespan(receive, send)
         else:
             await send({"type": "websocket.close", "code": 1000, "reason": "HTTP only"})
 
@@ -96,9 +103,12 @@ class Application:
         if not route.measured:
             return await route.handler(call)
         serving = call.service.project.serving
-        most, limit = serving.max_ongoing_requests, int(serving.max_body_mb * 1024 * 1024)
-        self._ongoing.demand_room(most)
-        with self._ongoing.one(serving.request_timeout_s) as turn:
+        if route.order:
+            ongoing, most, limit = self._orders, _MOST_ORDERS, _ORDER_BYTES
+        else:
+            ongoing, most, limit = self._ongoing, serving.max_ongoing_requests, int(serving.max_body_mb * 1024 * 1024)
+        ongoing.demand_room(most)
+        with ongoing.one(serving.request_timeout_s) as turn:
             if method == "POST":
                 call.body = await read(call.headers, receive, limit, lambda n_bytes: turn.hold(n_bytes, most * limit))
             turn.begin(most)
@@ -116,16 +126,17 @@ class Application:
 # --- the routes ---
 
 
-def routes() -> tuple[Route, ...]:
-    """Everything that this application answers."""
+def routes(extension: Extension = NOTHING) -> tuple[Route, ...]:
+    """Everything that an application with this extension answers."""
     return (
         Route("POST", "/predict", Role.PREDICT, _predict),
         Route("POST", "/feedback", Role.FEEDBACK, _feedback),
         Route("POST", "/watermark", Role.FEEDBACK, _watermark),
         Route("GET", "/healthz", Role.READ, _healthz, measured=False),
         Route("GET", "/readyz", Role.READ, _readyz, measured=False),
-        *documents.routes(),
+        *documents.routes(extension),
         *foreign.routes(),
+        *extension.routes,
     )
 
 
@@ -134,13 +145,13 @@ async def _predict(call: Call) -> Reply:
 
 
 async def _feedback(call: Call) -> Reply:
-    _demand_json(call)
+    demand_json(call)
     labels = feedback.parse(call.body, call.service.form, now=call.now, classes=_classes(call))
     return _json({"accepted": await call.service.feedback(labels)}, 202)
 
 
 async def _watermark(call: Call) -> Reply:
-    _demand_json(call)
+    demand_json(call)
     at = feedback.parse_watermark(call.body, now=call.now)
     await call.service.watermark(at)
     return _json({"watermark": at}, 202)
@@ -157,12 +168,6 @@ async def _readyz(call: Call) -> Reply:
 def _classes(call: Call) -> list[Any]:
     """What a label may be, of any loaded version."""
     return sorted({name for model in call.service.models() for name in model.classes}, key=str)
-
-
-def _demand_json(call: Call) -> None:
-    sent = bodies.media_type(call.headers.get("content-type"), bodies.JSON)
-    if sent != bodies.JSON:
-        raise BadRequest(415, "unsupported media type", f"send {bodies.JSON}, not {sent[:60]!r}")
 
 
 # --- requests ---
@@ -256,7 +261,7 @@ def _problem(error: BadRequest, instance: str, path: str) -> Reply:
     )
 
 
-async def _lifespan(receive: Receive, send: Send) -> None:
+async def lifespan(receive: Receive, send: Send) -> None:
     """ASGI's lifespan protocol: whoever makes the application has its state ready before."""
     while True:
         stage = (await receive())["type"].removeprefix("lifespan.")

@@ -51,7 +51,7 @@ def test_a_project_is_one_application_with_what_is_wanted_as_user_config() -> No
     assert application == {
         "name": "small",
         "route_prefix": "/small",
-        "import_path": "mlops_ray.serving.on_ingress:ingress_application",
+        "import_path": "mlops_ray.endpoint.on_ingress:ingress_application",
         "args": {"text": "project: small\n"},
     }
     assert deployment == {

@@ -1,0 +1,1 @@
+"""What a project's HTTP endpoint answers besides predictions, and the replica that answers all of it."""

@@ -1,0 +1,99 @@
+"""Bodies of orders over HTTP, parsed. Each raises BadRequest: 400 for what is no JSON, 422 with field and way out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mlops_ray.errors import BadRequest
+from mlops_ray.serving.protocols.bodies import JSON, parse_json, refuse_repeated
+from mlops_ray.serving.protocols.cells import integer, kind, shown
+from mlops_ray.serving.protocols.problem import pointed
+
+MOST_WHY = 1000
+"""Characters of a reason."""
+LARGEST_VERSION = 10**9 - 1
+ROLLOUT_ID = "[a-z0-9_-]{1,100}"
+
+
+@dataclass(frozen=True)
+class Start:
+    """A rollout of `version` is to start, and why."""
+
+    version: int
+    why: str
+    supersede: bool
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Why an order is given. to: of a rollback, the version to go back to; None: the one before."""
+
+    why: str
+    to: int | None
+
+
+def start(body: bytes) -> Start:
+    """`{"version": 7, "why": "...", "supersede": false}`; only the version must be there."""
+    found = _object(body, {"version", "why", "supersede"}, '{"version": 7, "why": "the one from Tuesday"}')
+    if "version" not in found:
+        raise _wrong("version", None, "a version's number")
+    supersede = found.get("supersede", False)
+    if not isinstance(supersede, bool):
+        raise _wrong("supersede", supersede, "true or false")
+    return Start(_number("version", found["version"]), _why(found, "why", "ordered over HTTP"), supersede)
+
+
+def move(body: bytes, *, takes_to: bool) -> Moved:
+    """`{"why": "..."}`, of a rollback also `to`; nothing must be there, nor must a body."""
+    fields = {"why", "to"} if takes_to else {"why"}
+    found = _object(body or b"{}", fields, '{"why": "complaints"}')
+    to = found.get("to")
+    return Moved(_why(found, "why", "ordered over HTTP"), None if to is None else _number("to", to))
+
+
+def reason(body: bytes) -> str:
+    """`{"reason": "..."}`"""
+    return _why(_object(body, {"reason"}, '{"reason": "read its card"}'), "reason", None)
+
+
+def version(text: str) -> int:
+    """Of a path. Raises: BadRequest (404)."""
+    if text.isascii() and text.isdecimal() and 0 < int(text) <= LARGEST_VERSION:
+        return int(text)
+    raise BadRequest(404, "no such version", f"{text[:40]!r} is no version's number")
+
+
+def _object(body: bytes, fields: set[str], example: str) -> dict[str, Any]:
+    if not body:
+        raise BadRequest(400, "empty body", f"send {example} as {JSON}")
+    document = parse_json(body)
+    if not isinstance(document, dict):
+        raise BadRequest(422, "wrong shape", f"the body must be an object such as {example}, not {kind(document)}")
+    if extra := document.keys() - fields:
+        name = min(extra)
+        detail = f"{shown(name)} is not a field of this order; these are: {', '.join(sorted(fields))}"
+        raise pointed(BadRequest(422, "unknown field", detail, {"field": name}), name)
+    refuse_repeated(body, len(document))
+    return document
+
+
+def _why(found: dict[str, Any], name: str, default: str | None) -> str:
+    value = found.get(name, default)
+    expected = f"a sentence of 1 to {MOST_WHY:,} characters, none of them NUL"
+    if not isinstance(value, str) or not 1 <= len(value.strip()) <= MOST_WHY or "\0" in value:
+        raise _wrong(name, value, expected)
+    return value.strip()
+
+
+def _number(name: str, value: Any) -> int:
+    whole = integer(value)
+    if type(whole) is int and 0 < whole <= LARGEST_VERSION:
+        return whole
+    raise _wrong(name, value, "a version's number")
+
+
+def _wrong(name: str, value: Any, expected: str) -> BadRequest:
+    received = shown(value)
+    members = {"field": name, "expected": expected, "received": received}
+    return pointed(BadRequest(422, "wrong value", f"{name}: expected {expected}, got {received}", members), name)
