@@ -6,7 +6,7 @@ import asyncio
 import functools
 import logging
 import os
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -48,12 +48,16 @@ def _ours() -> Any:
     return serve.get_replica_context().servable_object
 
 
-async def asgi(scope: MutableMapping[str, Any], receive: Receive, send: http.Send) -> None:
-    """ASGI's entrance of whichever replica this process is."""
-    if scope["type"] == "lifespan":  # comes before there is one
-        await http.lifespan(receive, send)
-    else:
-        await _ours().asgi(scope, receive, send)
+def asgi() -> Callable[[MutableMapping[str, Any], Receive, http.Send], Awaitable[None]]:
+    """Serve's builder of the ASGI application of whichever replica this process is."""
+
+    async def entrance(scope: MutableMapping[str, Any], receive: Receive, send: http.Send) -> None:
+        if scope["type"] == "lifespan":  # comes before there is a replica
+            await http.lifespan(receive, send)
+        else:
+            await _ours().asgi(scope, receive, send)
+
+    return entrance
 
 
 class Replica(Rpc):

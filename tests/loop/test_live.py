@@ -32,7 +32,6 @@ from mlops_ray.serving.log import on_collectors
 from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.places import labels_uri, log_uri
 from mlops_ray.serving.versions import Wanted
-from mlops_ray.verbs import rollout as rollouts
 from tests.loop.conftest import ROOT, Live
 from tests.mlflow_command import mlflow
 
@@ -219,8 +218,12 @@ def test_kill_9_of_every_actor_in_the_middle_of_a_canary(live: Live) -> None:
     with cluster.connected(live.project):
         loop = demo.Loop(live.project, live.store, lambda *_: None, plant_at=None)
         play(live, loop, march, 1, tally)
-        rollouts.start(live.paths, os.environ, second, "test")
+        started = httpx.post(f"{live.url}/rollouts", json={"version": second, "why": "test"})
+        assert started.status_code == 201, started.text
         play(live, loop, march + 86_400, 2, tally)
+    orders = {name: httpx.post(f"{live.url}/rollouts/open/{name}", timeout=30) for name in ("pause", "resume")}
+    assert {name: answer.status_code for name, answer in orders.items()} == {"pause": 200, "resume": 200}
+    assert httpx.get(f"{live.url}/rollouts/open").json()["share"] == 0.3
     with live.store.read() as tx:
         open_rollout = tx.open_rollout("flights")
     assert open_rollout is not None
@@ -242,7 +245,8 @@ def test_kill_9_of_every_actor_in_the_middle_of_a_canary(live: Live) -> None:
         served = tx.serving("flights")
     assert rollout.state["phase"] == "promoted", rollout.state
     assert kinds == [
-        "rollout started", "rollout ramping at 0.3", "rollout ramping at 0.5", "rollout promoting", "rollout promoted",
+        "rollout started", "rollout ramping at 0.3", "rollout pause", "rollout resume",
+        "rollout ramping at 0.5", "rollout promoting", "rollout promoted",
     ]  # fmt: skip
     assert served is not None
     assert served.spec["stable"]["version"] == second
