@@ -174,8 +174,8 @@ def judged(
         margin=margin,
         n_keys=len(x),
         estimate=float(x.value.mean()),
-        evidence_worse=_shown(worse.log_capital),
-        evidence_fine=_shown(fine.log_capital),
+        evidence_worse=shown(worse.log_capital),
+        evidence_fine=shown(fine.log_capital),
         verdict=verdict,
         n_rows=sample.n_rows,
         largest_key=sample.largest_key,
@@ -185,7 +185,8 @@ def judged(
     )
 
 
-def _shown(log_capital: float) -> float:
+def shown(log_capital: float) -> float:
+    """Capital as it is written down."""
     return math.exp(min(log_capital, math.log(_MOST)))
 
 

@@ -121,6 +121,16 @@ def capital(differences: Differences, bar: float) -> Floats:
     return np.concatenate([np.ones((*gain.shape[:-1], 1)), found], axis=-1)
 
 
+def log_capitals(differences: Differences, bar: float, ends: NDArray[np.int64]) -> Floats:
+    """Logarithm of `capital` after the first outcomes, for each number of them in `ends`, at least 1; shape (ends,)."""
+    gain = (differences.value - bar) / (bar - differences.low)
+    found = np.full(len(ends), -np.inf)
+    for odds, weight in zip(ODDS, WEIGHTS, strict=True):
+        path = np.cumsum(np.log1p(fractions(differences, bar, odds) * gain))
+        found = np.logaddexp(found, math.log(weight) + path[ends - 1])
+    return found
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What a gambler holds after `n` outcomes. nats: what each bet multiplied its capital by, as a logarithm."""
