@@ -36,7 +36,8 @@ h1 { font-size: 1.7rem; line-height: 1.2 } h2 { font-size: 1.15rem; margin: 2.6r
 .wide { overflow-x: auto; margin: 1rem 0 } table { border-collapse: collapse; width: 100%; font-size: .9rem;
   font-variant-numeric: tabular-nums } th { color: var(--soft); font-weight: 600; vertical-align: bottom }
 th, td { padding: .4rem .9rem .4rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
-th:first-child, td:first-child { text-align: left } td a { color: inherit } th { white-space: normal }
+th:first-child, td:first-child { text-align: left } td a { color: inherit } th { white-space: normal;
+  overflow-wrap: normal }
 svg { display: block; width: 100%; height: auto; margin-top: .6rem } svg.narrow { display: none }
 svg text { fill: var(--soft); font: 12px system-ui, sans-serif } svg .name { fill: var(--ink); font-weight: 600 }
 .grid { stroke: var(--line) } .zero { stroke: var(--ink) } .margin { stroke: var(--fail); stroke-dasharray: 6 4 }
@@ -99,7 +100,7 @@ def _parts(result: Mapping[str, Any]) -> Iterator[str]:
 def _summary(result: Mapping[str, Any]) -> str:
     bars = result["bars"]
     head = ("metric", "verdict", "estimate", "interval", "margin", "keys")
-    names = [*head, f"capital on worse, of {bars['worse']:.0f}", f"capital on fine, of {bars['fine']:.0f}", "to go"]
+    names = [*head, f"worse, of {bars['worse']:.0f}", f"fine, of {bars['fine']:.0f}", "decided, or to go"]
     rows = []
     for i, m in enumerate(result["metrics"]):
         known = m["low"] is not None
@@ -118,9 +119,9 @@ def _summary(result: Mapping[str, Any]) -> str:
         rows.append(f"<tr>{''.join(named)}</tr>")
     return (
         f'<div class="wide summary"><table><thead><tr>{"".join(f"<th>{name}</th>" for name in names)}</tr></thead>'
-        f'<tbody>{"".join(rows)}</tbody></table></div>\n<p class="soft">Canary minus stable; positive is worse. A '
-        "capital that reaches its bar is the proof; the last column says when that was, or how many more keys it takes "
-        "at the present estimate.</p>\n"
+        f'<tbody>{"".join(rows)}</tbody></table></div>\n<p class="soft">Canary minus stable; positive is worse. Worse '
+        "and fine are the capitals of two gamblers: the one that reaches its number proves its claim. The last column "
+        "says when that was, or how many more keys it takes at the present estimate.</p>\n"
     )
 
 

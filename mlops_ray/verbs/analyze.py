@@ -17,11 +17,10 @@ def analyze(log: str | Path, plan: str | Path, at: float | None = None) -> dict[
 
     asked = load_log_plan(plan)
     found = recorded.checked(str(log), recorded.read(Path(log), asked), asked, at)
-    outcomes = found.outcomes
     return {
         "log": str(log),
-        "rows": len(outcomes.keys),
-        "keys": len(set(outcomes.keys.tolist())),
+        "rows": len(found.outcomes.keys),
+        "keys": found.n_keys,
         "from": found.since,
         "until": found.until,
         "shares": [list(step) for step in found.shares],
