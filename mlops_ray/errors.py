@@ -56,6 +56,21 @@ class DataRefused(DataError):
         return "\n  ".join((f"{self.subject}: {self.detail}", self.text, f"the report lies at {self.page}"))
 
 
+class LogRefused(DataError):
+    """A recorded log cannot be analysed. `problems` holds one line per mistake: row, column, value and remedy."""
+
+    exit_code = 2
+
+    def __init__(self, log: str, problems: tuple[str, ...]) -> None:
+        MlopsRayError.__init__(self, log, problems)
+        self.subject, self.detail = log, "; ".join(problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        n = len(self.problems)
+        return "\n  ".join((f"{self.subject}: {n} problem{'s' if n != 1 else ''}", *self.problems))
+
+
 class GateRejected(MlopsRayError):
     """A candidate did not pass its gates; `reasons` says which and by how much, `report` (JSON) all that was seen."""
 

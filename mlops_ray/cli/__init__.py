@@ -1,6 +1,7 @@
 """The command `mlops-ray`: teaches by `--help`, shows progress to people, prints JSON for machines.
 
-Exit codes: 0 done, 1 fault, 2 wrong configuration or order, 3 refused by validation or by the gates.
+Exit codes: 0 done, 1 fault, 2 wrong configuration or order, 3 refused by validation, by the
+gates or by evidence, 4 not decided by the evidence there is.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mlops_ray.cli import access, backup, data, ledger, log, models, rollout
+from mlops_ray.cli.analyze import analyze
 from mlops_ray.cli.output import AsJson, Config, progress, say, table_console, writable
 from mlops_ray.cli.profile import drift, profile
 from mlops_ray.cli.schema import schema_app
@@ -33,14 +35,17 @@ app = typer.Typer(
         "Start with [bold]mlops-ray check -c configs/quickstart.yaml[/], then [bold]run[/], [bold]status[/], "
         "[bold]down[/]; or watch a year of flights: [bold]mlops-ray demo[/]."
     ),
-    epilog="Exit codes: 0 done, 1 fault, 2 wrong configuration or order, 3 refused by validation or gates.",
+    epilog=(
+        "Exit codes: 0 done, 1 fault, 2 wrong configuration or order, 3 refused by validation, gates or evidence, "
+        "4 not decided by the evidence there is."
+    ),
 )
 app.add_typer(rollout.app, name="rollout")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(data.app, name="data")
 app.add_typer(log.app, name="log")
 app.add_typer(access.app, name="token")
-for command in (profile, drift, score, models.lineage, models.card, models.reproduce, models.export):
+for command in (profile, drift, analyze, score, models.lineage, models.card, models.reproduce, models.export):
     app.command()(command)
 for decision in (models.approve, models.reject):
     app.command()(decision)

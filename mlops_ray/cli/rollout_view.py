@@ -15,7 +15,7 @@ from mlops_ray.cli.output import day
 from mlops_ray.rollout.canary import ENDED
 
 _WIDTH = 31
-_COLOURS = {"pass": "green", "fail": "bold red", "inconclusive": "yellow"}
+COLOURS = {"pass": "green", "fail": "bold red", "inconclusive": "yellow"}
 # Phases in the order of their way, as far as a plan's mode has them.
 _WAYS = {
     "canary": ("starting", "ramping", "promoting", "promoted"),
@@ -51,7 +51,7 @@ def _body(outlook: Mapping[str, Any]) -> Iterator[RenderableType]:
     if outlook["metrics"]:
         yield metrics_table(outlook["metrics"])
         seen = f", seen {day(outlook['looked'])}" if outlook["looked"] is not None else ""
-        yield Text.assemble("together: ", (str(outlook["verdict"]), _COLOURS.get(str(outlook["verdict"]), "")), seen)
+        yield Text.assemble("together: ", (str(outlook["verdict"]), COLOURS.get(str(outlook["verdict"]), "")), seen)
 
 
 def _way(outlook: Mapping[str, Any]) -> Text:
@@ -116,7 +116,7 @@ def metrics_table(metrics: Any) -> Table:
             "" if rows is None else f"{rows:,}",
             "" if largest is None else f"{largest:.1%}",
             f"{needed:,} keys" if needed else "",
-            Text(str(m["verdict"]), _COLOURS.get(str(m["verdict"]), "")),
+            Text(str(m["verdict"]), COLOURS.get(str(m["verdict"]), "")),
         )
     return table
 

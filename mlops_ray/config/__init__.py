@@ -9,7 +9,7 @@ Units stand in names: `_s` seconds, `_mb` mebibytes, `share` a fraction in [0, 1
 from mlops_ray.config.about import About
 from mlops_ray.config.base import DAY_S, Config
 from mlops_ray.config.features import Categorical, Features, Numeric
-from mlops_ray.config.loading import load_project, load_source, parse_portable, portable
+from mlops_ray.config.loading import load_log_plan, load_project, load_source, parse_portable, portable
 from mlops_ray.config.operation import (
     Capture,
     Cluster,
@@ -19,6 +19,7 @@ from mlops_ray.config.operation import (
     Storage,
 )
 from mlops_ray.config.project import Project, Task
+from mlops_ray.config.recorded import LogPlan
 from mlops_ray.config.rollout import RolloutPlan
 from mlops_ray.config.sources import Paging, Source, TimeRange
 from mlops_ray.config.training import (
@@ -74,6 +75,7 @@ __all__ = [
     "IntRange",
     "LeakageGate",
     "Limit",
+    "LogPlan",
     "Metric",
     "Monitoring",
     "Monotonic",
@@ -98,6 +100,7 @@ __all__ = [
     "TimeRange",
     "Uniform",
     "Validation",
+    "load_log_plan",
     "load_project",
     "load_source",
     "parse_portable",

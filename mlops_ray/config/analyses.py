@@ -158,7 +158,41 @@ Analysis = Annotated[
 ]
 
 
-def _distinct(analyses: tuple[Analysis, ...]) -> tuple[Analysis, ...]:
+class LoggedErrors(_Judged):
+    """Share of rows with an error: canary's keys against stable's, of a log that was recorded elsewhere."""
+
+    metric: Literal["errors"] = "errors"
+    column: str
+    """Which holds 1 (or true) where there was one, else 0."""
+    margin: Share = 0.01
+
+    @property
+    def _what(self) -> str:
+        return f"errors:{self.column}"
+
+
+class LoggedLatency(Latency):
+    """Share of rows that took longer than `above_ms`: canary's keys against stable's, of a log that was recorded
+    elsewhere. As in a project the canary is called worse above the margin only."""
+
+    column: str
+    """Which holds the milliseconds."""
+
+    @property
+    def _what(self) -> str:
+        return f"latency:{self.column}"
+
+
+LoggedAnalysis = Annotated[
+    LoggedErrors | Failures | LogLoss | Brier | Accuracy | AbsoluteError | LoggedLatency | Disagreement | Business,
+    Field(discriminator="metric"),
+]
+
+
+_Distinct = TypeVar("_Distinct", bound=tuple[_Judged, ...])
+
+
+def _distinct(analyses: _Distinct) -> _Distinct:
     names = [a.title for a in analyses]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"{twice[0]!r} stands there twice; give each metric and slice once")
@@ -166,6 +200,7 @@ def _distinct(analyses: tuple[Analysis, ...]) -> tuple[Analysis, ...]:
 
 
 Analyses = Annotated[tuple[Analysis, ...], Field(min_length=1), AfterValidator(_distinct)]
+LoggedAnalyses = Annotated[tuple[LoggedAnalysis, ...], Field(min_length=1), AfterValidator(_distinct)]
 
 
 _CLASSES = ("binary", "multiclass")

@@ -9,16 +9,19 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from mlops_ray.config.operation import Storage
 from mlops_ray.config.project import Loc, Project, cross_checks
+from mlops_ray.config.recorded import LogPlan
 from mlops_ray.config.sources import FILE_READERS, Source
 from mlops_ray.config.training import PRESETS
 from mlops_ray.errors import ConfigError
+
+_M = TypeVar("_M", bound=BaseModel)
 
 
 def load_project(paths: Sequence[str | Path] | str | Path, *, env: Mapping[str, str]) -> Project:
@@ -80,8 +83,31 @@ def _absolute(path: str) -> str:
     return path if "://" in path or path.startswith("${") else str(Path(path).expanduser().absolute())
 
 
+def load_log_plan(path: str | Path) -> LogPlan:
+    """The plan of `mlops-ray analyze` in this file. Raises: ConfigError with every mistake found, as `load_project`."""
+    lines: dict[Loc, tuple[str, int]] = {}
+    written = _read_yaml(Path(path), lines)
+    plan, wrong = _validate_as(LogPlan, written, written)
+    if plan is None:
+        placed = sorted(
+            (*_place(loc, lines, str(path)), ".".join(map(str, loc)) or "(file)", what) for loc, what in wrong
+        )
+        raise ConfigError(str(path), tuple(f"{file}:{line}: {field}: {what}" for file, line, field, what in placed))
+    return plan
+
+
 def _validate(raw: dict[str, Any], written: Mapping[str, Any]) -> tuple[Project | None, list[tuple[Loc, str]]]:
-    """The project and nothing, or None and every mistake.
+    """The project and nothing, or None and every mistake."""
+    project, problems = _validate_as(Project, raw, written)
+    if project is not None:
+        return project, []
+    return None, [*((loc, what) for loc, what in problems if loc), *cross_checks(raw)]  # these place what spans blocks
+
+
+def _validate_as(
+    model: type[_M], raw: dict[str, Any], written: Mapping[str, Any]
+) -> tuple[_M | None, list[tuple[Loc, str]]]:
+    """What is described and nothing, or None and every mistake.
 
     A block's own rule speaks only once all its fields are sound, so wrong fields are taken out (their defaults stand
     in) and the rest is looked at again, until nothing new turns up.
@@ -90,23 +116,23 @@ def _validate(raw: dict[str, Any], written: Mapping[str, Any]) -> tuple[Project 
     rest: Any = raw
     while True:
         try:
-            project = Project.model_validate(rest)
+            found_model = model.model_validate(rest)
         except ValidationError as exc:
             found = [(_real(e["loc"]), e) for e in exc.errors()]
         else:
-            return (None, [*problems.items(), *cross_checks(raw)]) if problems else (project, [])
+            return (None, [*problems.items()]) if problems else (found_model, [])
         # A wrong item makes its list "too short", a field taken out is "missing": echoes, not mistakes.
         inner = [*problems, *(loc for loc, _ in found)]
         above = {loc[:i] for loc in inner for i in range(len(loc))}
         new: dict[Loc, str] = {}
         for loc, error in found:
             echo = error["type"] in ("missing", "too_short") and loc in above
-            if loc and loc not in problems and loc not in new and not echo:
-                new[loc] = _sentence(error, loc, written)
+            if loc not in problems and loc not in new and not echo:
+                new[loc] = _sentence(error, loc, written, model)
         if not new:
-            return None, [*problems.items(), *cross_checks(raw)]
+            return None, [*problems.items()]
         problems |= new
-        for loc in new:
+        for loc in filter(None, new):
             rest = _without(rest, loc)
 
 
@@ -177,12 +203,14 @@ def _real(loc: Loc) -> Loc:
     loc = tuple(p for p in loc if p not in ("one block", "a list"))
     if loc[:2] in (("validation", "expectations"), ("rollout", "analyses")) and len(loc) > 3:
         loc = loc[:3] + loc[4:]
+    if loc[:1] == ("analyses",) and len(loc) > 2:  # of a plan by itself
+        loc = loc[:2] + loc[3:]
     if loc and loc[-1] in ("str", "float", "int", "bool"):
         loc = loc[:-1]
     return tuple(p for p in loc if not (isinstance(p, str) and p.startswith(("tuple[", "constrained-"))))
 
 
-def _sentence(error: Any, loc: Loc, written: Any) -> str:
+def _sentence(error: Any, loc: Loc, written: Any, model: type[BaseModel]) -> str:
     """One pydantic error as: what is wrong, the value, the way out.
 
     The value is shown as it stands in the file (`written`), so that no secret behind a `${NAME}` is printed.
@@ -193,7 +221,7 @@ def _sentence(error: Any, loc: Loc, written: Any) -> str:
     if isinstance(written, str) and "${" in written:
         value = written
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(str(loc[-1]), _fields_at(loc[:-1]), 1, 0.5)
+        near = difflib.get_close_matches(str(loc[-1]), _fields_at(model, loc[:-1]), 1, 0.5)
         return f"unknown field {str(loc[-1])!r}; " + (f"did you mean {near[0]!r}?" if near else "remove it")
     if kind == "missing":
         return "is missing; add it"
@@ -232,9 +260,9 @@ def _has(value: Any, part: str | int) -> bool:
     return isinstance(value, list) and isinstance(part, int) and part < len(value)
 
 
-def _fields_at(loc: Loc) -> list[str]:
+def _fields_at(model: type[BaseModel], loc: Loc) -> list[str]:
     """Names of the fields of the block at `loc`, for suggestions."""
-    models: list[Any] = [Project]
+    models: list[Any] = [model]
     for part in loc:
         if isinstance(part, int):
             continue

@@ -35,7 +35,8 @@ Floats = NDArray[np.float64]
 SPENT = 0.8
 """Part of alpha that the gamblers may use up. The rest is for what their proof leaves out: a row that is committed
 after the look that it belonged to may change the mean that its key has brought already."""
-_LEAST = 20  # keys below which nothing is judged: one bad moment of a cold replica is no property of a version
+LEAST = 20
+"""Keys below which nothing is judged: one bad moment of a cold replica is no property of a version."""
 _MOST = 1e9  # evidence beyond is written as this: JSON knows no infinity
 _LABELLED = (plans.LogLoss, plans.Brier, plans.Accuracy, plans.AbsoluteError)
 
@@ -113,49 +114,68 @@ def analyse(
     seen = outcomes if max_requests is None else outcomes.until(max_requests)
     n = int(seen.canary.sum())
     metrics = tuple(
-        _judged(a, _sample(a, seen), alpha=alpha, of=len(analyses), min_keys=min_keys, waits=n < min_requests)
+        judged(
+            a.title, a.margin, sample(a, seen), alpha=alpha, of=len(analyses), min_keys=min_keys, waits=n < min_requests
+        )
         for a in analyses
     )
     return Analysis(combine([m.verdict for m in metrics]), metrics, n, max_requests is not None and n >= max_requests)
 
 
 @dataclass(frozen=True)
-class _Sample:
-    """What a metric is judged by: one difference per key; the canary is worse above `tolerated`."""
+class Sample:
+    """What a metric is judged by: one difference per key; the canary is worse above `tolerated`.
+
+    looks: index of the look at which each difference was known, never falling.
+    """
 
     differences: Differences
+    looks: NDArray[np.int64]
     tolerated: float
     n_rows: int
     largest_key: float
 
 
-def _judged(
-    analysis: plans.Analysis, sample: _Sample | None, *, alpha: float, of: int, min_keys: int, waits: bool
+@dataclass(frozen=True)
+class Bars:
+    """What the gamblers of a metric must hold, as logarithms, and over how many keys."""
+
+    worse: float
+    fine: float
+    min_keys: int
+
+    @classmethod
+    def of(cls, metrics: int, *, alpha: float, min_keys: int) -> Bars:
+        """Args: metrics: how many share `alpha`."""
+        return cls(math.log(metrics / (SPENT * alpha)), math.log(1 / (SPENT * alpha)), max(min_keys, LEAST))
+
+
+def judged(
+    title: str, margin: float | None, sample: Sample | None, *, alpha: float, of: int, min_keys: int, waits: bool
 ) -> Metric:
     """A metric's verdict. Args: of: metrics that share `alpha`; waits: nothing passes yet."""
-    if sample is None or analysis.margin is None or not len(sample.differences):
-        return Metric(analysis.title, analysis.margin or 0.0, 0, 0.0, 1.0, 1.0, Verdict.INCONCLUSIVE, 0, 0.0)
-    x, margin = sample.differences, analysis.margin
+    if sample is None or margin is None or not len(sample.differences):
+        return Metric(title, margin or 0.0, 0, 0.0, 1.0, 1.0, Verdict.INCONCLUSIVE, 0, 0.0)
+    x, bars = sample.differences, Bars.of(of, alpha=alpha, min_keys=min_keys)
     worse, fine = evidence(x, sample.tolerated), evidence(-x, -margin)
-    fails, passes = math.log(of / (SPENT * alpha)), math.log(1 / (SPENT * alpha))
     verdict = Verdict.INCONCLUSIVE
-    if worse.log_capital >= fails and len(x) >= _LEAST:
+    if worse.log_capital >= bars.worse and len(x) >= LEAST:
         verdict = Verdict.FAIL
-    elif fine.log_capital >= passes and len(x) >= max(min_keys, _LEAST) and not waits:
+    elif fine.log_capital >= bars.fine and len(x) >= bars.min_keys and not waits:
         verdict = Verdict.PASS
-    to_come = [n for n in (worse.needed(fails), fine.needed(passes)) if n is not None]
+    to_come = [n for n in (worse.needed(bars.worse), fine.needed(bars.fine)) if n is not None]
     needed = None
     if verdict is not Verdict.INCONCLUSIVE:
         needed = 0
     elif to_come:
-        needed = max(min(to_come), max(min_keys, _LEAST) - len(x), 0)
+        needed = max(min(to_come), bars.min_keys - len(x), 0)
     return Metric(
-        name=analysis.title,
+        name=title,
         margin=margin,
         n_keys=len(x),
         estimate=float(x.value.mean()),
-        evidence_worse=_shown(worse.log_capital),
-        evidence_fine=_shown(fine.log_capital),
+        evidence_worse=shown(worse.log_capital),
+        evidence_fine=shown(fine.log_capital),
         verdict=verdict,
         n_rows=sample.n_rows,
         largest_key=sample.largest_key,
@@ -165,16 +185,17 @@ def _judged(
     )
 
 
-def _shown(log_capital: float) -> float:
+def shown(log_capital: float) -> float:
+    """Capital as it is written down."""
     return math.exp(min(log_capital, math.log(_MOST)))
 
 
 # What each metric looks at --------------------------------------------------------------------------------------------
 
 
-def _sample(analysis: plans.Analysis, outcomes: Outcomes) -> _Sample | None:
+def sample(analysis: plans.Analysis, outcomes: Outcomes) -> Sample | None:
     """The differences that an analysis is about; None where the project lacks what it takes to form them."""
-    rows = outcomes if analysis.where is None else outcomes.at(_holds(analysis.where, outcomes))
+    rows = of_slice(analysis.where, outcomes)
     if isinstance(analysis, plans.Business):
         return _business(analysis, rows)
     if isinstance(analysis, _LABELLED):
@@ -195,7 +216,7 @@ def _sample(analysis: plans.Analysis, outcomes: Outcomes) -> _Sample | None:
     return _paired(mine.at(timed), mine.seen[timed], slow[timed], -1.0, 1.0, analysis.margin)
 
 
-def _labelled(analysis: plans.Analysis, rows: Outcomes) -> _Sample | None:
+def _labelled(analysis: plans.Analysis, rows: Outcomes) -> Sample | None:
     """Loss of labelled rows: paired, or of what clients got, by assignment."""
     if isinstance(analysis, plans.AbsoluteError):
         if analysis.bound is None:
@@ -210,13 +231,15 @@ def _labelled(analysis: plans.Analysis, rows: Outcomes) -> _Sample | None:
         known = rows.canary & ~np.isnan(stable)
         return _paired(rows.at(known), rows.labelled[known], (served - stable)[known], -bound, bound, 0.0)
     low = -math.log1p(-analysis.clip) if isinstance(analysis, plans.LogLoss) else 0.0
-    return _by_assignment(rows, rows.labelled, served, low, low + bound, sign=1, centre=_expected(analysis, rows))
+    return assigned(rows, rows.labelled, served, low, low + bound, sign=1, centre=_expected(analysis, rows))
 
 
 def _expected(analysis: plans.Analysis, rows: Outcomes) -> Floats | None:
     """About what stable expected to lose on each row before it was assigned: it takes away noise (see `evidence`).
 
     None for losses of 0 and 1, whose test by counts is exact, and where nothing is known beforehand."""
+    if np.isnan(rows.stable.squares).all():  # a log that was recorded elsewhere may not know
+        return None
     if isinstance(analysis, plans.Brier):
         return (1 - rows.stable.squares) / 2
     return -np.log(rows.stable.squares) if isinstance(analysis, plans.LogLoss) else None
@@ -234,12 +257,17 @@ def _loss(analysis: plans.Analysis, rows: Outcomes, answers: Answers) -> Floats:
     return np.where(np.isnan(wrong), np.nan, (wrong != 0).astype(np.float64))
 
 
-def _business(analysis: plans.Business, rows: Outcomes) -> _Sample | None:
+def _business(analysis: plans.Business, rows: Outcomes) -> Sample | None:
     if (told := rows.feedback.get(analysis.name)) is None:
         return None
     value = np.clip(told.value, analysis.low, analysis.high)
     sign = 1 if analysis.better == "lower" else -1
-    return _by_assignment(rows, told.look, value, analysis.low, analysis.high, sign=sign)
+    return assigned(rows, told.look, value, analysis.low, analysis.high, sign=sign)
+
+
+def of_slice(where: plans.Where | None, outcomes: Outcomes) -> Outcomes:
+    """The rows that an analysis looks at."""
+    return outcomes if where is None else outcomes.at(_holds(where, outcomes))
 
 
 def _holds(where: plans.Where, rows: Outcomes) -> NDArray[np.bool_]:
@@ -257,26 +285,35 @@ def _holds(where: plans.Where, rows: Outcomes) -> NDArray[np.bool_]:
 
 def _paired(
     rows: Outcomes, looks: NDArray[np.int64], values: Floats, low: float, high: float, tolerated: float
-) -> _Sample:
-    return _Sample(
-        within(per_key(rows.keys, looks, values), low, high), tolerated, len(rows.keys), _largest_key(rows.keys)
+) -> Sample:
+    return Sample(
+        within(per_key(rows.keys, looks, values), low, high),
+        per_key(rows.keys, looks, looks.astype(np.float64)).astype(np.int64),
+        tolerated,
+        len(rows.keys),
+        _largest_key(rows.keys),
     )
 
 
-def _by_assignment(
+def assigned(
     rows: Outcomes,
     looks: NDArray[np.int64],
     values: Floats,
     low: float,
     high: float,
     *,
-    sign: int,
+    sign: int = 1,
     centre: Floats | None = None,
-) -> _Sample:
-    """Args: values in [low, high], NaN where not known; sign: -1 where higher is better."""
+    tolerated: float = 0.0,
+) -> Sample:
+    """Keys of the canary against keys of stable.
+
+    Args: values in [low, high], NaN where not known; sign: -1 where higher is better; centre: see `by_assignment`.
+    """
     known = np.flatnonzero(~np.isnan(values) & ~np.isnan(rows.share))
     keys = rows.keys[known]
     chosen = known[first_rows(keys, looks[known])]
+    chosen = chosen[np.argsort(looks[chosen], kind="stable")]
     found = by_assignment(
         values[chosen],
         rows.canary[chosen],
@@ -285,7 +322,7 @@ def _by_assignment(
         high=high,
         centre=None if centre is None else np.clip(centre[chosen], low, high),
     )
-    return _Sample(found if sign > 0 else -found, 0.0, len(keys), _largest_key(keys))
+    return Sample(found if sign > 0 else -found, looks[chosen], tolerated, len(keys), _largest_key(keys))
 
 
 def _largest_key(keys: NDArray[Any]) -> float:

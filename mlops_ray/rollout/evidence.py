@@ -25,6 +25,7 @@ assignment.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,11 +41,15 @@ ODDS = np.exp(_LOG_ODDS)
 _PRIOR = _LOG_ODDS / (1 + (_LOG_ODDS / math.log(2)) ** 2)  # a density, times the step of the grid
 WEIGHTS = 2 / 3 * _PRIOR / _PRIOR.sum() + 1 / 3 * (np.arange(len(ODDS)) == len(ODDS) - 1)
 
-# With more outcomes than this, values are rounded down to this many steps of their support and counted.
-_STEPS = 2**14
+# More outcomes than this are counted. Where too many of them differ, each is shared out between the two steps of its
+# support that it lies between: these have its mean, and a logarithm is concave, so they never gain more than it would.
+_COUNTED = 2**14
+_CELLS = 2**15  # steps of all supports together, but for each support
+_FEWEST_STEPS, _MOST_STEPS = 2**8, 2**11
 _CENTRES = 64
 _MOST_NATS = 600.0  # exp() of more is infinite
-_HALVINGS = 24
+_PRECISION = 2.0**-24  # of a bound, as a part of the support
+_MOST_TURNS = 100  # a bound takes some five; the support's end, which nothing may ever move, some 24
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,10 @@ class Differences:
 
     def __neg__(self) -> Differences:
         return Differences(-self.value, -self.high, -self.low)
+
+    def at(self, places: NDArray[np.int64] | slice) -> Differences:
+        """These outcomes only."""
+        return Differences(self.value[..., places], self.low[..., places], self.high[..., places])
 
 
 def within(value: Floats, low: float, high: float) -> Differences:
@@ -112,6 +121,16 @@ def capital(differences: Differences, bar: float) -> Floats:
     return np.concatenate([np.ones((*gain.shape[:-1], 1)), found], axis=-1)
 
 
+def log_capitals(differences: Differences, bar: float, ends: NDArray[np.int64]) -> Floats:
+    """Logarithm of `capital` after the first outcomes, for each number of them in `ends`, at least 1; shape (ends,)."""
+    gain = (differences.value - bar) / (bar - differences.low)
+    found = np.full(len(ends), -np.inf)
+    for odds, weight in zip(ODDS, WEIGHTS, strict=True):
+        path = np.cumsum(np.log1p(fractions(differences, bar, odds) * gain))
+        found = np.logaddexp(found, math.log(weight) + path[ends - 1])
+    return found
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What a gambler holds after `n` outcomes. nats: what each bet multiplied its capital by, as a logarithm."""
@@ -135,9 +154,16 @@ class Evidence:
 
 
 def evidence(differences: Differences, bar: float) -> Evidence:
-    """The end of `capital`, for shape (n,); many outcomes are rounded down first, which keeps the promise."""
-    pooled, counts = _pooled(differences)
-    return Evidence(len(differences), tuple(_nats(pooled, counts, bar, _bets(pooled, bar)).tolist()))
+    """The end of `capital`, for shape (n,). Many outcomes are counted instead, which keeps the promise."""
+    return evidence_at(differences, bar, [len(differences)])[0]
+
+
+def evidence_at(differences: Differences, bar: float, ends: Sequence[int]) -> list[Evidence]:
+    """What the gambler holds after the first outcomes, for each number of them in `ends`, which must rise."""
+    return [
+        Evidence(end, tuple(_nats(part, counts, bar, _bets(part, bar)).tolist()))
+        for end, (part, counts) in zip(ends, _first(differences, ends), strict=True)
+    ]
 
 
 def lower_bound(differences: Differences, bar: float, alpha: float) -> float:
@@ -145,42 +171,96 @@ def lower_bound(differences: Differences, bar: float, alpha: float) -> float:
 
     It is the largest mean against which the gambler holds 1/alpha, with the bets that are placed against `bar`.
     """
-    if not len(differences):
-        return -math.inf
-    pooled, counts = _pooled(differences)
-    bets = _bets(pooled, bar)  # kept while the mean moves: then capital falls as it rises, and bisection finds it
-    low, high = float(pooled.low.max()), float(pooled.high.min())
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        if np.logaddexp.reduce(np.log(WEIGHTS) + _nats(pooled, counts, middle, bets)) >= -math.log(alpha):
-            low = middle
-        else:
-            high = middle
-    return low
+    return float(lower_bounds(differences, bar, alpha, [len(differences)])[0])
+
+
+def lower_bounds(differences: Differences, bar: float, alpha: float, ends: Sequence[int]) -> Floats:
+    """`lower_bound` after the first outcomes, for each number of them in `ends`, which must rise; of none -inf."""
+    found, near = [], bar
+    for part, counts in _first(differences, ends):
+        found.append(_bound(part, counts, bar, alpha, near) if len(part) else -math.inf)
+        near = found[-1]
+    return np.array(found)
+
+
+def _bound(differences: Differences, counts: Floats, bar: float, alpha: float, near: float) -> float:
+    """The mean at which the capital is 1/alpha, by Newton's method from `near`, never above it.
+
+    The bets against `bar` are kept while the mean moves. Each one's logarithm is then a convex, falling function of the
+    mean, and so is the whole capital's: tangents meet 1/alpha on its safe side, and come nearer from there.
+    """
+    bets, log_weights = _bets(differences, bar), np.log(WEIGHTS)
+    low, high = float(differences.low.max()), float(differences.high.min())
+    precision = (high - low) * _PRECISION
+    mean = near if low + precision < near < high else (low + high) / 2
+    found = low
+    for _ in range(_MOST_TURNS):
+        gain = (differences.value - mean) / (mean - differences.low)
+        held = log_weights + np.log1p(bets * gain) @ counts
+        log_capital = np.logaddexp.reduce(held)
+        slopes = (
+            bets / (1 + bets * gain) @ (counts * (differences.value - differences.low) / (mean - differences.low) ** 2)
+        )
+        slope = float(np.exp(held - log_capital) @ slopes)
+        beyond = float(log_capital) + math.log(alpha)
+        if beyond >= 0:
+            found = max(found, mean)
+        further = min(mean + beyond / slope, high) if slope > 0 else low
+        if further <= low:
+            further = (low + mean) / 2
+        if mean - low < precision or (beyond >= 0 and further - mean < precision):
+            break
+        mean = further
+    return found
 
 
 def _bets(differences: Differences, bar: float) -> Floats:
     return np.stack([fractions(differences, bar, odds) for odds in ODDS])
 
 
-def _nats(differences: Differences, counts: NDArray[np.int64], mean: float, bets: Floats) -> Floats:
+def _nats(differences: Differences, counts: Floats, mean: float, bets: Floats) -> Floats:
     """Logarithm of what each bet's capital was multiplied by, shape (bets,)."""
     gain = (differences.value - mean) / (mean - differences.low)
     return np.asarray(np.log1p(bets * gain) @ counts)
 
 
-def _pooled(differences: Differences) -> tuple[Differences, NDArray[np.int64]]:
-    """Distinct outcomes, and how often each came."""
-    n = len(differences)
-    if n <= _STEPS:
-        return differences, np.ones(n, np.int64)
+def _first(differences: Differences, ends: Sequence[int]) -> Iterator[tuple[Differences, Floats]]:
+    """The first outcomes, for each number of them in `ends`, and how often each came."""
+    counted = _counted(differences) if len(differences) > _COUNTED else None
+    if counted is None:
+        for end in ends:
+            yield differences.at(slice(end)), np.ones(end)
+        return
+    cells, parts = counted
+    counts, start = np.zeros(len(cells)), 0
+    for end in ends:
+        for cell, weight in parts:
+            counts = counts + np.bincount(cell[start:end], weight[start:end], len(cells))
+        start, filled = end, np.flatnonzero(counts)
+        yield cells.at(filled), counts[filled]
+
+
+def _counted(differences: Differences) -> tuple[Differences, list[tuple[NDArray[np.int64], Floats]]] | None:
+    """Outcomes that are counted in place of these; of each of these where its parts go, and how large they are.
+
+    None where counting would not make fewer of them.
+    """
     spans, place = _spans(differences)
-    width = differences.high - differences.low
-    # A hair before rounding: a value that lies on a step stays there, whatever the division made of it.
-    steps = np.floor((differences.value - differences.low) / width * _STEPS + 1e-6).astype(np.int64)
-    coded, counts = np.unique(place * (_STEPS + 1) + steps, return_counts=True)
-    low, high = spans[0, coded // (_STEPS + 1)], spans[1, coded // (_STEPS + 1)]
-    return Differences(low + (coded % (_STEPS + 1)) / _STEPS * (high - low), low, high), counts
+    values, which = np.unique(differences.value, return_inverse=True)
+    if spans.shape[1] * len(values) <= _CELLS:  # nothing needs to be shared out
+        low, high = np.repeat(spans, len(values), axis=1)
+        cells = Differences(np.tile(values, spans.shape[1]), low, high)
+        return cells, [(place * len(values) + which, np.ones(len(place)))]
+    steps = min(max(_CELLS // spans.shape[1], _FEWEST_STEPS), _MOST_STEPS)
+    if spans.shape[1] * (steps + 1) > len(differences):
+        return None
+    low, high = np.repeat(spans, steps + 1, axis=1)
+    cells = Differences(low + np.tile(np.arange(steps + 1) / steps, spans.shape[1]) * (high - low), low, high)
+    at = (differences.value - differences.low) / (differences.high - differences.low) * steps
+    below = np.clip(np.floor(at), 0, steps - 1)
+    upper = np.clip(at - below, 0, 1)
+    cell = place * (steps + 1) + below.astype(np.int64)
+    return cells, [(cell, 1 - upper), (cell + 1, upper)]
 
 
 def _spans(differences: Differences) -> tuple[Floats, NDArray[np.int64]]:
@@ -188,5 +268,7 @@ def _spans(differences: Differences) -> tuple[Floats, NDArray[np.int64]]:
     both = np.stack([differences.low, differences.high])
     if (both == both[:, :1]).all():  # far quicker than looking for distinct ones
         return both[:, :1], np.zeros(len(differences), np.int64)
-    spans, place = np.unique(both, axis=1, return_inverse=True)
-    return spans, place.reshape(-1)
+    lows, low = np.unique(differences.low, return_inverse=True)
+    highs, high = np.unique(differences.high, return_inverse=True)
+    pairs, place = np.unique(low * len(highs) + high, return_inverse=True)
+    return np.stack([lows[pairs // len(highs)], highs[pairs % len(highs)]]), place
