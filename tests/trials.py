@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -112,6 +112,8 @@ def project(folder: Path, **rollout: Any) -> list[Path]:
         ],
         "features": {"numeric": {"columns": ["x", "z"]}, "trusted_types": [troubled.TRUSTED]},
         "search": {"trials": 1, "candidates": [{"estimator": "sklearn.linear_model:LogisticRegression"}]},
+        # A test's machine may stand still for a second, and a row that waits for its version meanwhile is a failure.
+        "serving": {"canary_deadline_s": 3.0},
         "capture": {"commit_s": 0.5, "commit_idle_s": 1.0},
         "monitoring": {"metrics_port": free_port()},
         "rollout": {
@@ -256,9 +258,73 @@ def failed(analysis: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(m["name"] for m in analysis["metrics"] if m["verdict"] == Verdict.FAIL.value)
 
 
-def delay_s(ended: Ended, answers: Sequence[Answer]) -> float:
-    """From the commit of what decided to the last answer of the version on trial, as its clients saw it."""
-    return max(a.came for a in answers if (a.variant, a.version) == ("canary", ended.version)) - ended.committed
+@dataclass(frozen=True)
+class Kind:
+    """A version to try, and its traffic. trouble: as `troubled` has it, none is stable's artifact again; by: the metric
+    that is for it; late_s: see `Traffic`."""
+
+    trouble: str
+    by: str
+    late_s: float
+    requests_per_s: float = 60.0
+
+
+KINDS = {
+    "equal": Kind("", "", late_s=1.0),
+    "quietly worse": Kind("shift", "log_loss", late_s=3.0),
+    # Found out before a label has come. A slow version's rows wait for each other and then share a call, so it is asked
+    # few: many would take it little time each.
+    "slow": Kind("slow", "latency", late_s=60.0, requests_per_s=10.0),
+    "throws": Kind("raise", "failures", late_s=60.0, requests_per_s=20.0),
+    "constant": Kind("constant", "disagreement", late_s=60.0, requests_per_s=20.0),
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Rollouts that are over, one after the other, and the load that they were under."""
+
+    ended: tuple[Ended, ...]
+    traffic: Traffic
+    load: Load
+
+    def delay_s(self, ended: Ended) -> float:
+        """From the commit of what decided to the last answer of the version on trial, as its clients saw it."""
+        theirs = ("canary", ended.version)
+        return max(a.came for a in self.traffic.answers if (a.variant, a.version) == theirs) - ended.committed
+
+    @property
+    def failed(self) -> int:
+        """Requests that did not end as they should."""
+        of_feedback = self.traffic.feedback.total() - self.traffic.feedback["202"]
+        return self.load.statuses.total() - self.load.statuses["200"] + of_feedback
+
+
+def trial(live: Live, kind: Kind, folder: Path) -> Trial:
+    """A rollout of a new version of this kind, under its traffic. Args: folder: for the version, made here."""
+    if kind.trouble:
+        folder.mkdir()
+        version = troubled.register(live.project, live.store, folder / "artifact", folder / "trouble")
+        (folder / "trouble").write_text(kind.trouble, encoding="utf-8")
+    else:
+        version = troubled.again(live.project, live.store)
+    traffic = Traffic(live, f"v{version}", late_s=kind.late_s, requests_per_s=kind.requests_per_s)
+    ended: list[Ended] = []
+    load = traffic.run(lambda: ended.append(tried(live, version)))
+    return Trial(tuple(ended), traffic, load)
+
+
+def equals(live: Live, n: int) -> Trial:
+    """`n` rollouts of stable's artifact under new numbers, one after the other, one load; prints how each ended."""
+    traffic, ended = Traffic(live, "equal", late_s=1.0, requests_per_s=100.0), list[Ended]()
+
+    def during() -> None:
+        for _ in range(n):
+            ended.append(tried(live, troubled.again(live.project, live.store)))
+            print(ended[-1], flush=True)
+
+    load = traffic.run(during)
+    return Trial(tuple(ended), traffic, load)
 
 
 def _row(live: Live, rollout: str) -> RolloutRow:

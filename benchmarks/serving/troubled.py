@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 TRUSTED = f"{__name__}.Troubled"
 SLEEP_S = 2.0
-SLOW_S = 0.2
-"""Longer than any answer of a model takes, and far below the deadline of a canary."""
+SLOW_S = 0.5
+"""For each call: longer than any model takes, and below the deadline of a canary."""
 CONSTANT = 0.3
 """Probability of class 1, whatever the row."""
 SHIFT = 0.6
