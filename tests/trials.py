@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import threading
 import time
@@ -27,6 +28,7 @@ import yaml
 from benchmarks.serving import troubled
 from mlops_ray.cluster.processes import free_port
 from mlops_ray.rollout import orders
+from mlops_ray.rollout.canary import ENDED, Phase
 from mlops_ray.serving.on_apply import replica_status
 from mlops_ray.serving.places import labels_uri, log_uri
 from mlops_ray.serving.versions import Wanted
@@ -209,8 +211,8 @@ class Ended:
     """How a rollout ended, and when it did. Times are seconds since the epoch.
 
     failed: metrics that the last look proved worse; n_rows: of the version on trial until then. committed: when the
-    last of the rows that this look saw came into the log; saved: when the end was seen in the state database; told:
-    when every replica had heard of it.
+    last of the rows that this look saw came into the log; decided: when what it led to was seen in the state database;
+    told: when every replica had heard of the end.
     """
 
     version: int
@@ -220,7 +222,7 @@ class Ended:
     failed: tuple[str, ...]
     n_rows: int
     committed: float
-    saved: float
+    decided: float
     told: float
 
     def __str__(self) -> str:
@@ -231,12 +233,10 @@ class Ended:
 def tried(live: Live, version: int, *, within_s: float = 240.0) -> Ended:
     """A rollout of this version, from its start until every replica has heard of its end. Ray must be connected."""
     rollout = rollouts.start(live.paths, os.environ, version, "a trial")["rollout"]
-    eventually(lambda: _row(live, rollout).ended is not None, within_s)
-    saved = time.time()
-    with live.store.read() as tx:
-        served = tx.serving(NAME)
-    assert served is not None
-    eventually(lambda: all(r["sequence"] >= served.seq for r in replica_status(NAME, Wanted())), 30.0)
+    eventually(lambda: _phase(live, rollout) in (Phase.PROMOTING, *ENDED), within_s)
+    decided = time.time()
+    eventually(lambda: _phase(live, rollout) in ENDED, within_s)
+    eventually(lambda: _all_know(live), 30.0)
     told = time.time()
     row = _row(live, rollout)
     look = row.state.get(orders.LOOK, {"at": 0.0, "analysis": {"metrics": (), "n_requests": 0}})
@@ -247,8 +247,8 @@ def tried(live: Live, version: int, *, within_s: float = 240.0) -> Ended:
         str(row.state["reason"]),
         failed(look["analysis"]),
         int(look["analysis"]["n_requests"]),
-        _committed(live, float(look["at"]), saved),
-        saved,
+        _committed(live, float(look["at"]), decided),
+        decided,
         told,
     )
 
@@ -289,9 +289,11 @@ class Trial:
     load: Load
 
     def delay_s(self, ended: Ended) -> float:
-        """From the commit of what decided to the last answer of the version on trial, as its clients saw it."""
+        """From the commit of what decided to the last answer of the version on trial, as its clients saw it; NaN where
+        there was neither."""
         theirs = ("canary", ended.version)
-        return max(a.came for a in self.traffic.answers if (a.variant, a.version) == theirs) - ended.committed
+        last = max((a.came for a in self.traffic.answers if (a.variant, a.version) == theirs), default=math.nan)
+        return last - ended.committed
 
     @property
     def failed(self) -> int:
@@ -334,13 +336,31 @@ def _row(live: Live, rollout: str) -> RolloutRow:
     return row
 
 
+def _phase(live: Live, rollout: str) -> Phase:
+    return Phase(_row(live, rollout).state["phase"])
+
+
+def wanted(live: Live) -> Wanted:
+    """The serving configuration that the state database has."""
+    with live.store.read() as tx:
+        served = tx.serving(NAME)
+    assert served is not None
+    return Wanted.of(served)
+
+
+def _all_know(live: Live) -> bool:
+    """Whether nothing is on trial, and every replica has heard of that."""
+    now, replicas = wanted(live), replica_status(NAME, Wanted())
+    return now.canary is None and bool(replicas) and all(r["sequence"] >= now.sequence for r in replicas)
+
+
 def _committed(live: Live, look: float, by: float) -> float:
-    """When the last row or label from before decision time `look` that was known `by` then was committed."""
-    found = [0.0]
+    """When the last row or label from before decision time `look` that was known `by` then was committed; or NaN."""
+    found = []
     for uri, column in ((log_uri(live.project), "event_time"), (labels_uri(live.project), "time")):
         for commit in Path(uri, "_delta_log").glob("*.json"):
             at, actions = commit.stat().st_mtime, map(json.loads, commit.read_text(encoding="utf-8").splitlines())
             oldest = [json.loads(a["add"]["stats"])["minValues"][column] for a in actions if "add" in a]
             if at <= by and any(datetime.fromisoformat(each).timestamp() < look for each in oldest):
                 found.append(at)
-    return max(found)
+    return max(found, default=math.nan)

@@ -5,8 +5,8 @@
 A project of its own on a cluster of its own. 480 rows a second, 80 or 160 for versions that are found out without
 labels, 800 for those that follow each other; the version on trial answers a tenth of them, then half. Its looks are
 half a second apart, and so are the collector's commits. Seconds count from the commit of the last row that the last
-look saw: until the end was decided and saved, and until a client got the last answer of the version on trial. `--equal`
-is how many rollouts of stable's own artifact follow, one after the other.
+look saw: until what follows was decided and saved, and until a client got the last answer of the version on trial.
+`--equal` is how many rollouts of stable's own artifact follow, one after the other.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main() -> None:
 def line(name: str, trial: trials.Trial, ended: trials.Ended) -> str:
     """Of the table."""
     by = ", ".join(ended.failed) or ended.reason
-    seconds = f"{ended.saved - ended.committed:.2f} | {trial.delay_s(ended):.2f}"
+    seconds = f"{ended.decided - ended.committed:.2f} | {trial.delay_s(ended):.2f}"
     return f"| {name} | {ended.phase} | {by} | {ended.n_rows:,} | {seconds} |"
 
 

@@ -46,16 +46,9 @@ def unharmed(live: Live, trial: Trial) -> None:
     in_the_log(live.project, trial.load.acknowledged)
 
 
-def stable(live: Live) -> Wanted:
-    with live.store.read() as tx:
-        served = tx.serving(NAME)
-    assert served is not None
-    return Wanted.of(served)
-
-
 def found_out(live: Live, kind: str, folder: Path) -> None:
     """It is rolled back on the evidence of the metric that is for it and no other, and answers nobody any more."""
-    before = stable(live)
+    before = trials.wanted(live).stable
     trial, ended = tried(live, kind, folder)
     by = (trials.KINDS[kind].by,)
     assert (ended.phase, ended.reason, ended.failed) == ("rolled back", "evidence", by)
@@ -63,10 +56,9 @@ def found_out(live: Live, kind: str, folder: Path) -> None:
         entry = next(e for e in reversed(ledger.entries(tx, NAME)) if e.kind == "rollout rolled back")
     assert entry.evidence["rollout"] == ended.rollout
     assert trials.failed(entry.evidence["analysis"]) == by
-    assert before.stable is not None
-    assert stable(live).stable == before.stable
-    assert stable(live).canary is None
-    assert answering(trial, ended) == {("stable", before.stable.version)}
+    assert before is not None
+    assert trials.wanted(live).stable == before
+    assert answering(trial, ended) == {("stable", before.version)}
 
 
 def answering(trial: Trial, ended: Ended) -> set[tuple[str, int]]:
@@ -75,15 +67,15 @@ def answering(trial: Trial, ended: Ended) -> set[tuple[str, int]]:
 
 
 def test_a_good_version_is_promoted(live: Live, tmp_path: Path) -> None:
-    before = stable(live)
-    assert before.stable is not None
+    before = trials.wanted(live).stable
+    assert before is not None
     trial, ended = tried(live, "equal", tmp_path)
     assert (ended.phase, ended.reason) == ("promoted", "evidence")
-    after = stable(live)
+    after = trials.wanted(live)
     assert after.stable is not None
     assert after.stable.version == ended.version
-    assert after.warm == (before.stable,)
-    assert all({before.stable.version, ended.version} <= set(r["loaded"]) for r in replica_status(NAME, Wanted()))
+    assert after.warm == (before,)
+    assert all({before.version, ended.version} <= set(r["loaded"]) for r in replica_status(NAME, Wanted()))
     assert answering(trial, ended) == {("stable", ended.version)}
     registry = Registry(live.project, live.store)
     eventually(lambda: registry.alias("champion") == ended.version and registry.alias("challenger") is None, 30.0)
