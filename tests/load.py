@@ -59,6 +59,15 @@ def quantile(values: Sequence[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
+def eventually(condition: Callable[[], bool], within_s: float) -> float:
+    """Wait for other processes to get there, which tell nobody when; how long it took, in seconds."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < within_s, "it never came about"
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
 async def steady(
     url: str,
     row: Callable[[int], Mapping[str, Any]],
@@ -68,11 +77,13 @@ async def steady(
     during: Callable[[], Any],
     retry: bool = True,
     around_s: float = 1.0,
+    n_rows: int = 1,
+    heard: Callable[[Mapping[str, Any]], None] = lambda prediction: None,
 ) -> Load:
-    """Send one row per request, each with an Idempotency-Key of its own, while `during` runs in a thread.
+    """Send `n_rows` rows per request, each with an Idempotency-Key of its own, while `during` runs in a thread.
 
     Args: retry: connection errors and 503 are tried again with the same key, as a client of an idempotent service does.
-        around_s: for how long before and after it.
+        around_s: for how long before and after it. heard: called with each prediction as soon as it is there.
     """
     load = Load()
     connector = aiohttp.TCPConnector(limit=0)
@@ -88,18 +99,25 @@ async def steady(
             if happening.done():
                 break
             await asyncio.sleep(max(0.0, load.began + i / rate - time.monotonic()))
-            tasks.create_task(_one(client, url, row(i), f"{name}-{i}", load, retry))
+            rows = [row(n_rows * i + k) for k in range(n_rows)]
+            tasks.create_task(_one(client, url, rows, f"{name}-{i}", load, retry, heard))
     return load
 
 
 async def _one(
-    client: aiohttp.ClientSession, url: str, row: Mapping[str, Any], key: str, load: Load, retry: bool
+    client: aiohttp.ClientSession,
+    url: str,
+    rows: Sequence[Mapping[str, Any]],
+    key: str,
+    load: Load,
+    retry: bool,
+    heard: Callable[[Mapping[str, Any]], None],
 ) -> None:
     began = time.monotonic()
     for _ in range(_RETRIES if retry else 1):
         try:
             headers = {"Idempotency-Key": key}
-            async with client.post(f"{url}/predict", json={"rows": [row]}, headers=headers) as answer:
+            async with client.post(f"{url}/predict", json={"rows": rows}, headers=headers) as answer:
                 body, outcome = await answer.read(), str(answer.status)
         except (aiohttp.ClientError, TimeoutError) as exc:
             outcome = type(exc).__name__
@@ -112,8 +130,8 @@ async def _one(
             await asyncio.sleep(_PAUSE_S)
     load.statuses[outcome] += 1
     load.latencies_s.append(time.monotonic() - began)
-    if outcome == "200":
-        (prediction,) = json.loads(body)["predictions"]
+    for prediction in json.loads(body)["predictions"] if outcome == "200" else ():
+        heard(prediction)
         load.acknowledged.append(prediction["prediction_id"])
         load.assigned[prediction["variant"]].append(load.latencies_s[-1])
         load.answered[prediction["variant"], prediction["version"]] += 1

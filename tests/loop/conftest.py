@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,10 @@ from mlops_ray import verbs
 from mlops_ray.cluster import on_ray as cluster
 from mlops_ray.cluster.processes import free_port
 from mlops_ray.config import Project
+from mlops_ray.data import lake
+from mlops_ray.serving.places import log_uri
 from mlops_ray.state import Store
+from tests.load import eventually
 
 ROOT = Path(__file__).parents[2]
 FLIGHTS = ROOT / "configs" / "flights.yaml"
@@ -81,6 +85,18 @@ def brought_up(paths: list[Path]) -> Iterator[Live]:
         yield Live(paths, project, verbs.open_store(project), result["deploy"]["url"], found.dashboard)
     finally:
         verbs.down(paths, os.environ)
+
+
+def in_the_log(project: Project, ids: list[str], within_s: float = 60.0) -> None:
+    """Every acknowledged prediction stands in the log exactly once."""
+    assert len(set(ids)) == len(ids)
+
+    def found() -> Counter[str]:
+        return Counter(lake.scan(log_uri(project), "0", "9", ["prediction_id"])["prediction_id"].to_pylist())
+
+    eventually(lambda: not set(ids) - found().keys(), within_s)
+    counts = found()
+    assert {i: counts[i] for i in ids if counts[i] != 1} == {}
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import contextlib
 import os
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +19,11 @@ import pytest
 from mlops_ray import verbs
 from mlops_ray.cluster import on_ray as cluster
 from mlops_ray.cluster import processes
-from mlops_ray.data import lake
-from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.on_apply import replica_status
-from mlops_ray.serving.places import log_uri
 from mlops_ray.serving.versions import Wanted
 from mlops_ray.verbs import rollout as rollouts
-from tests.load import Load, steady
-from tests.loop.conftest import Live, brought_up, overlay
+from tests.load import Load, eventually, steady
+from tests.loop.conftest import Live, brought_up, in_the_log, overlay
 from tests.loop.test_live import ROW
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
@@ -91,30 +87,9 @@ def replicas(live: Live) -> list[dict[str, Any]]:
     return replica_status("flights", Wanted())
 
 
-def eventually(condition: Callable[[], bool], within_s: float) -> float:
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < within_s, "it never came about"
-        time.sleep(0.02)
-    return time.monotonic() - began
-
-
 def crowding() -> float:
     """By how much what takes a fraction of a second takes longer here: runnable processes per core, at least 1."""
     return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-
-
-def in_the_log(live: Live, ids: list[str], within_s: float = 60.0) -> None:
-    """Every acknowledged prediction stands in the log exactly once."""
-    assert len(set(ids)) == len(ids)
-
-    def found() -> Counter[str]:
-        rows = lake.scan(log_uri(live.project), "2013-02-27", "2013-03-01", log.prediction_schema(live.project))
-        return Counter(rows["prediction_id"].to_pylist())
-
-    eventually(lambda: not set(ids) - found().keys(), within_s)
-    counts = found()
-    assert {i: counts[i] for i in ids if counts[i] != 1} == {}
 
 
 def test_nothing_but_loopback_listens(live: Live) -> None:
@@ -163,7 +138,7 @@ def test_kill_9_of_what_serves_while_a_client_retries(live: Live) -> None:
     with cluster.connected(live.project):
         load = run(live, "kills", during)
     assert load.statuses == {"200": len(load.acknowledged)}
-    in_the_log(live, load.acknowledged)
+    in_the_log(live.project, load.acknowledged)
 
 
 def test_haproxy_killed_is_replaced_at_once_and_its_port_is_never_lost(live: Live) -> None:
@@ -183,7 +158,7 @@ def test_haproxy_killed_is_replaced_at_once_and_its_port_is_never_lost(live: Liv
     print(f"outage {load.outage_s(0.0, 60.0):.3f} s")
     assert load.outage_s(0.0, 60.0) < 5.0
     assert {kind for kind in load.kinds() if kind.isdigit()} <= {"503"}  # no 404 while the next one learns its routes
-    in_the_log(live, load.acknowledged)
+    in_the_log(live.project, load.acknowledged)
 
 
 def test_an_order_reaches_every_replica_at_once(live: Live) -> None:
@@ -298,7 +273,7 @@ def test_a_minute_of_load_while_an_actor_is_killed_again_and_again(live: Live, v
     print(f"killed {len(killed)} times in {len(load.acknowledged) / RATE:.0f} s")
     assert len(set(killed)) == len(killed) > 2
     assert load.statuses == {"200": len(load.acknowledged)}
-    in_the_log(live, load.acknowledged)
+    in_the_log(live.project, load.acknowledged)
 
 
 @pytest.mark.slow
@@ -319,7 +294,7 @@ def test_a_minute_of_load_while_the_canary_is_killed_twice(live: Live) -> None:
     assert load.canary
     assert max(load.canary) > 50.0, "it was back after its second death"
     assert load.statuses == {"200": len(load.acknowledged)}
-    in_the_log(live, load.acknowledged)
+    in_the_log(live.project, load.acknowledged)
     rollouts.move(live.paths, os.environ, "abort", "test")
     eventually(lambda: not titled(live, *CANARY), 60.0)
 
@@ -338,4 +313,4 @@ def test_kill_9_of_an_ingress_replica_twenty_times(live: Live, tmp_path: Path, n
     with cluster.connected(live.project):
         load = run(live, f"twenty-{n}", during)
     assert load.statuses == {"200": len(load.acknowledged)}
-    in_the_log(live, load.acknowledged)
+    in_the_log(live.project, load.acknowledged)

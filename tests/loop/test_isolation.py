@@ -24,7 +24,7 @@ from mlops_ray.serving.on_apply import replica_status
 from mlops_ray.serving.places import log_uri, shadow_uri, uncaptured_uri
 from mlops_ray.serving.routing import to_canary
 from mlops_ray.verbs import rollout as rollouts
-from tests.load import Load, steady
+from tests.load import Load, eventually, steady
 from tests.loop.conftest import ROOT, Live, brought_up, overlay
 from tests.loop.test_live import ROW
 
@@ -101,13 +101,6 @@ def row(i: int) -> dict[str, Any]:
     return ROW | {"flight_key": f"flight-{i}"}
 
 
-def eventually(condition: Callable[[], bool], within_s: float) -> None:
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < within_s, "it never came about"
-        time.sleep(0.05)
-
-
 def run(trial: Trial, name: str, during: Callable[[], Any]) -> Load:
     """No client sees an error, and none is asked to come again."""
     load = asyncio.run(steady(trial.live.url, row, rate=RATE, name=name, during=during, retry=False, around_s=0.2))
@@ -142,9 +135,9 @@ def test_a_canary_that_hangs_or_fails_is_answered_for_by_stable(trial: Trial, tr
     assert logged.total() == len(load.assigned["canary"])
     assert load.answered["canary", 1] == logged.total() - logged[""]
     assert load.answered["stable", 1] == len(load.assigned["stable"])
-    if trouble == "raise":  # seven rows of ten it does answer
+    if trouble == "raise":  # seven calls of ten it does answer, and never fails often enough to be asked no more
         assert logged[""] > logged["error"]
-        assert logged["open"] < logged.total() / 10
+        assert logged["open"] == 0
 
 
 def test_a_shadow_that_hangs_costs_only_its_own_evidence(trial: Trial) -> None:
