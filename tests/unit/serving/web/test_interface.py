@@ -29,7 +29,8 @@ from mlops_ray.serving.service import Service, Wanted
 from mlops_ray.serving.web.http import Application, routes
 from tests import fakes
 
-PROJECT = fakes.project(serving={"explain": 3, "max_body_mb": 1, "max_rows": 50})
+REVENUE = {"metric": "business", "name": "revenue", "low": 0, "high": 9, "better": "higher", "margin": 1}
+PROJECT = fakes.project(serving={"explain": 3, "max_body_mb": 1, "max_rows": 50}, rollout={"analyses": [REVENUE]})
 PREFIX = f"/{PROJECT.project}"
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
