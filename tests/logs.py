@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from mlops_ray.config import Project
 from mlops_ray.data import lake
-from mlops_ray.serving.log.tables import day_of, label_schema, prediction_schema
+from mlops_ray.serving.log.tables import VALUES_SCHEMA, day_of, label_schema, prediction_schema
 
 DAY_S = 86_400.0
 START = 20_454 * DAY_S  # 2026-01-01
@@ -43,6 +43,14 @@ def labels(project: Project, ids: list[str | None], values: list[Any], *, at: fl
     rows: dict[str, Any] = {"prediction_id": ids, "day": [day_of(at)] * n, "label": values, "key": keys or [None] * n}
     rows |= {"at": micros([at] * n), "time": micros([at] * n)}
     return _full(rows, label_schema(project), n)
+
+
+def values(ids: list[str | None], name: str, numbers: list[float], *, at: float, keys: Any = None) -> pa.Table:
+    """Business numbers under one name that became known at `at`."""
+    n = len(ids)
+    rows: dict[str, Any] = {"prediction_id": ids, "day": [day_of(at)] * n, "key": keys or [None] * n}
+    rows |= {"at": micros([at] * n), "time": micros([at] * n), "name": [name] * n, "value": numbers}
+    return _full(rows, VALUES_SCHEMA, n)
 
 
 def append(uri: str, table: pa.Table, number: int) -> None:

@@ -40,11 +40,12 @@ def trial(rows: list[int], scores: Any, failure: str = "", row_us: float | None 
     return Trial(20, "r1", 0.5, np.array(rows, np.int64), found, failure, row_us)
 
 
-def labelled(*rows: tuple[str, str, Any, float], at: float = 2e9) -> Labelled:
-    """Labels as (prediction id, key, value, time)."""
+def labelled(*rows: tuple[str, str, Any, float], at: float = 2e9, **numbers: list[float]) -> Labelled:
+    """Labels as (prediction id, key, value, time), and business numbers by name."""
     ids, keys, values, times = zip(*rows, strict=True)
-    kind = object if isinstance(values[0], str) else np.float64
-    return Labelled(at, Labels(ids, keys, np.array(values, kind), np.array(times, np.float64)))
+    kind = object if any(isinstance(v, str) for v in values) else np.float64
+    told = {name: np.array(told, np.float64) for name, told in numbers.items()}
+    return Labelled(at, Labels(ids, keys, np.array(values, kind), np.array(times, np.float64), told))
 
 
 def spooled(folder: Path) -> list[Record]:

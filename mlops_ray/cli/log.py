@@ -44,7 +44,9 @@ def query(
         Literal["stable", "canary"] | None, typer.Option(help="Only those whose key was assigned to it.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many, at most.")] = 20,
-    labels: Annotated[bool, typer.Option("--labels", help="Also show every label that came, corrections too.")] = False,
+    labels: Annotated[
+        bool, typer.Option("--labels", help="Also show every label and number that came, corrections too.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Predictions with the label that counts (the one that became known last), newest first.
@@ -103,7 +105,7 @@ def forget(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Take keys out of spools, prediction log, labels, quarantine and every dataset version, for good.
+    """Take keys out of spools, prediction log, labels, values, quarantine and every dataset version, for good.
 
     Ends with a search of every file of those tables, cells, statistics and raw bytes, and exits with 1 if anything is
     left. Dataset versions stay readable and say that they were redacted. Killed, or run again, it goes on.
@@ -135,6 +137,7 @@ def _table(predictions: list[dict[str, Any]]) -> RenderableType:
         table.add_column(name, justify="right" if name == "score" else "left")
     for row in predictions:
         known = row.get("labels") or ([{"label": row["label"], "time": row["label_time"]}] if row["n_labels"] else [])
+        known = [*known, *row.get("values", [])]
         more = f" (of {row['n_labels']})" if row["n_labels"] > 1 and "labels" not in row else ""
         table.add_row(
             row["event_time"].strftime("%Y-%m-%d %H:%M:%S"),
@@ -142,16 +145,17 @@ def _table(predictions: list[dict[str, Any]]) -> RenderableType:
             Text(str(row["key"])),
             f"v{row['version']}" + (" (canary)" if row["variant"] == "canary" else ""),
             _score(row["score"]),
-            Text(
-                "\n".join(
-                    f"{label['label']:g}" if isinstance(label["label"], float) else str(label["label"])
-                    for label in known
-                )
-                + more
-            ),
-            Text("\n".join(label["time"].strftime("%Y-%m-%d %H:%M") for label in known)),
+            Text("\n".join(map(_told, known)) + more),
+            Text("\n".join(one["time"].strftime("%Y-%m-%d %H:%M") for one in known)),
         )
     return table
+
+
+def _told(one: dict[str, Any]) -> str:
+    """A label, or a business number with its name."""
+    if "value" in one:
+        return f"{one['name']} {one['value']:g}"
+    return f"{one['label']:g}" if isinstance(one["label"], float) else str(one["label"])
 
 
 def _score(score: Any) -> str:

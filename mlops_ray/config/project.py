@@ -195,9 +195,6 @@ def _rollout(raw: Mapping[str, Any], used: Sequence[str], known: Known) -> Itera
         if tasks and task in TASK_METRICS and task not in tasks:
             instead = "absolute_error" if task == "regression" else "log_loss, brier, accuracy or disagreement"
             yield (*loc, "metric"), f"{analysis['metric']!r} is no metric of a {task} task; take {instead}"
-        if _mapping(analysis).get("metric") == "business":
-            says = "`business` cannot be judged here yet: /feedback takes no numbers by name; take another metric"
-            yield (*loc, "metric"), says
         column = _mapping(_mapping(analysis).get("where")).get("column")
         yield from known((*loc, "where", "column"), column, DTYPES)
         if isinstance(column, str) and used and column not in used and column in _names(raw):

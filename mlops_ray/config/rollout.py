@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from mlops_ray.config.analyses import AbsoluteError, Analyses, Analysis, LogLoss, default_analyses
+from mlops_ray.config.analyses import AbsoluteError, Analyses, Analysis, Business, LogLoss, default_analyses
 from mlops_ray.config.base import DAY_S, Config, Share, Zone
 
 Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
@@ -141,6 +141,12 @@ class RolloutPlan(Config):
             return found
         return tuple(AbsoluteError() if isinstance(one, LogLoss) else one for one in found)
 
+    @property
+    def business(self) -> tuple[str, ...]:
+        """Numbers that `/feedback` takes by name: those that some analysis reads, and no others."""
+        named = (one.name for one in self.analyses or () if isinstance(one, Business))
+        return tuple(dict.fromkeys(named))
+
     @field_validator("shares")
     @classmethod
     def _rising(cls, value: tuple[float, ...]) -> tuple[float, ...]:
@@ -167,6 +173,11 @@ class RolloutPlan(Config):
             raise ValueError(
                 f"mode {self.mode} cannot judge what a shadow's answers would have changed "
                 "(prediction_affects_outcome): set `mode: canary`"
+            )
+        if self.business and self.mode in SHADOWS:
+            raise ValueError(
+                f"mode {self.mode} cannot judge {self.business[0]!r}: a shadow answers nobody, so nothing comes "
+                "of its answers; set `mode: canary`, or take the business metric out"
             )
         return self
 

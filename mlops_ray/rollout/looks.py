@@ -16,7 +16,7 @@ from mlops_ray.rollout.analysis import Analysis, analyse
 from mlops_ray.rollout.outcomes import Outcomes, Reads, from_log
 from mlops_ray.serving.artifacts import local
 from mlops_ray.serving.log import tables as log
-from mlops_ray.serving.places import labels_uri, log_uri, shadow_uri
+from mlops_ray.serving.places import labels_uri, log_uri, shadow_uri, values_uri
 from mlops_ray.state import RolloutRow, Store, VersionRow
 
 _ALWAYS = ("prediction_id", "at", "event_time", "key", "stable_score", "score_us", "canary_score", "rollout", "share")
@@ -57,6 +57,9 @@ def outcomes(store: Store, project: Project, row: RolloutRow, plan: RolloutPlan,
     shadow = None
     if plan.mode in SHADOWS:  # a shadow's answers stand under the day on which they were given
         shadow = lake.scan(shadow_uri(project), since, _LAST_DAY, log.shadow_schema(project))
+    feedback = None
+    if plan.business:
+        feedback = lake.scan(values_uri(project), since, until, log.VALUES_SCHEMA)
     stable, canary = _reads(store, project, row, plan)
     return from_log(
         lake.scan(log_uri(project), since, until, _columns(project, plan)),
@@ -69,6 +72,7 @@ def outcomes(store: Store, project: Project, row: RolloutRow, plan: RolloutPlan,
         canary=canary,
         prediction_affects_outcome=plan.prediction_affects_outcome,
         shadow=shadow,
+        feedback=feedback,
     )
 
 

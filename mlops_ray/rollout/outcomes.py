@@ -172,10 +172,18 @@ def _with_shadow(rows: pl.DataFrame, shadow: pa.Table, rollout: str) -> pl.DataF
 
 
 def _assigned(rows: pl.DataFrame) -> pl.DataFrame:
-    """The rollout's rows and, from its first on, those that stable answered alone, with the share in force."""
+    """The rollout's rows and, between its first and its last, those that stable answered alone, with the share in
+    force.
+
+    After its last row nobody may be assigned to the canary any more: what is answered then is its own, once it is
+    promoted, or nobody's. A trial goes on behind it only in rows that a later look will take in; the tests hold for
+    every beginning of the rows, so also for the one that ends with a row of the canary.
+    """
     shares = rows.filter("asked", pl.col("share").is_not_null()).sort("at").select("at", in_force="share")
     found = rows.with_row_index("row").sort("at").join_asof(shares, on="at").sort("row")
-    alone = pl.col("rollout").is_null() & pl.col("in_force").is_not_null()
+    alone = (
+        pl.col("rollout").is_null() & pl.col("in_force").is_not_null() & (pl.col("at") <= pl.lit(shares["at"]).max())
+    )
     return found.filter(pl.col("asked") | alone).with_columns(
         share=pl.when("asked").then("share").otherwise("in_force")
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,14 +116,16 @@ class Reply:
 
 @dataclass(frozen=True)
 class Labels:
-    """Late labels, one entry each.
+    """What became known late, one entry for each prediction: its label, numbers by name, or both.
 
-    ids: prediction ids; "" where the label came by entity key. keys: entity keys; "" where it came by prediction id.
-    values: binary 0.0 or 1.0 and regression numbers as float64, multiclass classes as objects; shape (n,).
-    times: when each became known, seconds since the epoch, shape (n,).
+    ids: prediction ids; "" where the entry came by entity key. keys: entity keys; "" where it came by prediction id.
+    values: binary 0.0 or 1.0 and regression numbers as float64 (NaN: no label), multiclass classes as objects (None: no
+    label); shape (n,). times: when each became known, seconds since the epoch, shape (n,).
+    numbers: business numbers by name, shape (n,); NaN where the entry tells none.
     """
 
     ids: tuple[str, ...]
     keys: tuple[str, ...]
     values: NDArray[Any]
     times: NDArray[np.float64]
+    numbers: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)

@@ -39,6 +39,11 @@ def labels_uri(project: Project) -> str:
     return project.storage.path("log", project.project, "labels")
 
 
+def values_uri(project: Project) -> str:
+    """Delta table of the business numbers."""
+    return project.storage.path("log", project.project, "values")
+
+
 def shadow_uri(project: Project) -> str:
     """Delta table of what shadows answered."""
     return project.storage.path("log", project.project, "shadow")

@@ -67,7 +67,7 @@ class Shadowed:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Labels that arrived together; `at` is when, in seconds since the epoch."""
+    """Labels and business numbers that arrived together; `at` is when, in seconds since the epoch."""
 
     at: float
     labels: Labels

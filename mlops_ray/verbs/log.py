@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def query(paths: Paths, env: Env, question: Question, *, labels: bool = False) -> dict[str, Any]:
-    """The newest predictions that are asked for; with `labels`, every label that came for each, oldest first.
+    """The newest predictions that are asked for; with `labels`, every label and business number that came for each,
+    oldest first.
 
     Raises: DataError."""
     from mlops_ray.monitoring.labels import addressed
@@ -30,10 +31,14 @@ def query(paths: Paths, env: Env, question: Question, *, labels: bool = False) -
     found = history.newest(_as_stored(project, lambda: known_store(project), question))
     rows = found.to_pylist()
     if labels:
-        came: dict[str, list[dict[str, Any]]] = {}
-        for label in history.labels(found).to_pylist():
-            came.setdefault(label["prediction_id"], []).append({"label": label["label"], "time": label["time"]})
-        rows = [row | {"labels": came.get(row["prediction_id"], [])} for row in rows]
+        for what, told, names in (
+            ("labels", history.labels(found), ("label", "time")),
+            ("values", history.values(found), ("name", "value", "time")),
+        ):
+            came: dict[str, list[dict[str, Any]]] = {}
+            for one in told.to_pylist():
+                came.setdefault(one["prediction_id"], []).append({name: one[name] for name in names})
+            rows = [row | {what: came.get(row["prediction_id"], [])} for row in rows]
     return {"project": project.project, "predictions": rows}
 
 

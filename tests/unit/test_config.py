@@ -292,8 +292,8 @@ BLOCKS = [
         ["rollout.analyses.0.where.column: 'id' is no input of the model, so the prediction log does not know it"],
     ),
     (
-        "rollout: {analyses: [{metric: business, name: sales, low: 0, high: 9, better: higher, margin: 1}]}",
-        ["rollout.analyses.0.metric: `business` cannot be judged here yet"],
+        "rollout: {mode: shadow, analyses: [{metric: business, name: a, low: 0, high: 9, better: lower, margin: 1}]}",
+        ["rollout: mode shadow cannot judge 'a': a shadow answers nobody, so nothing comes of its answers"],
     ),
     ("rollout: {mode: shadw}", ["rollout.mode: should be 'canary', 'shadow', 'shadow_then_canary' or 'immediate'"]),
     (

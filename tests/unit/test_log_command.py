@@ -21,13 +21,13 @@ from mlops_ray.data.profile import Bins
 from mlops_ray.serving.exchange import Labels
 from mlops_ray.serving.log.collecting import Drain
 from mlops_ray.serving.log.forget import Register
-from mlops_ray.serving.places import labels_uri, log_uri, spool_folder
+from mlops_ray.serving.places import labels_uri, log_uri, spool_folder, values_uri
 from mlops_ray.serving.records import Labelled, Scored
 from mlops_ray.serving.spool import claims
 from mlops_ray.serving.spool.capture import Capture, key_keeper
 from mlops_ray.state import Store
 from tests import fakes
-from tests.logs import DAY_S, START, append, labels, predictions
+from tests.logs import DAY_S, START, append, labels, predictions, values
 
 KEY = "customer-17"
 
@@ -73,6 +73,14 @@ def test_query_tells_people_and_machines(folder: Path) -> None:
     assert "v1" in shown
     assert "no such prediction" in called("query", "--id", "nobody:0")
     assert "is no day" in CliRunner().invoke(app, ["log", "query", "-c", "small.yaml", "--since", "May"]).output
+
+
+def test_query_shows_business_numbers_with_the_labels(folder: Path) -> None:
+    project, _ = built(folder)
+    append(values_uri(project), values(["r1:0"], "revenue", [12.5], at=START + DAY_S), 0)
+    (row,) = called("query", "--key", KEY, "--labels", "--json")["predictions"]
+    assert [(told["name"], told["value"]) for told in row["values"]] == [("revenue", 12.5)]
+    assert "revenue 12.5" in called("query", "--labels")
 
 
 def test_export_writes_a_file(folder: Path) -> None:

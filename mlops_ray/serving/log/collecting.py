@@ -28,7 +28,7 @@ from mlops_ray.data import lake
 from mlops_ray.data.profile import Bins
 from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.log.forget import Register
-from mlops_ray.serving.places import labels_uri, log_uri, shadow_uri, uncaptured_uri
+from mlops_ray.serving.places import labels_uri, log_uri, shadow_uri, uncaptured_uri, values_uri
 from mlops_ray.serving.spool import claims
 from mlops_ray.serving.spool import segments as spool
 from mlops_ray.serving.spool.segments import Segment
@@ -64,6 +64,7 @@ class Drain:
         self._tables = {
             "predictions": log_uri(project),
             "labels": labels_uri(project),
+            "values": values_uri(project),
             "shadow": shadow_uri(project),
             "uncaptured": uncaptured_uri(project),
         }
@@ -109,6 +110,7 @@ class Drain:
         tables: dict[str, dict[int, pa.Table]] = {
             "predictions": predictions,
             "labels": {n: a.labels for n, a in arrived.items()},
+            "values": {n: a.values for n, a in arrived.items()},
             "shadow": {n: a.shadow for n, a in arrived.items()},
             "uncaptured": {n: a.uncaptured for n, a in arrived.items()},
         }

@@ -2,7 +2,7 @@
 
 An order is kept beside the prediction log from before its first deed, without the keys: only keyed hashes of them, by
 which an order that was killed is recognised and resumed, and by which collectors sieve what reaches the log later:
-rows that were still in a spool, and labels of predictions that are gone.
+rows that were still in a spool, and labels and numbers of predictions that are gone.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from mlops_ray.data.redaction import Removed
 from mlops_ray.serving.places import log_uri
 
 _FOLDER = "forgotten"
+_LATE = ("labels", "values")
+"""Tables whose rows are about what was before they came."""
 
 
 def pseudonym(secret: bytes, text: str) -> str:
@@ -106,7 +108,7 @@ class Register:
             forgotten = self.now()
         late_s = self._project.monitoring.label_horizon_s
         return {
-            name: {n: forgotten.kept(part, grace_s=late_s if name == "labels" else 0.0) for n, part in parts.items()}
+            name: {n: forgotten.kept(part, grace_s=late_s if name in _LATE else 0.0) for n, part in parts.items()}
             for name, parts in tables.items()
         }
 

@@ -27,8 +27,8 @@ from deltalake.exceptions import TableNotFoundError
 
 from mlops_ray.config import Project
 from mlops_ray.errors import DataError
-from mlops_ray.serving.log.tables import label_schema, prediction_schema
-from mlops_ray.serving.places import labels_uri, log_uri
+from mlops_ray.serving.log.tables import VALUES_SCHEMA, label_schema, prediction_schema
+from mlops_ray.serving.places import labels_uri, log_uri, values_uri
 
 Progress = Callable[[str, int, int], None]
 Addressed = Callable[[pa.Table, pa.Table], pa.Table]
@@ -64,6 +64,7 @@ class History:
         """Args: addressed: gives labels by entity key the id of their prediction (`monitoring.labels`)."""
         self._uri, self._addressed = log_uri(project), addressed
         self._log, self._labels = _opened(self._uri), _opened(labels_uri(project))
+        self._values = _opened(values_uri(project))
         self._logged, self._label_schema = prediction_schema(project), label_schema(project)
 
     @property
@@ -107,26 +108,34 @@ class History:
         return self.schema.empty_table() if rows is None else self._labelled(rows)
 
     def labels(self, rows: pa.Table) -> pa.Table:
-        """Every label that came for these predictions, in the order in which they became known.
+        """Every label that came for these predictions, in the order in which they became known."""
+        return self._told(self._labels, self._label_schema, rows)
 
-        A label by entity key is the key's newest prediction's before it: the log is asked for that key's later rows.
+    def values(self, rows: pa.Table) -> pa.Table:
+        """Every business number that came for these predictions, in the same order."""
+        return self._told(self._values, VALUES_SCHEMA, rows)
+
+    def _told(self, told: _Opened | None, schema: pa.Schema, rows: pa.Table) -> pa.Table:
+        """What a table of late arrivals says of these predictions.
+
+        What came by entity key is the key's newest prediction's before it: the log is asked for that key's later rows.
         """
         oldest = pc.min(rows["event_time"]).as_py()
-        if self._labels is None or oldest is None:
-            return self._label_schema.empty_table()
+        if told is None or oldest is None:
+            return schema.empty_table()
         ids, since = rows["prediction_id"].combine_chunks(), ds.field("day") >= oldest.strftime("%Y-%m-%d")
-        names = self._label_schema.names
-        found = self._read(self._labels.dataset, names, ds.field("prediction_id").isin(ids) & since)
+        names = schema.names
+        found = self._read(told.dataset, names, ds.field("prediction_id").isin(ids) & since)
         keys = pc.unique(rows["key"]).drop_null()
         theirs = ds.field("prediction_id").is_null() & ds.field("key").isin(keys)
-        by_key = self._read(self._labels.dataset, names, theirs & since)
+        by_key = self._read(told.dataset, names, theirs & since)
         if by_key.num_rows:
             assert self._log is not None, "rows came from it"
             last = ds.field("day") <= pc.max(by_key["time"]).as_py().strftime("%Y-%m-%d")
             asked = ds.field("key").isin(pc.unique(by_key["key"]))
             about = self._read(self._log.dataset, ("prediction_id", "key", "event_time"), asked & since & last)
-            told = self._addressed(by_key, about).select(names).cast(self._label_schema)
-            found = pa.concat_tables([found, told.filter(pc.is_in(told["prediction_id"], value_set=ids))])
+            known = self._addressed(by_key, about).select(names).cast(schema)
+            found = pa.concat_tables([found, known.filter(pc.is_in(known["prediction_id"], value_set=ids))])
         return found.take(pc.sort_indices(found, [("time", "ascending"), ("at", "ascending")]))
 
     def _predictions(self, question: Question, day: str) -> pa.Table:

@@ -12,7 +12,7 @@ from mlops_ray.config import DAY_S, Project
 from mlops_ray.data import lake
 from mlops_ray.errors import LeaseLost
 from mlops_ray.serving.log import tables as log
-from mlops_ray.serving.places import labels_uri, log_uri, shadow_uri, uncaptured_uri
+from mlops_ray.serving.places import labels_uri, log_uri, shadow_uri, uncaptured_uri, values_uri
 from mlops_ray.serving.spool import claims
 from mlops_ray.state import Store
 
@@ -47,7 +47,7 @@ class Maintenance:
             before = self._keep_from()
             done = {
                 uri.rpartition("/")[2]: lake.tidy(uri, before_day=before, litter_s=_LITTER_S)
-                for place in (log_uri, labels_uri, shadow_uri, uncaptured_uri)
+                for place in (log_uri, labels_uri, values_uri, shadow_uri, uncaptured_uri)
                 if lake.exists(uri := place(self._project))
             }
             self._store.run(lambda tx: claims.forget(tx, name, now - _CLAIMS_S))

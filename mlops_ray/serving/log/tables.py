@@ -4,6 +4,7 @@
 |---|---|---|
 | predictions | an answered row | its event time |
 | labels | a label that arrived, by prediction id or by entity key | when it became known |
+| values | a business number that arrived, in the same way | when it became known |
 | shadow | a row that a shadow scored as well | when it was answered |
 | uncaptured | a number of rows that were answered but not recorded | when they were counted |
 
@@ -53,6 +54,7 @@ class Arrivals:
 
     predictions: pa.Table
     labels: pa.Table
+    values: pa.Table
     shadow: pa.Table
     uncaptured: pa.Table
     watermark: float | None
@@ -112,6 +114,18 @@ def shadow_schema(project: Project) -> pa.Schema:
     )
 
 
+VALUES_SCHEMA = pa.schema(
+    [
+        ("prediction_id", pa.string()),
+        ("key", pa.string()),
+        ("day", pa.string()),
+        ("at", _TIME),
+        ("time", _TIME),
+        ("name", pa.string()),
+        ("value", pa.float64()),
+    ]
+)
+"""Columns of the business numbers. One of `prediction_id` and `key` is null."""
 UNCAPTURED_SCHEMA = pa.schema([("day", pa.string()), ("at", _TIME), ("why", pa.string()), ("n_rows", pa.int64())])
 
 
@@ -155,6 +169,7 @@ def arrivals(project: Project, records: Iterable[Record]) -> Arrivals:
     return Arrivals(
         predictions=pa.concat_tables(parts) if parts else prediction_schema(project).empty_table(),
         labels=_labels(project, labelled) if labelled else label_schema(project).empty_table(),
+        values=_values(labelled) if any(r.labels.numbers for r in labelled) else VALUES_SCHEMA.empty_table(),
         shadow=_shadow(project, shadowed) if shadowed else shadow_schema(project).empty_table(),
         uncaptured=_uncaptured(uncaptured),
         watermark=watermark,
@@ -335,17 +350,37 @@ def _shadow(project: Project, records: Sequence[Shadowed]) -> pa.Table:
 def _labels(project: Project, records: Sequence[Labelled]) -> pa.Table:
     times = np.concatenate([r.labels.times for r in records])
     at = np.repeat([r.at for r in records], [len(r.labels.times) for r in records])
-    values = [value for r in records for value in r.labels.values.tolist()]
+    # None and NaN, which is not itself: entries that tell numbers only.
+    values = [value if value == value else None for r in records for value in r.labels.values.tolist()]
+    written = str if project.task == "multiclass" else float
     columns: dict[str, Any] = {
         "prediction_id": pa.array([i or None for r in records for i in r.labels.ids], pa.string()),
         "key": pa.array([k or None for r in records for k in r.labels.keys], pa.string()),
         "day": _days(times),
         "at": _micros(at),
         "time": _micros(times),
-        "label": [str(v) for v in values] if project.task == "multiclass" else [float(v) for v in values],
+        "label": [None if v is None else written(v) for v in values],
     }
     schema = label_schema(project)
-    return pa.Table.from_arrays([_as(columns[f.name], f.type) for f in schema], schema=schema)
+    found = pa.Table.from_arrays([_as(columns[f.name], f.type) for f in schema], schema=schema)
+    return found.filter(pc.is_valid(found["label"])) if None in values else found
+
+
+def _values(records: Sequence[Labelled]) -> pa.Table:
+    """The business numbers of these records, name by name."""
+    named = [(r, name, values) for r in records for name, values in r.labels.numbers.items()]
+    told = [(r, name, values, np.flatnonzero(~np.isnan(values))) for r, name, values in named]
+    times = np.concatenate([r.labels.times[rows] for r, _, _, rows in told])
+    columns: dict[str, Any] = {
+        "prediction_id": pa.array([r.labels.ids[i] or None for r, _, _, rows in told for i in rows], pa.string()),
+        "key": pa.array([r.labels.keys[i] or None for r, _, _, rows in told for i in rows], pa.string()),
+        "day": _days(times),
+        "at": _micros(np.repeat([r.at for r, _, _, _ in told], [len(rows) for _, _, _, rows in told])),
+        "time": _micros(times),
+        "name": [name for _, name, _, rows in told for _ in rows],
+        "value": np.concatenate([values[rows] for _, _, values, rows in told]),
+    }
+    return pa.Table.from_arrays([_as(columns[f.name], f.type) for f in VALUES_SCHEMA], schema=VALUES_SCHEMA)
 
 
 def _uncaptured(records: Sequence[Uncaptured]) -> pa.Table:

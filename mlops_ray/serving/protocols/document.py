@@ -96,10 +96,11 @@ def _native(form: Form) -> list[Operation]:
         },
     }
     label = {"binary": 1, "multiclass": "a class", "regression": 12.5}[form.task]
-    labels = {"labels": [{"prediction_id": "visit-17:0", "label": label, "time": "2024-02-01T00:00:00Z"}]}
+    entry = {"prediction_id": "visit-17:0", "label": label, "time": "2024-02-01T00:00:00Z"}
+    labels = {"labels": [entry | ({"values": dict.fromkeys(form.business, 12.5)} if form.business else {})]}
     feedback = {
         "tags": ["native"],
-        "summary": "Send labels",
+        "summary": "Send labels and business numbers" if form.business else "Send labels",
         "description": "Whenever they become known, again if they are corrected: the newest `time` wins.",
         "requestBody": {"required": True, "content": {JSON: {"schema": ref("Feedback"), "example": labels}}},
         "responses": {

@@ -52,6 +52,8 @@ class Form:
     """Of a body, once inflated."""
     explain: int
     """Contributions that a request may ask for, at most."""
+    business: tuple[str, ...]
+    """Numbers that feedback may tell by name."""
     numbers: tuple[tuple[str, Check], ...]
     """Features that the model takes as float32, each with the check of one JSON value."""
     others: tuple[tuple[str, Check, type], ...]
@@ -79,6 +81,7 @@ class Form:
             max_rows=project.serving.max_rows,
             max_bytes=int(project.serving.max_body_mb * 1024 * 1024),
             explain=project.serving.explain,
+            business=project.rollout.business,
             numbers=tuple((c.name, checker(c, held[c.name])) for c in inputs if c.dtype not in dtypes),
             others=tuple((c.name, checker(c, held[c.name]), dtypes[c.dtype]) for c in inputs if c.dtype in dtypes),
             key_check=key_checker(key, held[key.name]),

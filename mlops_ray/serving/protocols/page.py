@@ -265,6 +265,17 @@ def _feedback(project: Project, form: Form) -> str:
         f"<p>Whenever it becomes known, and again if it is corrected.</p>{_code(_curl(project, '/feedback', sent))}"
         "<p>By the row's key, where you kept no id; <code>time</code> says when it became known, now when absent:</p>"
         + _code(json.dumps({"labels": [key]}, ensure_ascii=False))
+        + _business(form)
+    )
+
+
+def _business(form: Form) -> str:
+    if not form.business:
+        return ""
+    entry = {"prediction_id": "visit-17:0", "values": dict.fromkeys(form.business, 12.5)}
+    return (
+        "<p>Business numbers, beside the label or alone; send the zeros too, for what is absent is not known:</p>"
+        + _code(json.dumps({"labels": [entry]}, ensure_ascii=False))
     )
 
 

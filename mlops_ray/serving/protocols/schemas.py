@@ -170,10 +170,15 @@ def _feedback(form: Form) -> dict[str, Schema]:
     key: Schema = {"type": "string", "minLength": 1, "maxLength": MOST_KEY}
     if form.key.dtype == "int":
         key = {"anyOf": [key, {"type": "integer", "minimum": _LOWEST, "maximum": _HIGHEST}]}
-    by_id = {"prediction_id": {"type": "string", "minLength": 1, "maxLength": MOST_KEY}, "label": label, "time": time}
-    by_key = {"key": key, "label": label, "time": time}
-    entry = {
-        "oneOf": [of_object(by_id, ["prediction_id", "label"]), of_object(by_key, ["key", "label"])],
+    told = {"label": label, "time": time}
+    if form.business:
+        numbers = of_object({name: {"type": "number"} for name in form.business}, minProperties=1)
+        told["values"] = {**numbers, "description": "Business numbers, beside or instead of the label."}
+    by_id = {"prediction_id": {"type": "string", "minLength": 1, "maxLength": MOST_KEY}, **told}
+    by_key = {"key": key, **told}
+    entry: Schema = {
+        "oneOf": [of_object(by_id, ["prediction_id"]), of_object(by_key, ["key"])],
+        "anyOf": [{"required": [name]} for name in ("label", "values") if name in told],
         "description": "By the prediction's id; or by the row's key, where the client kept no id.",
     }
     listed = {"type": "array", "minItems": 1, "maxItems": form.max_rows, "items": entry}

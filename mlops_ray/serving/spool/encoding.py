@@ -115,7 +115,10 @@ def encode(record: Framed) -> tuple[int, bytes]:
         labels = record.labels
         numbers = labels.values.dtype.kind != "O"
         head = {"at": record.at, "i": labels.ids, "k": labels.keys, "y": None if numbers else labels.values.tolist()}
-        return _LABELLED, _packed(head, _f8(labels.times), *([_f8(labels.values)] if numbers else []))
+        if labels.numbers:
+            head["n"] = list(labels.numbers)
+        told = [_f8(values) for values in labels.numbers.values()]
+        return _LABELLED, _packed(head, _f8(labels.times), *([_f8(labels.values)] if numbers else []), *told)
     return _WATERMARK, _packed({"at": record.at, "t": record.time})
 
 
@@ -138,7 +141,8 @@ def decode(kind: int, payload: memoryview) -> Framed:
             raise ValueError("labels of different lengths")
         times = parts.take(_F8, n)
         values = parts.take(_F8, n) if classes is None else np.array(classes, dtype=object)
-        record = Labelled(head["at"], Labels(ids, keys, values, times))
+        told = parts.columns(_F8, n, head.get("n", ()))
+        record = Labelled(head["at"], Labels(ids, keys, values, times, told))
     elif kind == _WATERMARK:
         record = Watermark(head["at"], head["t"])
     else:

@@ -31,7 +31,8 @@ from mlops_ray.serving.web.http import Application, routes
 from mlops_ray.state import Store, VersionRow
 from tests import fakes
 
-PROJECT = fakes.project(serving={"explain": 3, "max_body_mb": 1, "max_rows": 50})
+REVENUE = {"metric": "business", "name": "revenue", "low": 0, "high": 9, "better": "higher", "margin": 1}
+PROJECT = fakes.project(serving={"explain": 3, "max_body_mb": 1, "max_rows": 50}, rollout={"analyses": [REVENUE]})
 PREFIX = f"/{PROJECT.project}"
 ALSO = described.TAGS, described.operations()
 

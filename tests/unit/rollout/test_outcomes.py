@@ -112,12 +112,21 @@ def test_by_assignment_stables_rows_have_the_share_that_was_in_force() -> None:
         {"id": "b", "t": 3, "stable_score": 0.5},
         canary("c", 4, share=0.5),
         {"id": "d", "t": 5, "stable_score": 0.5},
-        canary("other", 6, rollout="another"),
+        canary("e", 6, share=0.5),
+        canary("other", 7, rollout="another"),
     )
     found = read(table, prediction_affects_outcome=True)
-    assert found.share.tolist() == [0.1, 0.1, 0.5, 0.5]
-    assert found.canary.tolist() == [True, False, True, False]
+    assert found.share.tolist() == [0.1, 0.1, 0.5, 0.5, 0.5]
+    assert found.canary.tolist() == [True, False, True, False, True]
     assert not found.paired
+
+
+def test_by_assignment_nobody_is_stables_once_nothing_is_the_canarys_any_more() -> None:
+    """After the promotion every answer is the new version's, and no assignment is made."""
+    after = [{"id": f"z{i}", "t": 10 + i, "stable_score": 0.6} for i in range(3)]
+    table = predictions({"id": "a", "t": 1, "stable_score": 0.5}, canary("b", 2), *after)
+    assert read(table, prediction_affects_outcome=True).canary.tolist() == [True]
+    assert len(read(predictions(*after), prediction_affects_outcome=True).keys) == 0
 
 
 def test_labels_by_key_find_the_row_that_they_are_about() -> None:
@@ -172,7 +181,9 @@ def test_a_shadows_answers_stand_where_a_canarys_would() -> None:
 
 
 def test_numbers_that_feedback_sends_by_name() -> None:
-    table = predictions(canary("a", 1), {"id": "b", "t": 2, "stable_score": 0.5, "key": "k"})
+    table = predictions(
+        canary("a", 1, share=0.1), {"id": "b", "t": 2, "stable_score": 0.5, "key": "k"}, canary("c", 3, share=0.1)
+    )
     schema = pa.schema(
         [
             ("prediction_id", pa.string()),
@@ -189,11 +200,11 @@ def test_numbers_that_feedback_sends_by_name() -> None:
         schema=schema,
     )
     found = read(table, feedback=told)
-    np.testing.assert_array_equal(found.feedback["clicks"].value, [3.0, np.nan])
-    np.testing.assert_array_equal(found.feedback["revenue"].value, [np.nan, 7.5])
+    np.testing.assert_array_equal(found.feedback["clicks"].value, [3.0, np.nan, np.nan])
+    np.testing.assert_array_equal(found.feedback["revenue"].value, [np.nan, 7.5, np.nan])
     assert (found.feedback["clicks"].look[0], found.feedback["revenue"].look[1]) == (2, 4)
     assert found.paired  # labels are still compared on the same row
-    assert found.share.tolist() == [0.1, 0.1]
+    assert found.share.tolist() == [0.1, 0.1, 0.1]
 
 
 def test_rows_up_to_a_number_of_the_canarys() -> None:

@@ -496,6 +496,20 @@ def test_feedback_and_watermarks_are_recorded(log: FakeLog) -> None:
     assert watermark.time == 8
 
 
+def test_business_numbers_are_recorded_with_the_labels_in_one_record(log: FakeLog) -> None:
+    sales = {"metric": "business", "name": "revenue", "low": 0, "high": 9, "better": "higher", "margin": 1}
+    service = make(log, project=fakes.project(rollout={"analyses": [sales]}))
+    told = [{"prediction_id": "a:0", "label": 1, "values": {"revenue": 2.5}}, {"key": "k", "values": {"revenue": 0}}]
+    answer = post(service, "/feedback", json={"labels": told})
+    assert (answer.status_code, answer.json()) == (202, {"accepted": 2})
+    (record,) = log.records
+    assert isinstance(record, Labelled)
+    assert record.labels.numbers["revenue"].tolist() == [2.5, 0.0]
+    unknown = problem(post(service, "/feedback", json={"labels": [{"key": "k", "values": {"clicks": 1}}]}), 422)
+    assert "known: 'revenue'" in unknown["detail"]
+    assert len(log.records) == 1
+
+
 @pytest.mark.parametrize(("bound", "value"), [("_ANSWERS", 2), ("_CELLS", 7)])  # an answer of a row holds 3 numbers
 def test_answers_are_remembered_within_bounds(
     log: FakeLog, monkeypatch: pytest.MonkeyPatch, bound: str, value: int

@@ -20,7 +20,7 @@ from mlops_ray.serving.log import collecting
 from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.log.collecting import Drain
 from mlops_ray.serving.log.maintenance import Maintenance
-from mlops_ray.serving.places import labels_uri, log_uri, shadow_uri, spool_folder, uncaptured_uri
+from mlops_ray.serving.places import labels_uri, log_uri, shadow_uri, spool_folder, uncaptured_uri, values_uri
 from mlops_ray.serving.records import Shadowed, Uncaptured, Watermark
 from mlops_ray.serving.spool import segments as spool
 from mlops_ray.serving.spool.capture import Capture
@@ -73,6 +73,10 @@ class World:
         found: list[str] = lake.scan(labels_uri(self.project), *ALWAYS, schema)["prediction_id"].to_pylist()
         return found
 
+    def values(self) -> list[tuple[str, str, float]]:
+        found = lake.scan(values_uri(self.project), *ALWAYS, log.VALUES_SCHEMA).to_pylist()
+        return sorted((row["prediction_id"] or row["key"], row["name"], row["value"]) for row in found)
+
     def profiled(self) -> int:
         with self.store.read() as tx:
             return sum(body["n"] for _, _, body in tx.profiles(self.project.project, 0, 4e9))
@@ -95,12 +99,14 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 def test_a_pass_fills_every_table_and_the_profiles_and_empties_the_spool(world: World) -> None:
     shadow = Shadowed("a", 2e9, 10, np.array([0.5]), trial([0], [0.6]))
-    world.record(scored("a", 3), labelled(("a:0", "", 1.0, 5.0)), shadow, Uncaptured(2e9, "shadow", 4))
+    told = labelled(("a:0", "", 1.0, 5.0), ("", "k1", np.nan, 6.0), revenue=[12.5, 2.0])
+    world.record(scored("a", 3), told, shadow, Uncaptured(2e9, "shadow", 4))
     world.record(scored("b", 2))
     drain = world.drain()
     assert drain.run() == (1, True)
     assert sorted(world.rows()) == ["a:0", "a:1", "a:2", "b:0", "b:1"]
     assert world.labels() == ["a:0"]
+    assert world.values() == [("a:0", "revenue", 12.5), ("k1", "revenue", 2.0)]
     assert world.uncaptured() == {"shadow": 4}
     found = lake.scan(shadow_uri(world.project), *ALWAYS, log.shadow_schema(world.project))
     assert found["prediction_id"].to_pylist() == ["a:0"]
@@ -234,6 +240,7 @@ elif step == "ids claimed": before(claims, "claim", after=True)
 elif step == "settled": before(collecting.Drain, "_settle", after=True)
 elif step == "predictions": before(lake, "append_once", table("predictions"), after=True)
 elif step == "labels": before(lake, "append_once", table("labels"), after=True)
+elif step == "values": before(lake, "append_once", table("values"), after=True)
 elif step == "before push": before(world, "push")
 elif step == "after push": before(world, "push", after=True)
 elif step == "one unlinked": before(Path, "unlink", after=True)
@@ -244,7 +251,17 @@ except FileNotFoundError as exc:
     print("gone", exc.filename, flush=True)
 print("done", flush=True)
 """
-STEPS = ["claimed", "ids claimed", "settled", "predictions", "labels", "before push", "after push", "one unlinked"]
+STEPS = [
+    "claimed",
+    "ids claimed",
+    "settled",
+    "predictions",
+    "labels",
+    "values",
+    "before push",
+    "after push",
+    "one unlinked",
+]
 
 
 def collector(root: Path, step: str, how: str) -> subprocess.Popen[str]:
@@ -257,7 +274,9 @@ def traffic(world: World, start: int) -> tuple[Counter[str], Counter[str]]:
     for k in range(3):
         many = [scored(f"r{start + k}-{i}", 2, repeatable=i % 2 == 0) for i in range(4)]
         world.record(
-            *many, scored("twice", at=float(start + k), repeatable=True), labelled((f"r{start + k}-0:0", "", 1.0, 5.0))
+            *many,
+            scored("twice", at=float(start + k), repeatable=True),
+            labelled((f"r{start + k}-0:0", "", 1.0, 5.0), revenue=[7.0]),
         )
     ids = [f"r{start + k}-{i}:{row}" for k in range(3) for i in range(4) for row in range(2)]
     return Counter(ids), Counter(f"r{start + k}-0:0" for k in range(3))
@@ -268,7 +287,9 @@ def steps(*quick: str) -> list[Any]:
     return [step if step in quick else pytest.param(step, marks=pytest.mark.slow) for step in STEPS]
 
 
-@pytest.mark.parametrize("step", steps("ids claimed", "predictions", "before push", "after push", "one unlinked"))
+@pytest.mark.parametrize(
+    "step", steps("ids claimed", "predictions", "labels", "before push", "after push", "one unlinked")
+)
 def test_a_collector_killed_at_any_step_loses_and_doubles_nothing(world: World, tmp_path: Path, step: str) -> None:
     ids, labels = traffic(world, 0)
     process = collector(tmp_path, step, "die")
@@ -278,6 +299,7 @@ def test_a_collector_killed_at_any_step_loses_and_doubles_nothing(world: World, 
     assert world.drain().run()[1]
     assert Counter(world.rows()) == ids + more + Counter(["twice:0"])
     assert Counter(world.labels()) == labels + more_labels
+    assert world.values() == [(name, "revenue", 7.0) for name in sorted(world.labels())]
     assert world.profiled() == len(world.rows())
     assert spool.claimed(world.folder) == []
 
@@ -305,6 +327,7 @@ def test_a_collector_that_was_stopped_and_wakes_up_beside_another_doubles_nothin
     assert world.drain().run()[1]
     assert Counter(world.rows()) == ids + more + Counter(["twice:0"])
     assert Counter(world.labels()) == labels + more_labels
+    assert world.values() == [(name, "revenue", 7.0) for name in sorted(world.labels())]
     assert world.profiled() == len(world.rows())
 
 
@@ -385,12 +408,13 @@ def test_maintenance_merges_deletes_and_forgets(tmp_path: Path) -> None:
     day = 86_400.0
     for i in range(10):
         request = scored(f"r{i}", 1, repeatable=True, times=np.array([1e9 - (100 * day if i % 2 else 0)]))
-        world.record(request, labelled((f"r{i}:0", "", 1.0, 1e9)))
+        world.record(request, labelled((f"r{i}:0", "", 1.0, 1e9), revenue=[float(i)]))
         world.collect()
     housekeeping = Maintenance(world.project, world.store, "me")
     assert housekeeping.run(2e9)["predictions"] == {"days": 0, "merged": 0, "removed": 0}  # no decision time yet
     world.store.run(lambda tx: tx.save_cursor("small", "decision time", 0, 1e9 + day))
-    assert Maintenance(world.project, world.store, "other").run(2e9 + 10)["labels"]["merged"] == 0
+    done = Maintenance(world.project, world.store, "other").run(2e9 + 10)
+    assert (done["labels"]["merged"], done["values"]["merged"]) == (0, 0)  # the first turn has
     for i in range(10, 20):
         world.record(scored(f"r{i}", 1, times=np.array([1e9])))
         world.collect()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,9 +19,9 @@ from mlops_ray.data.traces import Needles
 from mlops_ray.monitoring.labels import addressed
 from mlops_ray.serving.log import erasure, forget
 from mlops_ray.serving.log.history import History, Question
-from mlops_ray.serving.places import labels_uri, log_uri
+from mlops_ray.serving.places import labels_uri, log_uri, values_uri
 from tests import fakes
-from tests.logs import DAY_S, START, append, labels, predictions
+from tests.logs import DAY_S, START, append, labels, predictions, values
 
 KEY, SECRET = "customer-17", b"s" * 32
 NEEDLES = Needles((KEY,))
@@ -49,6 +50,8 @@ def project(tmp_path: Path) -> Project:
     append(log_uri(project), predictions(project, "r2", ["other", KEY], at=START + DAY_S, canary=True), 1)
     append(labels_uri(project), labels(project, ["r1:0", "r1:1"], [0.0, 1.0], at=START + DAY_S), 0)
     append(labels_uri(project), labels(project, ["r1:0", "r2:1", "r2:0"], [1.0, 1.0, 0.0], at=START + 2 * DAY_S), 1)
+    told = values(["r1:0", "r1:1", None], "revenue", [1.0, 2.0, 3.0], at=START + DAY_S, keys=[None, None, KEY])
+    append(values_uri(project), told, 0)
     rows = pa.table({"who": [KEY, "other", "third"], "x": [1.0, 2.0, 3.0]})
     data, bad = project.storage.path("data", "small"), project.storage.path("quarantine", "small")
     commit(data, rows)
@@ -76,6 +79,7 @@ def test_an_order_reaches_every_table_and_proves_it(project: Project, tmp_path: 
     assert erasure.count(project, NEEDLES) == {
         "labels": 3,
         "predictions": 2,
+        "values": 2,
         "dataset versions": 2,
         "quarantine": 1,
     }
@@ -86,6 +90,7 @@ def test_an_order_reaches_every_table_and_proves_it(project: Project, tmp_path: 
     assert removed == {
         "labels": (3, ()),
         "predictions": (2, ()),
+        "values": (2, ()),
         "dataset versions": (2, (1, 3)),
         "quarantine": (1, (1,)),
     }
@@ -93,6 +98,7 @@ def test_an_order_reaches_every_table_and_proves_it(project: Project, tmp_path: 
     left = History(project, addressed).newest(Question())
     assert sorted(left["key"].to_pylist()) == ["customer-170", "other"]
     assert sorted(left["label"].to_pylist()) == [0.0, 1.0]
+    assert History(project, addressed).values(left)["value"].to_pylist() == [2.0]
     bad = lake.dataset(project.storage.path("quarantine", "small"), 1)
     assert lake.read(bad)["key"].to_pylist() == [None, "other"]
     assert erasure_content(lake.read(bad)) == bad.content_hash
@@ -224,6 +230,15 @@ def test_labels_by_key_are_sieved_as_long_as_they_may_be_about_what_was() -> Non
     kept = forgotten().kept(pa.concat_tables(rows), grace_s=2 * DAY_S)
     assert kept.num_rows == 1
     assert kept["time"][0].as_py().hour == 1
+
+
+def test_business_numbers_that_come_late_are_sieved_as_labels_are(project: Project) -> None:
+    forget.save(project, replace(order(project), at=START, ids=(forget.pseudonym(SECRET, "r1:0"),)))
+    late = START + DAY_S
+    told = values(["r1:0", "r1:1", None], "revenue", [1.0, 2.0, 3.0], at=late, keys=[None, None, KEY])
+    nothing = predictions(project, "r9", [], at=late)
+    sieved = forget.Register(project, lambda: SECRET).sieved({"predictions": {0: nothing}, "values": {0: told}})
+    assert sieved["values"][0]["value"].to_pylist() == [2.0]
 
 
 def test_a_register_looks_again_only_when_there_is_something_new(

@@ -13,9 +13,9 @@ from mlops_ray.errors import DataError
 from mlops_ray.monitoring.labels import addressed
 from mlops_ray.serving.log import history
 from mlops_ray.serving.log.history import History, Question
-from mlops_ray.serving.places import labels_uri, log_uri
+from mlops_ray.serving.places import labels_uri, log_uri, values_uri
 from tests import fakes
-from tests.logs import DAY_S, START, append, labels, predictions
+from tests.logs import DAY_S, START, append, labels, predictions, values
 
 
 @pytest.fixture
@@ -54,6 +54,17 @@ def test_the_label_that_became_known_last_counts_and_all_are_kept(project: Proje
     told = History(project, addressed)
     came = told.labels(told.newest(Question(prediction="r1:0")))
     assert came["label"].to_pylist() == [0.0, 1.0]
+
+
+def test_business_numbers_are_told_by_id_and_by_key_in_the_order_in_which_they_came(project: Project) -> None:
+    uri = values_uri(project)
+    assert History(project, addressed).values(History(project, addressed).newest(Question())).num_rows == 0
+    append(uri, values(["r1:1", None], "revenue", [3.0, 4.0], at=START + 3 * DAY_S, keys=[None, "b"]), 0)
+    append(uri, values([None], "revenue", [5.0], at=START + DAY_S, keys=["b"]), 1)
+    told = History(project, addressed)
+    of_b = told.values(told.newest(Question(keys=("b",))))
+    found = zip(of_b["prediction_id"].to_pylist(), of_b["value"].to_pylist(), strict=True)
+    assert list(found) == [("r1:1", 5.0), ("r1:1", 3.0), ("r3:1", 4.0)]
 
 
 @pytest.mark.parametrize(

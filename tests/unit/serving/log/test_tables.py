@@ -124,6 +124,32 @@ def test_labels_watermark_and_newest_event() -> None:
     assert (found.watermark, found.newest) == (70.0, 90.0)
 
 
+def test_business_numbers_have_a_table_of_their_own() -> None:
+    records = [
+        labelled(("a:0", "", 1.0, 5.0), ("", "k1", np.nan, DAY_S), revenue=[12.5, np.nan], clicks=[0.0, 3.0]),
+        labelled(("a:1", "", 0.0, 6.0)),
+        labelled(("a:0", "", np.nan, 7.0), at=1e9, revenue=[10.0]),
+    ]
+    found = log.arrivals(PROJECT, records)
+    assert found.labels["prediction_id"].to_pylist() == ["a:0", "a:1"]
+    assert found.labels["label"].to_pylist() == [1.0, 0.0]
+    assert found.values.schema == log.VALUES_SCHEMA
+    told = [
+        (r["prediction_id"], r["key"], r["day"], r["at"].timestamp(), r["time"].timestamp(), r["name"], r["value"])
+        for r in found.values.to_pylist()
+    ]
+    assert told == [
+        ("a:0", None, "1970-01-01", 2e9, 5.0, "revenue", 12.5),
+        ("a:0", None, "1970-01-01", 2e9, 5.0, "clicks", 0.0),
+        (None, "k1", "1970-01-02", 2e9, DAY_S, "clicks", 3.0),
+        ("a:0", None, "1970-01-01", 1e9, 7.0, "revenue", 10.0),
+    ]
+    classes = labelled(("a:0", "", "red", 5.0), ("a:1", "", None, 5.0), revenue=[1.0, 2.0])
+    found = log.arrivals(COLOURS, [classes])
+    assert found.labels["label"].to_pylist() == ["red"]
+    assert found.values["value"].to_pylist() == [1.0, 2.0]
+
+
 def test_labels_of_classes_are_texts() -> None:
     table = log.arrivals(COLOURS, [labelled(("a:0", "", "red", 5.0)), labelled(("a:1", "", 3.0, 5.0))]).labels
     assert table["label"].to_pylist() == ["red", "3.0"]
@@ -161,8 +187,10 @@ def test_nothing_arrived(project: Any) -> None:
     assert found.predictions.schema == log.prediction_schema(project)
     assert found.labels.schema == log.label_schema(project)
     assert found.shadow.schema == log.shadow_schema(project)
+    assert found.values.schema == log.VALUES_SCHEMA
     assert found.uncaptured.schema == log.UNCAPTURED_SCHEMA
-    assert found.predictions.num_rows + found.labels.num_rows + found.shadow.num_rows + found.uncaptured.num_rows == 0
+    parts = (found.predictions, found.labels, found.values, found.shadow, found.uncaptured)
+    assert sum(part.num_rows for part in parts) == 0
     assert log.profiles(project, BINS, found.predictions) == {}
 
 

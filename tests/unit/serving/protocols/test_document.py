@@ -20,6 +20,7 @@ from mlops_ray.serving.protocols import feedback, inference, invocations, native
 from mlops_ray.serving.protocols.document import openapi
 from mlops_ray.serving.protocols.form import Form, batch_of_rows
 from tests import fakes
+from tests.unit.serving.protocols.test_feedback import SALES
 from tests.unit.serving.protocols.test_form import RULED
 
 NOW = 1_800_000_000.0
@@ -28,6 +29,7 @@ PROJECTS = {
     "binary": BINARY,
     "multiclass": fakes.project(task="multiclass", serving={"auth": "token"}),
     "regression": fakes.project(task="regression"),
+    "business": fakes.project(rollout={"analyses": SALES}),
     "ruled": fakes.project(columns=RULED, serving={"request_rules": "all"}),
     "quickstart": load_project(Path("configs/quickstart.yaml"), env={}),
     "flights": load_project(Path("configs/flights.yaml"), env={}),

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import hypothesis.strategies as st
+import numpy as np
 import orjson
 import pytest
 from hypothesis import example, given
@@ -19,6 +20,16 @@ FORM = Form.of(fakes.project())
 MULTICLASS = Form.of(fakes.project(task="multiclass"))
 REGRESSION = Form.of(fakes.project(task="regression"))
 NOW = 1_700_000_000.0
+SALES = [
+    {"metric": "business", "name": name, "low": 0, "high": 100, "better": "higher", "margin": 1, **where}
+    for name, where in (
+        ("revenue", {}),
+        ("revenue", {"where": {"column": "c", "values": ["red"]}}),
+        ("page/views", {}),
+    )
+]
+BUSINESS = Form.of(fakes.project(rollout={"analyses": SALES}))
+CLASSES_TOO = Form.of(fakes.project(task="multiclass", rollout={"analyses": SALES}))
 
 
 def sent(labels: Any, form: Form = FORM, **kwargs: Any) -> Labels:
@@ -99,6 +110,7 @@ GOOD = {"prediction_id": "p", "label": 1}
         ({"labels": [GOOD | {"prediction_id": ""}]}, ["labels[0].prediction_id"]),
         ({"labels": [GOOD | {"prediction_id": 5}]}, ["labels[0].prediction_id", "5"]),
         ({"labels": [{"prediction_id": "p"}]}, ["labels[0].label", "null"]),
+        ({"labels": [GOOD | {"values": {"revenue": 1}}]}, ["labels[0].values", "'revenue'", "no business metric"]),
         ({"labels": [GOOD, GOOD | {"label": 2}]}, ["labels[1].label", "2"]),
         ({"labels": [GOOD | {"label": 0.5}]}, ["labels[0].label", "0.5"]),
         ({"labels": [GOOD | {"label": "1"}]}, ["labels[0].label", "'1'"]),
@@ -155,12 +167,79 @@ def test_a_malformed_watermark_is_refused(document: Any) -> None:
     assert caught.value.status == 422
 
 
-names = st.sampled_from(["prediction_id", "key", "label", "time"])
-entries = st.lists(st.dictionaries(names, scalars, max_size=3) | anything, max_size=3)
+def test_business_numbers_beside_and_instead_of_labels() -> None:
+    told = sent(
+        [
+            {"prediction_id": "a:0", "label": 1, "values": {"revenue": 12.5}, "time": 5},
+            {"key": "visit-7", "values": {"page/views": 3, "revenue": -2}},
+            GOOD,
+        ],
+        BUSINESS,
+    )
+    assert (told.ids, told.keys) == (("a:0", "", "p"), ("", "visit-7", ""))
+    np.testing.assert_array_equal(told.values, [1.0, np.nan, 1.0])
+    assert told.numbers.keys() == {"revenue", "page/views"}
+    np.testing.assert_array_equal(told.numbers["revenue"], [12.5, -2.0, np.nan])
+    np.testing.assert_array_equal(told.numbers["page/views"], [np.nan, 3.0, np.nan])
+    assert told.times.tolist() == [5.0, NOW, NOW]
+    assert sent([GOOD], BUSINESS).numbers == {}
+    alone = sent([{"prediction_id": "p", "values": {"revenue": 0}}], CLASSES_TOO, classes=("dog",))
+    assert (alone.values.tolist(), alone.values.dtype) == ([None], np.dtype(object))
 
 
-@given(entries | anything, st.sampled_from([FORM, MULTICLASS, REGRESSION, WITH_NUMBER]))
+ALONE = {"prediction_id": "p"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "pointer", "named"),
+    [
+        (ALONE | {"values": {"revenu": 1}}, "/values/revenu", ["'revenu'", "known: 'revenue', 'page/views'"]),
+        (ALONE | {"values": {"page/views": "3"}}, "/values/page~1views", ["values.page/views", "finite number", "'3'"]),
+        (ALONE | {"values": {"revenue": True}}, "/values/revenue", ["a finite number, got true"]),
+        (ALONE | {"values": {"revenue": None}}, "/values/revenue", ["a finite number, got null"]),
+        (ALONE | {"values": {"revenue": [1]}}, "/values/revenue", ["a finite number, got an array"]),
+        (ALONE | {"values": {}}, "/values", ["at least one number by name"]),
+        (ALONE | {"values": 12.5}, "/values", ["an object", "12.5"]),
+        (ALONE | {"values": None, "label": 1}, "/values", ["an object", "null"]),
+        (ALONE | {"values": {"revenue": 1}, "label": None}, "/label", ["0 or 1", "null"]),
+        ({"values": {"revenue": 1}}, "", ["prediction_id or a key"]),
+    ],
+)
+def test_refused_business_numbers_are_told_what_and_where(entry: Any, pointer: str, named: list[str]) -> None:
+    error = refused([GOOD, entry], BUSINESS)
+    assert (error.status, error.members["pointer"]) == (422, f"#/labels/1{pointer}")
+    for part in named:
+        assert part in error.detail
+
+
+def test_a_number_that_is_none_is_refused() -> None:
+    for number in ("NaN", "Infinity", "-Infinity", "1e400"):
+        with pytest.raises(BadRequest) as caught:
+            feedback.parse(
+                b'{"labels": [{"key": "k", "values": {"revenue": %b}}]}' % number.encode(), BUSINESS, now=NOW
+            )
+        assert caught.value.status in (400, 422)
+
+
+def test_a_request_takes_so_many_business_numbers() -> None:
+    form = Form.of(fakes.project(serving={"max_rows": 3}, rollout={"analyses": SALES}))
+    both = {"key": "k", "values": {"revenue": 1, "page/views": 2}}
+    assert sent([both, GOOD], form).numbers["revenue"][0] == 1
+    error = refused([both, both], form)
+    assert (error.status, error.members) == (413, {"expected": 3, "received": 4})
+    twice = b'{"labels": [{"key": "k", "values": {"revenue": 1, "revenue": 2}}]}'
+    with pytest.raises(BadRequest, match="repeated member"):
+        feedback.parse(twice, BUSINESS, now=NOW)
+
+
+names = st.sampled_from(["prediction_id", "key", "label", "values", "time"])
+told = st.dictionaries(st.sampled_from(["revenue", "page/views", "other"]), scalars, max_size=3)
+entries = st.lists(st.dictionaries(names, scalars | told, max_size=3) | anything, max_size=3)
+
+
+@given(entries | anything, st.sampled_from([FORM, MULTICLASS, REGRESSION, WITH_NUMBER, BUSINESS, CLASSES_TOO]))
 @example([GOOD], FORM)
+@example([ALONE | {"values": {"revenue": 1}}], CLASSES_TOO)
 @example([{"key": 1e300, "label": 1}], WITH_NUMBER)
 def test_any_json_is_feedback_or_a_bad_request(labels: Any, form: Form) -> None:
     body = orjson.dumps({"labels": labels}, default=str)
@@ -169,6 +248,7 @@ def test_any_json_is_feedback_or_a_bad_request(labels: Any, form: Form) -> None:
         assert found.status in (400, 422)
         return
     assert len(found.ids) == len(found.keys) == len(found.values) == len(found.times) > 0
+    assert all(len(told) == len(found.ids) for told in found.numbers.values())
     assert all(bool(a) != bool(b) for a, b in zip(found.ids, found.keys, strict=True))
     assert all(day_of(t) for t in found.times)
 

@@ -394,6 +394,7 @@ from mlops_ray.errors import BackendUnavailable
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 capture = Capture(fakes.project(), Path(sys.argv[1]), None)
 n = 0
+capture.append(labelled(("a:0", "", 1.0, 5.0), revenue=[12.5]))
 while capture.append(scored(f"r{n}")):
     n += 1
 lost = sum(not capture.append(scored(f"lost{i}", 2)) for i in range(10))
@@ -414,3 +415,5 @@ def test_a_limit_of_the_kernel_and_kill_9_leave_records_and_counts(tmp_path: Pat
     assert (int(lost), refused) == (10, "refused")
     assert ids(tmp_path) == [f"r{i}" for i in range(int(n))]
     assert counts(tmp_path) == {"disk": 21}
+    (told,) = [record for record in spooled(tmp_path) if isinstance(record, Labelled)]
+    assert same(told, labelled(("a:0", "", 1.0, 5.0), revenue=[12.5]))

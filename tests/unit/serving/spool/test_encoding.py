@@ -49,7 +49,9 @@ def records(draw: st.DrawFn) -> encoding.Framed:
         ids, keys = (tuple(draw(st.lists(text, min_size=n, max_size=n))) for _ in range(2))
         classes = st.lists(st.one_of(text, st.integers(-9, 9)), min_size=n, max_size=n)
         values = draw(st.one_of(scores(n, 0), classes.map(lambda v: np.array(v, dtype=object))))
-        return Labelled(draw(seconds), Labels(ids, keys, values, draw(hnp.arrays(np.float64, n, elements=seconds))))
+        times = draw(hnp.arrays(np.float64, n, elements=seconds))
+        numbers = {name: draw(scores(n, 0)) for name in draw(st.sets(text, max_size=3))}
+        return Labelled(draw(seconds), Labels(ids, keys, values, times, numbers))
     if kind == 1:
         tried = draw(trials(n, width))
         return Shadowed(
@@ -165,6 +167,24 @@ def test_examples_of_each_kind() -> None:
         Shadowed("a", 2e9, 10, np.array([0.5]), trial([0], [0.6])),
         labelled(("a:0", "", 1.0, 5.0), ("", "k1", 0.0, 6.0)),
         labelled(("a:0", "", "red", 5.0)),
+        labelled(("a:0", "", 1.0, 5.0), ("", "k1", np.nan, 6.0), revenue=[np.nan, 12.5], clicks=[3.0, 0.0]),
         Watermark(2e9, 1e9),
     ]
     assert all(same(a, b) for a, b in zip(read(b"".join(framed(r, 7) for r in many)), many, strict=True))
+
+
+WRITTEN_BEFORE = {
+    b'9\x00\x00\x00{"at":2000000000.0,"i":["a:0",""],"k":["","k1"],"y":null}'
+    + np.array([5.0, 6.0, 1.0, 0.0]).tobytes(): labelled(("a:0", "", 1.0, 5.0), ("", "k1", 0.0, 6.0)),
+    b'4\x00\x00\x00{"at":2000000000.0,"i":["a:0"],"k":[""],"y":["red"]}' + np.array([5.0]).tobytes(): labelled(
+        ("a:0", "", "red", 5.0)
+    ),
+}
+
+
+@pytest.mark.parametrize("payload", WRITTEN_BEFORE)
+def test_labels_of_the_release_before_business_numbers_are_read_and_still_written_so(payload: bytes) -> None:
+    """A node's spool outlives an upgrade; what a replica of that release appends meanwhile does as well."""
+    record = WRITTEN_BEFORE[payload]
+    assert same(encoding.decode(3, memoryview(payload)), record)
+    assert encoding.encode(record) == (3, payload)
