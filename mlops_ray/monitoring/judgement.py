@@ -27,16 +27,16 @@ class Judgement:
     detail: dict[str, Any]
 
 
-def judge_drift(plan: Monitoring, reference: Reference, window: Profile, rng: np.random.Generator) -> Judgement:
+def judge_drift(plan: Monitoring, reference: Reference, window: Profile) -> Judgement:
     """Inputs of a window against the reference of the stable version."""
     if window.n < plan.min_rows:
         return _silent("drift", f"{window.n} rows; {plan.min_rows} are needed", {"features": []})
     thresholds = drift.calibrate(
         [profile for _, profile in reference.blocks],
-        round(plan.window_s / reference.block_s),
+        drift.by_time(len(reference.blocks), round(plan.window_s / reference.block_s)),
         drift.level(plan.false_alarms_per_month, plan.window_s, N_DETECTORS),
+        block_s=reference.block_s,
         min_blocks=plan.min_blocks,
-        rng=rng,
     )
     if thresholds.limits is None:
         return _silent("drift", f"uncalibrated: {thresholds.why}", {"features": []})

@@ -138,14 +138,14 @@ class Monitor:
         if stable is None:
             return
         reference = self._reference(stable)
-        rng = np.random.default_rng([self._project.seed, int(end)])
         if kind == _DRIFT:
             window = sum((Profile.from_dict(b) for _, _, b in blocks), empty(reference.bins))
-            found = judgement.judge_drift(plan, reference, window, rng)
+            found = judgement.judge_drift(plan, reference, window)
         elif self._project.task != "binary":
             found = judgement.unjudged_quality(self._project.task)
         else:
             labels, scores = self._cohort(start, end, at, stable.version)
+            rng = np.random.default_rng([self._project.seed, int(end)])
             found = judgement.judge_quality(plan, reference, labels, scores, rng)
 
         def conclude(tx: Tx) -> None:
