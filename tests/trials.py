@@ -49,8 +49,9 @@ N_ROWS = 8
 """Of each request."""
 ANALYSES: tuple[Mapping[str, Any], ...] = (
     {"metric": "failures", "margin": 0.02},
-    # The troubled versions are served by scikit-learn, which takes some 5 ms for a row where ONNX takes 0.05.
-    {"metric": "latency", "above_ms": 25, "margin": 0.1},
+    # The troubled versions are served by scikit-learn, which takes some 5 ms for a row where ONNX takes 0.05. A row that
+    # was not answered is above any limit: half, so that a version that throws is found out by its failures.
+    {"metric": "latency", "above_ms": 25, "margin": 0.5},
     {"metric": "log_loss", "margin": 0.02, "clip": 0.1},
     # A third: the quietly worse one labels one row of six otherwise than stable, and is for its labels to find.
     {"metric": "disagreement", "margin": 0.3},
@@ -291,9 +292,12 @@ class Trial:
     def delay_s(self, ended: Ended) -> float:
         """From the commit of what decided to the last answer of the version on trial, as its clients saw it; NaN where
         there was neither."""
-        theirs = ("canary", ended.version)
-        last = max((a.came for a in self.traffic.answers if (a.variant, a.version) == theirs), default=math.nan)
-        return last - ended.committed
+        theirs = (
+            "canary",
+            ended.version,
+        )  # and of the next rollout, rows that stable, promoted by now, answered for it
+        came = (a.came for a in self.traffic.answers if (a.variant, a.version) == theirs and a.sent < ended.told)
+        return max(came, default=math.nan) - ended.committed
 
     @property
     def failed(self) -> int:

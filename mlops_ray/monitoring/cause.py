@@ -13,9 +13,9 @@ _SMALL_SHARE = 0.01
 
 
 def cause(feature: str, reference: Profile, window: Profile) -> tuple[str, ...]:
-    """What is new about this feature in the window, the most telling first; nothing when no one thing stands out.
+    """What is new about this feature in the window: new or rare categories, missing values, mean and spread.
 
-    New categories, missing values, the mean, the spread, and the category or bin whose share moved most.
+    Nothing when none of these stands out.
     """
     if not window.n or not reference.n:
         return ()
@@ -28,16 +28,15 @@ def cause(feature: str, reference: Profile, window: Profile) -> tuple[str, ...]:
 
 
 def _new(feature: str, reference: Profile, window: Profile) -> str:
-    known = {u.hash for u in reference.unseen.get(feature, ())}
-    complete = len(known) < MAX_UNSEEN
-    new = [u for u in window.unseen.get(feature, ()) if u.hash not in known] if complete else []
+    known, seen = reference.unseen.get(feature, ()), window.unseen.get(feature, ())
+    # A full sample holds the smallest hashes: below the largest of them, what it lacks was not there.
+    until = known[-1].hash if len(known) == MAX_UNSEEN else None
+    hashes = {u.hash for u in known}
+    new = [u for u in seen if u.hash not in hashes and (until is None or u.hash < until)]
     if new:
-        rows = sum(u.n for u in new)
-        # A full sample says of how many at least.
-        least = "at least " if len(window.unseen[feature]) == MAX_UNSEEN else ""
-        what = "category" if len(new) == 1 else "categories"
-        most = max(new, key=lambda u: (u.n, u.text)).text
-        return f"{least}{len(new)} new {what} ({most!r}{', …' if len(new) > 1 else ''}), {_percent(rows / window.n)} of rows"
+        least = "at least " if until is not None or len(seen) == MAX_UNSEEN else ""
+        what = f"category, {new[0].text!r}" if len(new) == 1 else "categories"
+        return f"{least}{len(new)} new {what}, {_percent(sum(u.n for u in new) / window.n)} of rows"
     before, now = (float(p.counts[feature][-2] / p.n) for p in (reference, window))
     if abs(now - before) < _SMALL_SHARE:
         return ""
@@ -51,18 +50,14 @@ def _missing(feature: str, reference: Profile, window: Profile) -> str:
 
 def _mean(feature: str, reference: Profile, window: Profile) -> str:
     before, now = reference.moments[feature], window.moments[feature]
-    if not before.n or not now.n or abs(now.mean - before.mean) <= _SMALL_EFFECT * before.std:
-        return ""
-    return f"mean from {before.mean:.3g} to {now.mean:.3g}"
+    moved = before.n and now.n and abs(now.mean - before.mean) > _SMALL_EFFECT * before.std
+    return f"mean from {before.mean:.3g} to {now.mean:.3g}" if moved else ""
 
 
 def _spread(feature: str, reference: Profile, window: Profile) -> str:
-    before, now = reference.moments[feature].std, window.moments[feature].std
-    if not reference.moments[feature].n or not window.moments[feature].n:
-        return ""
-    if abs(now - before) <= _SMALL_EFFECT * before:
-        return ""
-    return f"standard deviation from {before:.3g} to {now:.3g}"
+    before, now = reference.moments[feature], window.moments[feature]
+    moved = before.n and now.n and abs(now.std - before.std) > _SMALL_EFFECT * before.std
+    return f"standard deviation from {before.std:.3g} to {now.std:.3g}" if moved else ""
 
 
 def _percent(share: float) -> str:

@@ -113,7 +113,7 @@ def alike(n_blocks: int, block_s: float, min_blocks: int) -> int:
 class Yardstick:
     """What windows of the reference do against the rest of it: from that follow limits at any level.
 
-    scales: per feature, nats, shape (features,). least: the statistic of a window like the reference but for one row.
+    scales: per feature, nats, shape (features,). least: the statistic of a window like the reference but for two rows.
     largest: of each window the maximum over features of the statistic by the scale that windows alike had no part in,
     shape (n,). together: number of the windows alike, shape (n,), rising.
     """
@@ -188,7 +188,7 @@ def measure(counts: Mapping[str, Whole], tiling: Tiling, together: int) -> Yards
         # A live window stands against all of the reference, this one against what is left of it: the variance of the
         # difference is larger by the inverse of this factor.
         statistics.append(psi(total - windows, windows) * (1 - (rows / all_rows) ** 2))
-        least.append(_stray(total, 1 / len(tiling)))
+        least.append(_stray(total, (rows / all_rows).min(axis=0)))
         features += group
     found, floor = np.concatenate(statistics, axis=1), np.concatenate(least)
     groups = np.unique(tiling[:, 0] // together, return_inverse=True)[1]
@@ -197,13 +197,15 @@ def measure(counts: Mapping[str, Whole], tiling: Tiling, together: int) -> Yards
     return Yardstick(tuple(features), np.maximum(_scale(found), floor), floor, largest, groups)
 
 
-def _stray(total: Whole, share: float) -> Floats:
-    """Statistic of a window, `share` of the reference, that has one row too many in each feature's emptiest bin.
+def _stray(total: Whole, share: Floats) -> Floats:
+    """Statistic of a window, `share` of the reference, that has two rows too many in each feature's emptiest bin.
 
-    What is constant in the reference has statistics of almost 0, and one row of a new kind is no drift.
+    What is constant in the reference has statistics of almost 0, and one row of a new kind is no drift. Two, because a
+    live window may be a little smaller than those of the reference.
     """
-    window = total * share
-    np.put_along_axis(window, (low := total.argmin(axis=1)[:, None]), np.take_along_axis(window, low, 1) + 1, 1)
+    window = total * share[:, None]
+    emptiest = total.argmin(axis=1)[:, None]
+    np.put_along_axis(window, emptiest, np.take_along_axis(window, emptiest, axis=1) + 2, axis=1)
     return psi(total, window)
 
 

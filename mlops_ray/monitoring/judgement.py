@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from mlops_ray.config import Monitoring, Task
 from mlops_ray.data.profile import Profile
 from mlops_ray.monitoring import drift, performance
+from mlops_ray.monitoring.cause import cause
 from mlops_ray.training.artifact.model import Reference
 
 # Detectors that share the false-alarm budget: drift over all features together, and quality.
@@ -40,10 +41,18 @@ def judge_drift(plan: Monitoring, reference: Reference, window: Profile) -> Judg
     )
     if thresholds.limits is None:
         return _silent("drift", f"uncalibrated: {thresholds.why}", {"features": []})
-    drifts = drift.compare(reference.total, window, thresholds.limits)
+    whole = reference.total
+    drifts = drift.compare(whole, window, thresholds.limits)
     alarming = [d for d in drifts if d.alarm]
-    why = "; ".join(drift.in_words(d) for d in (alarming or drifts)[:3])
+    if not alarming:
+        why = "; ".join(drift.in_words(d) for d in drifts[:3])
+    else:
+        why = "; ".join(_because(d, cause(d.feature, whole, window)) for d in alarming[:3])
     return Judgement("drift", bool(alarming), why, {"features": [vars(d) for d in drifts], "rows": window.n})
+
+
+def _because(found: drift.Drift, causes: tuple[str, ...]) -> str:
+    return f"{drift.in_words(found)} ({', '.join(causes)})" if causes else drift.in_words(found)
 
 
 def judge_quality(

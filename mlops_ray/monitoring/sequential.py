@@ -1,9 +1,9 @@
 """A detector that looks after every row: has the mean of a bounded loss risen above what was promised?
 
 Windows see a jump when they close, and a slow change perhaps never. This keeps, for each of a few sizes of change, the
-evidence for a change since the instant at which it is greatest (CUSUM), and averages it. As long as the expected loss of
-the next row, given all before, is at most the baseline, the mean number of rows until the average reaches A is at least
-A: no approximation, whatever the distribution. Source: Shin, Ramdas and Rinaldo, "E-detectors" (2023).
+evidence for a change since the instant at which it is greatest (CUSUM), and averages it. As long as the expected loss
+of the next row, given all before, is at most the baseline, the mean number of rows until the average reaches A is at
+least A: no approximation, whatever the distribution. Source: Shin, Ramdas and Rinaldo, "E-detectors" (2023).
 
 The state is a few numbers, whatever the traffic, and does not depend on how rows were cut into batches.
 """
@@ -100,7 +100,7 @@ def update(watch: Watch, state: State, losses: NDArray[Any]) -> State:
     if not (x.min() >= 0 and x.max() <= 1):
         raise DataError("losses", "must lie in [0, 1] without NaN; clip them to a bound and divide by it")
     odds, m = np.array(_ODDS)[:, None], watch.baseline
-    # For 0 and 1 this is the likelihood ratio of the raised odds; for losses between, a bet with mean 1 at the baseline.
+    # For 0 and 1 the likelihood ratio of the raised odds; for losses between, a bet with mean 1 at the baseline.
     bet = (odds - 1) / (1 - m + odds * m)
     rises = np.log1p(bet * (x - m)).cumsum(axis=1)
     # Evidence goes on from before while it was any, or begins at the lowest point so far.

@@ -162,3 +162,55 @@ def test_a_level_that_the_reference_is_too_short_for_is_uncalibrated() -> None:
     rng = np.random.default_rng(0)
     found = thresholds(days(rng, 60), WEEK, 0.01)
     assert found == Thresholds(None, "60 blocks support no alarm level of 0.010")
+
+
+def test_the_reference_is_left_out_by_the_longest_span_that_it_holds_often_enough() -> None:
+    assert alike(60, DAY_S, 8) == 7  # weeks
+    assert alike(60, 3600.0, 8) == 1  # two days and a half: not eight of them, but hours
+    assert alike(10 * 24, 3600.0, 8) == 24  # days
+    assert alike(8, 10 * DAY_S, 8) == 1  # blocks longer than a week
+    assert alike(7, DAY_S, 8) == 0
+
+
+def test_windows_by_rows_end_with_the_block_that_fills_them() -> None:
+    rows = np.array([50, 60, 100, 10, 80, 30, 99])
+    assert by_rows(rows, 100).tolist() == [[0, 2], [2, 3], [3, 6]]  # the last block fills none
+    assert by_rows(rows, 1000).tolist() == []
+    assert by_time(20, 7).tolist() == [[6, 13], [13, 20]]
+
+
+def test_windows_by_rows_alarm_as_often_as_was_chosen() -> None:
+    """Independent blocks of 50 rows, windows of 200: of 30 references with 40 windows each some 10 % alarm."""
+    found = []
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        shares = np.full(6, 1 / 6)
+        blocks = [profile(a=rng.multinomial(50, shares)) for _ in range(400)]
+        cut = by_rows(np.array([b.n for b in blocks]), 200)
+        limits = calibrate(blocks, cut, 0.1, block_s=3600.0, min_blocks=8).limits
+        assert limits is not None
+        live = [profile(a=rng.multinomial(200, shares)) for _ in range(40)]
+        found += [alarms(whole(blocks), w, limits) for w in live]
+    assert 0.07 <= np.mean(found) <= 0.13
+
+
+def test_windows_that_pass_together_count_together() -> None:
+    """Days whose windows are all alike: the level that so many independent windows would support is not supported."""
+    rng = np.random.default_rng(3)
+
+    def hours(n_days: int) -> list[Profile]:
+        return [b for day in days(rng, n_days, rows=100_000) for b in [day] * 24]
+
+    blocks = hours(30)
+    cut = by_time(len(blocks), 1)
+    few = calibrate(blocks, cut, 2.5 / 720, block_s=3600.0, min_blocks=8)
+    assert few == Thresholds(None, "720 blocks support no alarm level of 0.003")
+    assert calibrate(blocks, cut, 0.2, block_s=3600.0, min_blocks=8).limits is not None
+
+
+def test_one_row_of_a_new_kind_is_no_drift() -> None:
+    blocks = [profile(flat=[200, 0])] * 60
+    limits = thresholds(blocks, WEEK, 0.12).limits
+    assert limits is not None
+    assert not alarms(whole(blocks), profile(flat=[1399, 1]), limits)
+    assert alarms(whole(blocks), profile(flat=[1380, 20]), limits)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,7 @@ def test_a_week_unlike_the_reference_alarms_and_names_the_feature() -> None:
     found = drift(week(shift=1.0))
     assert found.alarm
     assert found.why.startswith("x: PSI")
+    assert re.search(r"\(mean from -?0\.0\d+ to (0\.9\d*|1(\.0\d)?)\)", found.why)
     assert "y: PSI" not in found.why
     assert found.detail["rows"] == 700
     json.dumps(found.detail)
