@@ -126,6 +126,7 @@ def _decide(tx: Tx, project: Project, stable: VersionRow, at: float) -> tuple[st
         for window in tx.windows(project.project)
         if window.version == stable.version
         for kind, entry in window.result.items()
+        if "alarm" in entry  # estimates alarm nobody
     ]
     # An operator's retrain neither uses up the policy's cooldown nor opens its circuit.
     retrains = [r for r in tx.retrains(project.project) if r.trigger != MANUAL]
