@@ -57,14 +57,13 @@ def estimated(
         return body | _silent(f"uncalibrated: the holdout has {known.n_blocks} blocks; {needed} are needed")
     if len(scores) < plan.min_rows:
         return body | _silent(f"{len(scores)} rows; {plan.min_rows} are needed")
-    direct = estimation.estimate(known, scores, codes, threshold=threshold, rng=rng)
+    direct = estimation.estimate(known, scores, codes, threshold=threshold)
     why = _in_words(known.task, direct)
     placed = known.place(scores, codes)
     weighed = importance.weigh(known, placed, codes, min_rows=plan.min_rows, rng=rng)
     weighted: dict[str, Estimate] = {}
     if weighed.weights is not None:
-        again = known.reweighted(weighed.weights)
-        weighted = estimation.estimate(again, scores, codes, threshold=threshold, rng=rng)
+        weighted = estimation.estimate(known.reweighted(weighed.weights), scores, codes, threshold=threshold)
     return body | {
         "why": why,
         "direct": {"metrics": _plain(direct), "why": f"{known.n_blocks} blocks of the holdout"},
@@ -95,7 +94,7 @@ def record(entries: Sequence[Mapping[str, Any]], method: str) -> dict[str, Any]:
     gaps, inside = [], []
     for entry in entries:
         realised = entry.get("realised") or {}
-        for name in MAIN.values():
+        for name in set(MAIN.values()):
             said = entry.get(method, {}).get("metrics", {}).get(name)
             if said is None or name not in realised or said["low"] is None:
                 continue

@@ -1,7 +1,7 @@
 """What a version's answers meant on its holdout, kept in its artifact: from it quality is estimated before labels come.
 
 Rows fall into cells. Per block of time a cell has its rows and what became of them, so that all that is asked of it
-(rates, their uncertainty by resampled blocks) is a function of sums, and needs no data of training.
+(rates, and how far they hang on single blocks) is a function of sums, and needs no data of training.
 
 | task | cells | outcome of a row in a cell |
 |---|---|---|
@@ -74,14 +74,6 @@ class Cells:
     @property
     def _rows(self) -> Floats:
         return np.asarray(np.maximum(self.n.sum(axis=0), np.finfo(float).tiny))
-
-    def resampled(self, times: Floats) -> Floats:
-        """Rates of resamples of the blocks, shape (outcomes, resamples, cells).
-
-        Args: times: how often each block is drawn, shape (resamples, blocks). A cell that is not drawn keeps its rate.
-        """
-        n = times @ self.n
-        return np.asarray(np.where(n > 0, (times @ self.sums) / np.where(n > 0, n, 1.0), self.rates[:, None, :]))
 
 
 @dataclass(frozen=True, eq=False)

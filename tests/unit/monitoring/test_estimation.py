@@ -30,7 +30,7 @@ def by_hand(hits: list[list[float]], edges: tuple[float, ...] = (0.5,)) -> Calib
 
 
 def estimated(known: Calibration, scores: Any, threshold: float = 0.5, codes: Any = NO_CODES) -> dict[str, Estimate]:
-    return estimate(known, np.asarray(scores), codes, threshold=threshold, rng=np.random.default_rng(0))
+    return estimate(known, np.asarray(scores), codes, threshold=threshold)
 
 
 # --- by hand ---

@@ -51,8 +51,7 @@ def test_where_the_meaning_of_scores_hangs_on_inputs_that_moved_weighing_correct
     assert found.weights is not None
     assert 500 < found.effective < 3500
     plain, corrected = (
-        estimate(c, scores, codes, threshold=0.5, rng=np.random.default_rng(0))["log_loss"]
-        for c in (known, known.reweighted(found.weights))
+        estimate(c, scores, codes, threshold=0.5)["log_loss"] for c in (known, known.reweighted(found.weights))
     )
     truth = realised("binary", y, scores, threshold=0.5)["log_loss"]
     assert abs(corrected.value - truth) < 0.5 * abs(plain.value - truth)
