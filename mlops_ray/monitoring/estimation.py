@@ -74,8 +74,8 @@ def estimate(known: Calibration, scores: Scores, codes: NDArray[np.uint16], *, t
     found = {}
     for name, metric in _metrics(known.task, p, _wide(known.task, scores[some]), threshold, len(scores)).items():
         pull = _pulled(known.task, metric.gradient, p, total)
-        mean = (p * metric.gradient).sum(axis=1)
-        drawn = float(((p * metric.gradient**2).sum(axis=1) - mean**2).sum())
+        mean = np.einsum("ij,ij->i", p, metric.gradient)
+        drawn = float(np.einsum("ij,ij,ij->", p, metric.gradient, metric.gradient) - mean @ mean)
         masses = np.bincount(placed.ravel(), pull.ravel(), len(counts)).astype(np.float64, copy=False)
         half = doubt.half_width(0, masses, drawn)
         low, high = max(metric.value - half, metric.low), min(metric.value + half, metric.high)
@@ -122,7 +122,7 @@ def _pulled(task: Task, gradient: Floats, p: Floats, total: Floats) -> Floats:
     """The gradient by the maps' rates, (n, maps), from that by the classes' probabilities."""
     if task == "binary":
         return gradient[:, 1:] - gradient[:, :1]
-    centred = gradient - (gradient * p).sum(axis=1, keepdims=True)
+    centred = gradient - np.einsum("ij,ij->i", gradient, p)[:, None]
     return np.where(total > 0, centred / np.where(total > 0, total, 1.0), 0.0)
 
 
@@ -134,7 +134,7 @@ def _metrics(task: Task, p: Floats, s: Floats, threshold: float, n_rows: int) ->
         return _Metric(float((p * cost).sum() * scale / n), cost * scale / n, low, high)
 
     found["log_loss"] = mean(-np.log(np.clip(s, target.CLIP, 1 - target.CLIP)))
-    squares = (s**2).sum(axis=1, keepdims=True) - 2 * s + 1
+    squares = np.einsum("ij,ij->i", s, s)[:, None] - 2 * s + 1
     found["brier"] = mean(squares / 2 if task == "binary" else squares)
     decided = (s[:, 1] >= threshold).astype(np.int64) if task == "binary" else np.argmax(s, axis=1)
     right = np.zeros(s.shape)
@@ -221,7 +221,7 @@ class _Doubt:
         each = masses / np.maximum(self.counts, 1.0)
         expected = float(self.cells.squares.sum(axis=0) @ (each**2 * self.cells.variances[outcome]))
         overdispersion = self._squared(outcome, each) / expected if expected > 0 else 1.0
-        return self.quantile * math.sqrt(max(overdispersion, 1.0) * drawn + calibration)
+        return self.quantile * math.sqrt(max(overdispersion, 1.0) * max(drawn, 0.0) + calibration)
 
     def _squared(self, outcome: int, masses: Floats) -> float:
         """Sum over the blocks of the square of what they stray by."""
