@@ -17,20 +17,20 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.measure import show
+from mlops_ray.config import Task, load_project
+from mlops_ray.data import profile
+from mlops_ray.data.features.statistics import fold, to_columns, to_frame
+from mlops_ray.data.features.transformer import bins, transformer
+from mlops_ray.data.profile import Bins
+from mlops_ray.monitoring.estimation import estimate, realised
+from mlops_ray.monitoring.importance import weigh
+from mlops_ray.training import calibration
+from mlops_ray.training.evaluation.intervals import blocks
+
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.measure import show  # noqa: E402 - found by the path above
-from mlops_ray.config import Task, load_project  # noqa: E402
-from mlops_ray.data import profile  # noqa: E402
-from mlops_ray.data.features.statistics import fold, to_columns, to_frame  # noqa: E402
-from mlops_ray.data.features.transformer import bins, transformer  # noqa: E402
-from mlops_ray.data.profile import Bins  # noqa: E402
-from mlops_ray.monitoring.estimation import estimate, realised  # noqa: E402
-from mlops_ray.monitoring.importance import weigh  # noqa: E402
-from mlops_ray.training import calibration  # noqa: E402
-from mlops_ray.training.evaluation.intervals import blocks  # noqa: E402
-
 DAYS, ROWS, WINDOW = 40, 100, 7
 BINS = Bins({"x": tuple(np.linspace(-2, 2, 19))}, {})
 Drawn = tuple[Any, Any, dict[str, Any]]
