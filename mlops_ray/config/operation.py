@@ -174,7 +174,7 @@ class Monitoring(Config):
 class Retraining(Config):
     """When a new model is trained, and on what."""
 
-    triggers: tuple[Literal["drift", "performance"], ...] = ("drift", "performance")
+    triggers: tuple[Literal["drift", "performance", "estimated_performance"], ...] = ("drift", "performance")
     window_s: PositiveFloat = 60 * DAY_S
     """The newest labelled rows of this span, older than `label_horizon_s`, make the training set."""
     debounce_windows: PositiveInt = 1

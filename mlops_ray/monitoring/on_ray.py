@@ -175,7 +175,8 @@ class Monitor:
             tx.save_window(WindowRow(self._name, start, end, stable.version, results[stable.version]))
             if row is not None:
                 tx.save_retrain(row)
-                ledger.append(tx, self._name, "retrain decided", row.id, "mlops_ray", row.reason, entry, at)
+                evidence = estimates[stable.version] if row.trigger == judgement.ESTIMATED else entry
+                ledger.append(tx, self._name, "retrain decided", row.id, "mlops_ray", row.reason, evidence, at)
 
         self._store.run(conclude)
 
@@ -186,8 +187,9 @@ class Monitor:
         project, known = self._project, self._yardstick(stable)
         rows = self._rows(start, end, at, inputs=True)
         mine = rows.filter(pa.array(rows["stable"].to_numpy() == stable.version))
+        rng = np.random.default_rng([project.seed, int(end), 1])  # drift has the generator without the 1
         before = sorted((w for w in windows if w.version == stable.version and w.end < end), key=lambda w: w.end)
-        return record.estimated(
+        entry = record.estimated(
             project.monitoring,
             known.reference.calibration,
             _scores(project, mine),
@@ -195,8 +197,10 @@ class Monitor:
             threshold=known.threshold,
             before=[w.result[record.ENTRY] for w in before if record.ENTRY in w.result],
             at=at,
-            rng=np.random.default_rng([project.seed, int(end), 1]),  # drift has the generator without the 1
+            rng=rng,
         )
+        found = judgement.judge_estimate(project.monitoring, project.task, known.reference, entry, rng)
+        return entry | {"alarm": found.alarm, "why": found.why, **found.detail}
 
     def _scored(self, windows: list[WindowRow], rows: pa.Table, start: float, end: float) -> dict[int, record.Entry]:
         """The estimates of [start, end), of whatever versions, with what became of their `rows`."""

@@ -23,8 +23,10 @@ from mlops_ray.data.rules.expectations import about, check
 from mlops_ray.data.schema import conform
 from mlops_ray.errors import BackendUnavailable, DataError, MlopsRayError
 from mlops_ray.monitoring.clock import decision_now
+from mlops_ray.monitoring.judgement import ESTIMATED
 from mlops_ray.monitoring.labels import joined
 from mlops_ray.monitoring.on_ray import Brain
+from mlops_ray.monitoring.record import ENTRY
 from mlops_ray.retraining.policy import History, Judged, decide
 from mlops_ray.rollout.orders import demand_room, save_start
 from mlops_ray.serving.log import tables as log
@@ -34,6 +36,8 @@ from mlops_ray.training.gates.verdict import Verdict
 from mlops_ray.training.on_ray import Trained, train
 
 MANUAL = "manual"
+_TRIGGERS = {"drift": "drift", "quality": "performance", ENTRY: ESTIMATED}
+"""What an entry of a window's result triggers."""
 TEXT_VARIABLE = "MLOPS_RAY_PROJECT_TEXT"
 """Environment variable that carries the project file (secrets as `${NAME}`) into a job that we launch."""
 
@@ -122,11 +126,10 @@ def brain(text: str, *, dashboard: str) -> Brain:
 
 def _decide(tx: Tx, project: Project, stable: VersionRow, at: float) -> tuple[str, RetrainRow | None]:
     judged = [
-        Judged("performance" if kind == "quality" else kind, entry["at"], entry["alarm"], entry["why"])
+        Judged(_TRIGGERS[kind], entry["at"], entry["alarm"], entry["why"])
         for window in tx.windows(project.project)
         if window.version == stable.version
         for kind, entry in window.result.items()
-        if "alarm" in entry  # estimates alarm nobody
     ]
     # An operator's retrain neither uses up the policy's cooldown nor opens its circuit.
     retrains = [r for r in tx.retrains(project.project) if r.trigger != MANUAL]

@@ -17,9 +17,10 @@ from mlops_ray.config import Project, Task, parse_portable
 from mlops_ray.data.profile import Bins, empty
 from mlops_ray.monitoring import on_ray
 from mlops_ray.monitoring.on_ray import Brain, Monitor
+from mlops_ray.retraining.on_ray import brain
 from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.places import labels_uri, log_uri
-from mlops_ray.state import Store, VersionRow
+from mlops_ray.state import Store, VersionRow, WindowRow
 from mlops_ray.training import calibration
 from mlops_ray.training.artifact.model import Reference
 from mlops_ray.training.evaluation.intervals import blocks
@@ -123,6 +124,8 @@ def test_a_window_is_estimated_when_it_closes_and_scored_when_its_labels_are_mat
     main = said["direct"]["metrics"][MAIN[task]]
     assert main["low"] < main["value"] < main["high"]
     assert f"{MAIN[task]} {main['value']:.4f}" in said["why"]
+    assert (said["alarm"], said["limit"]) == (False, None)
+    assert said["why"].endswith("no estimate has proved true yet")
     assert said["weighted"]["metrics"][MAIN[task]]["value"] == pytest.approx(main["value"], rel=0.1)
     assert "realised" not in said
     assert "quality" not in first
@@ -151,3 +154,25 @@ def test_a_version_of_a_release_that_kept_no_calibration(tmp_path: Path, monkeyp
     world.write(1)
     *_, second = world.pass_time(START + 2 * WEEK_S + 60)
     assert second["estimated"]["record"]["direct"]["windows"] == 0
+
+
+def test_an_estimate_that_alarms_decides_a_retrain_where_the_project_asks_for_it(tmp_path: Path) -> None:
+    store = Store.open(f"sqlite:///{tmp_path}/state.db")
+    stable = VersionRow("small", 1, "run", "/model", "sha", "data", "registered", START, {})
+    closed = START + WEEK_S
+    with store.begin() as tx:
+        for week, alarm in ((0, False), (1, True)):
+            told = {"at": closed + week * WEEK_S, "alarm": alarm, "why": "log_loss estimated at 0.7000"}
+            calm = told | {"alarm": False, "why": "temp: PSI 0.1"}
+            result = {"drift": calm, "estimated": told}
+            tx.save_window(WindowRow("small", START + week * WEEK_S, closed + week * WEEK_S, 1, result))
+    decide = brain("", dashboard="").decide
+    asked = fakes.project(retraining={"triggers": ["drift", "estimated_performance"]})
+    with store.read() as tx:
+        reason, row = decide(tx, asked, stable, closed + WEEK_S)
+        assert row is not None
+        assert (row.trigger, row.reason, reason) == ("estimated_performance", *["log_loss estimated at 0.7000"] * 2)
+        assert decide(tx, fakes.project(), stable, closed + WEEK_S) == ("nothing to do", None)
+        # The window's labels mature later: what the estimate said then has had its say.
+        assert decide(tx, asked, stable, closed + WEEK_S + 2 * DAY_S) == ("nothing to do", None)
+    store.close()
