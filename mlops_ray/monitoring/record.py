@@ -59,8 +59,9 @@ def estimated(
         return body | _silent(f"{len(scores)} rows; {plan.min_rows} are needed")
     direct = estimation.estimate(known, scores, codes, threshold=threshold)
     why = _in_words(known.task, direct)
-    placed = known.place(scores, codes)
-    weighed = importance.weigh(known, placed, codes, min_rows=plan.min_rows, rng=rng)
+    some = estimation.thinned(len(scores), scores.size)
+    placed = known.place(scores[some], codes[some])
+    weighed = importance.weigh(known, placed, codes[some], min_rows=plan.min_rows, rng=rng)
     weighted: dict[str, Estimate] = {}
     if weighed.weights is not None:
         weighted = estimation.estimate(known.reweighted(weighed.weights), scores, codes, threshold=threshold)
