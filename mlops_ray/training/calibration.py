@@ -21,7 +21,7 @@ import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,9 @@ from mlops_ray.config import Task
 from mlops_ray.data import profile
 from mlops_ray.data.profile import Bins, Columns
 from mlops_ray.training.evaluation.intervals import Blocks, Floats
-from mlops_ray.training.target import Labels, Scores
+
+if TYPE_CHECKING:  # serving loads artifacts, and does without what these import
+    from mlops_ray.training.target import Labels, Scores
 
 Indices = NDArray[np.int64]
 
