@@ -19,7 +19,7 @@ from pydantic import (
 
 from mlops_ray.config.base import DAY_S, Config, Share, Zone
 
-Trigger = Literal["drift", "performance", "schedule", "new_rows"]
+Trigger = Literal["drift", "performance", "estimated_performance", "schedule", "new_rows"]
 
 
 def _cron(expression: str) -> str:

@@ -478,6 +478,27 @@ def fold(bins: Bins, columns: Columns, scores: npt.NDArray[np.floating[Any]] | N
     return Profile(n, counts, moments, _score_counts(scores), ranges, registers, unseen)
 
 
+def codes(bins: Bins, columns: Columns) -> npt.NDArray[np.uint16]:
+    """Bin of each value, shape (n, features), features in the order of `bins.widths`: its place among the `counts`.
+
+    Args: columns: as in `fold`. Raises: DataError when a feature is absent, or has more bins than two bytes number.
+    """
+    absent = [name for name in bins.widths if name not in columns]
+    if absent:
+        raise DataError("profile", f"batch lacks {absent}; it has {sorted(columns)}")
+    if wide := [name for name, width in bins.widths.items() if width > 1 << 16]:
+        raise DataError(wide[0], f"has {bins.widths[wide[0]]} bins; at most {1 << 16} are numbered")
+    placed = []
+    for name, edges in bins.numeric.items():
+        values = np.asarray(columns[name], dtype=np.float64)
+        places = np.searchsorted(np.array(edges), values, "right")
+        placed.append(np.where(np.isnan(values), len(edges) + 1, places))
+    for name, lookup in zip(bins.categorical, bins._codes, strict=True):
+        other = len(lookup) - 1
+        placed.append(np.array([lookup.get(text, other) for text in columns[name].tolist()], dtype=np.int64))
+    return np.stack(placed, axis=1).astype(np.uint16) if placed else np.empty((0, 0), dtype=np.uint16)
+
+
 # Distinct values ------------------------------------------------------------------------------------------------------
 
 _INDEX_BITS = REGISTERS.bit_length() - 1

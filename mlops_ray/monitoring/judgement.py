@@ -1,7 +1,10 @@
-"""What a closed window says: drift of its inputs, and realised quality once its labels have had time to come. Pure."""
+"""What a closed window says: drift of its inputs, the quality to expect of it, and the realised one once its labels
+have had time to come. Pure.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,15 +17,19 @@ from mlops_ray.monitoring import drift, performance
 from mlops_ray.monitoring.cause import cause
 from mlops_ray.training.artifact.model import Reference
 
-# Detectors that share the false-alarm budget: drift over all features together, and quality.
+# Detectors that share the false-alarm budget: drift over all features together, and quality. An estimate alarms only
+# where all of its interval lies above quality's limit, which costs less than a hundredth of quality's share.
 N_DETECTORS = 2
+_LOSS = {"binary": "log_loss", "multiclass": "log_loss", "regression": "mse"}
+Trigger = Literal["drift", "performance", "estimated_performance"]
+ESTIMATED: Trigger = "estimated_performance"
 
 
 @dataclass(frozen=True)
 class Judgement:
     """One window judged for one trigger. `alarm` is False whenever data or calibration is missing."""
 
-    trigger: Literal["drift", "performance"]
+    trigger: Trigger
     alarm: bool
     why: str
     detail: dict[str, Any]
@@ -67,13 +74,7 @@ def judge_quality(
     detail: dict[str, Any] = vars(found) | {"coverage": found.coverage, "limit": None}
     if found.log_loss is None or found.n_labelled < plan.min_rows:
         return _silent("performance", f"warming up: {found.n_labelled} labelled rows of {plan.min_rows}", detail)
-    limit = performance.limit(
-        reference.holdout,
-        round(plan.window_s / reference.block_s),
-        drift.level(plan.false_alarms_per_month, plan.window_s, N_DETECTORS),
-        min_blocks=plan.min_blocks,
-        rng=rng,
-    )
+    limit = _limit(plan, reference, rng)
     if limit is None:
         return _silent("performance", f"uncalibrated: the holdout has {len(reference.holdout)} blocks", detail)
     why = f"log-loss {found.log_loss:.4f} against a limit of {limit:.4f} ({found.n_labelled} labelled rows)"
@@ -85,5 +86,44 @@ def unjudged_quality(task: Task) -> Judgement:
     return _silent("performance", f"the quality of a {task} model is not judged yet", {"limit": None})
 
 
-def _silent(trigger: Literal["drift", "performance"], why: str, detail: dict[str, Any]) -> Judgement:
+def judge_estimate(
+    plan: Monitoring, task: Task, reference: Reference, entry: Mapping[str, Any], rng: np.random.Generator
+) -> Judgement:
+    """A window's estimated loss against the limit of the realised one. Args: entry: as `record.estimated` makes it.
+
+    The better trusted method speaks, and by as much as it is trusted: half its interval is divided by the trust, and
+    alarms when the lower end still lies above the limit. Without a record nothing alarms."""
+    name = _LOSS[task]
+    said = {m: entry[m]["metrics"].get(name) for m in entry["record"]}
+    able = [m for m, each in said.items() if each is not None and each["low"] is not None]
+    if not able:
+        return _silent(ESTIMATED, entry["why"], {"limit": None})
+    method = max(able, key=lambda m: entry["record"][m]["trust"])
+    trust, each = entry["record"][method]["trust"], said[method]
+    if trust <= 0:
+        return _silent(ESTIMATED, f"{entry['why']}; no estimate has proved true yet", {"limit": None})
+    highest = _limit(plan, reference, rng)
+    if highest is None:
+        why = f"{entry['why']}; uncalibrated: the holdout has {len(reference.holdout)} blocks"
+        return _silent(ESTIMATED, why, {"limit": None})
+    least = each["value"] - (each["value"] - each["low"]) / trust
+    why = (
+        f"{name} estimated at {each['value']:.4f}, by a trust of {trust:.2f} at least {max(least, 0.0):.4f}, "
+        f"against a limit of {highest:.4f}"
+    )
+    return Judgement(ESTIMATED, least > highest, why, {"limit": highest})
+
+
+def _limit(plan: Monitoring, reference: Reference, rng: np.random.Generator) -> float | None:
+    """Of the realised loss of a window."""
+    return performance.limit(
+        reference.holdout,
+        round(plan.window_s / reference.block_s),
+        drift.level(plan.false_alarms_per_month, plan.window_s, N_DETECTORS),
+        min_blocks=plan.min_blocks,
+        rng=rng,
+    )
+
+
+def _silent(trigger: Trigger, why: str, detail: dict[str, Any]) -> Judgement:
     return Judgement(trigger, False, why, detail)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from mlops_ray.monitoring.folding import rows_cursor
+from mlops_ray.monitoring.record import ENTRY, METHODS
 from mlops_ray.state import Store, WindowRow
 
 
@@ -70,6 +72,27 @@ class Exposition(Collector):
         ):
             value = found.get(field)
             yield self._gauge(f"mlops_ray_{metric}", title, [] if value is None else [(name, value)])
+        yield from self._estimates([w.result[ENTRY] for w in windows if ENTRY in w.result], name)
+
+    def _estimates(self, entries: list[dict[str, Any]], name: dict[str, str]) -> Iterator[Metric]:
+        """Of the newest window its estimates, of the newest scored one how far they were off. Args: newest first."""
+        newest = entries[0] if entries else None
+        told = [] if newest is None else list(_told(newest, name))
+        for suffix, field, title in (
+            ("", "value", "Quality of the newest window, estimated without labels"),
+            ("_low", "low", "Lower end of the estimate's interval"),
+            ("_high", "high", "Upper end of the estimate's interval"),
+        ):
+            found = [(labels, each[field]) for labels, each in told]
+            yield self._gauge(f"mlops_ray_estimate{suffix}", title, found)
+        gaps = []
+        for entry in [entry for entry in entries if entry.get("realised")][:1]:
+            realised = entry["realised"]
+            pairs = [(labels, each["value"], realised.get(labels["metric"])) for labels, each in _told(entry, name)]
+            gaps = [(labels, said - was) for labels, said, was in pairs if was is not None]
+        yield self._gauge("mlops_ray_estimate_error", "Estimate less what was realised, newest mature window", gaps)
+        trust = [] if newest is None else [(name | {"method": m}, newest["record"][m]["trust"]) for m in METHODS]
+        yield self._gauge("mlops_ray_estimate_trust", "Trust that past estimates have earned, from 0 to 1", trust)
 
     @staticmethod
     def _gauge(name: str, title: str, samples: list[tuple[dict[str, str], float]]) -> Metric:
@@ -84,3 +107,10 @@ class Exposition(Collector):
         for labels, value in samples:
             family.add_metric(list(labels.values()), value)
         return family
+
+
+def _told(entry: dict[str, Any], name: dict[str, str]) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
+    """The estimates of a window's entry, by metric and method."""
+    for method in METHODS:
+        for metric, each in entry[method]["metrics"].items():
+            yield name | {"metric": metric, "method": method}, each

@@ -16,13 +16,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import prometheus_client
+import pyarrow as pa
 import ray
+from numpy.typing import NDArray
 
 from mlops_ray.cluster.background import keep_doing
 from mlops_ray.config import Project, parse_portable
 from mlops_ray.data import lake
-from mlops_ray.data.profile import Profile, empty
-from mlops_ray.monitoring import clock, judgement
+from mlops_ray.data.profile import Profile, codes, empty
+from mlops_ray.monitoring import clock, judgement, record
 from mlops_ray.monitoring.folding import fold
 from mlops_ray.monitoring.labels import arrived, joined
 from mlops_ray.monitoring.on_prometheus import Exposition
@@ -31,6 +33,8 @@ from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.places import labels_uri, log_uri
 from mlops_ray.state import RetrainRow, Store, Tx, VersionRow, WindowRow
 from mlops_ray.training.artifact import model
+from mlops_ray.training.evaluation.intervals import Floats
+from mlops_ray.training.target import Classes, Scores
 
 # How often the actor looks when nobody pushes: machine time.
 _TICK_S = 2.0
@@ -60,14 +64,23 @@ class Launcher(Protocol):
 class Brain:
     """What the monitor is given: the policy, and the means to carry it out.
 
-    decide(tx, project, stable version, decision time, judgement): the reason in words; a retrain is saved when there is
-    to be one. consider(tx, project, decision time, labels since the last decision): the same, where no window asks.
+    decide(tx, project, stable version, decision time, a window's result): the reason in words; a retrain is saved when
+    there is to be one. consider(tx, project, decision time, labels since the last decision): the same, windowless.
     """
 
     decide: Callable[[Tx, Project, VersionRow, float, dict[str, Any]], str]
     consider: Callable[[Tx, Project, float, int], None]
     close_failed: Callable[[Tx, RetrainRow, str], None]
     launcher: Launcher
+
+
+@dataclass(frozen=True)
+class _Yardstick:
+    """What windows of a version are held against. threshold: from which on a binary model's score says 1."""
+
+    reference: model.Reference
+    classes: Classes
+    threshold: float
 
 
 class Monitor:
@@ -79,7 +92,7 @@ class Monitor:
         self._store = Store.open(self._project.storage.state)
         self._brain = make_brain(text)
         self._busy = threading.Lock()
-        self._references: dict[str, model.Reference] = {}
+        self._yardsticks: dict[str, _Yardstick] = {}
         self._considered = -math.inf
         registry = prometheus_client.CollectorRegistry()
         registry.register(Exposition(self._store, self._name))
@@ -135,30 +148,37 @@ class Monitor:
             serving = tx.serving(self._name)
             stable = tx.version(self._name, serving.spec["stable"]["version"]) if serving else None
             blocks = tx.profiles(self._name, start, end)
+            windows = tx.windows(self._name)
         if stable is None:
             return
-        reference = self._reference(stable)
+        reference = self._yardstick(stable).reference
+        rng = np.random.default_rng([self._project.seed, int(end)])
         if kind == _DRIFT:
             window = sum((Profile.from_dict(b) for _, _, b in blocks), empty(reference.bins))
             found = judgement.judge_drift(plan, reference, window)
-        elif self._project.task != "binary":
-            found = judgement.unjudged_quality(self._project.task)
+            estimates = {stable.version: self._estimated(stable, windows, start, end, at)}
         else:
-            labels, scores = self._cohort(start, end, at, stable.version)
-            rng = np.random.default_rng([self._project.seed, int(end)])
-            found = judgement.judge_quality(plan, reference, labels, scores, rng)
+            rows = self._rows(start, end, at)
+            if self._project.task != "binary":
+                found = judgement.unjudged_quality(self._project.task)
+            else:
+                found = judgement.judge_quality(plan, reference, *self._of(rows, stable), rng)
+            estimates = self._scored(windows, rows, start, end)
 
         def conclude(tx: Tx) -> None:
             judged = tx.cursor(self._name, "judged")
             if (judged.at, judged.number) >= (at, kind):
                 return
-            known = {w.version: w.result for w in tx.windows(self._name) if (w.start, w.end) == (start, end)}
+            results = {w.version: w.result for w in tx.windows(self._name) if (w.start, w.end) == (start, end)}
+            for version, estimate in estimates.items():
+                results[version] = results.get(version, {}) | {record.ENTRY: estimate}
             entry = {"alarm": found.alarm, "why": found.why, "at": at, **found.detail}
-            result = known.get(stable.version, {}) | {_ENTRY[kind]: entry}
-            tx.save_window(WindowRow(self._name, start, end, stable.version, result))
+            results[stable.version] = results.get(stable.version, {}) | {_ENTRY[kind]: entry}
+            for version in {stable.version, *estimates}:
+                tx.save_window(WindowRow(self._name, start, end, version, results[version]))
             tx.save_cursor(self._name, "judged", kind, at)
-            entry["decision"] = self._brain.decide(tx, self._project, stable, at, entry)
-            tx.save_window(WindowRow(self._name, start, end, stable.version, result))
+            entry["decision"] = self._brain.decide(tx, self._project, stable, at, results[stable.version])
+            tx.save_window(WindowRow(self._name, start, end, stable.version, results[stable.version]))
 
         self._store.run(conclude)
 
@@ -174,26 +194,75 @@ class Monitor:
             n_labels = arrived(labels_uri(self._project), last)
         self._store.run(lambda tx: self._brain.consider(tx, self._project, now, n_labels))
 
-    def _cohort(self, start: float, end: float, known_by: float, version: int) -> tuple[Any, Any]:
-        """Labels (NaN where not known) and stable's scores of the rows of [start, end) that it scored."""
+    def _estimated(
+        self, stable: VersionRow, windows: list[WindowRow], start: float, end: float, at: float
+    ) -> record.Entry:
+        """What the quality of stable's rows of [start, end) will turn out to be."""
+        project, known = self._project, self._yardstick(stable)
+        rows = self._rows(start, end, at, inputs=True)
+        mine = rows.filter(pa.array(rows["stable"].to_numpy() == stable.version))
+        rng = np.random.default_rng([project.seed, int(end), 1])  # drift has the generator without the 1
+        before = sorted((w for w in windows if w.version == stable.version and w.end < end), key=lambda w: w.end)
+        entry = record.estimated(
+            project.monitoring,
+            known.reference.calibration,
+            _scores(project, mine),
+            codes(known.reference.bins, log.inputs(project, mine)),
+            threshold=known.threshold,
+            before=[w.result[record.ENTRY] for w in before if record.ENTRY in w.result],
+            at=at,
+            rng=rng,
+        )
+        found = judgement.judge_estimate(project.monitoring, project.task, known.reference, entry, rng)
+        return entry | {"alarm": found.alarm, "why": found.why, **found.detail}
+
+    def _scored(self, windows: list[WindowRow], rows: pa.Table, start: float, end: float) -> dict[int, record.Entry]:
+        """The estimates of [start, end), of whatever versions, with what became of their `rows`."""
+        found = {}
+        for window in windows:
+            if (window.start, window.end) != (start, end) or record.ENTRY not in window.result:
+                continue
+            with self._store.read() as tx:
+                version = tx.version(self._name, window.version)
+            if version is not None:
+                plan, task = self._project.monitoring, self._project.task
+                threshold = self._yardstick(version).threshold
+                found[window.version] = record.scored(
+                    window.result[record.ENTRY], plan, task, *self._of(rows, version), threshold=threshold
+                )
+        return found
+
+    def _rows(self, start: float, end: float, known_by: float, *, inputs: bool = False) -> pa.Table:
+        """The rows of [start, end), each once: with the labels known by then, or with their `inputs`."""
         project = self._project
-        columns = ["prediction_id", "at", "event_time", "key", "stable", "stable_score"]
-        wanted = log.prediction_schema(project).empty_table().select(columns).schema
-        # Beyond the window: a label by entity key is its newest prediction's, which may be younger.
-        predictions = lake.scan(log_uri(project), log.day_of(start), log.day_of(known_by), wanted)
-        labels = lake.scan(labels_uri(project), log.day_of(start), log.day_of(known_by), log.label_schema(project))
+        wanted = log.prediction_schema(project)
+        names = ["prediction_id", "at", "event_time", "key", "stable", "stable_score", "stable_scores"]
+        kept = [n for n in wanted.names if n in names or (inputs and n.startswith("x_"))]
+        wanted = pa.schema([wanted.field(name) for name in kept])
+        labels = log.label_schema(project).empty_table()
+        until = end
+        if not inputs:
+            # Beyond the window: a label by entity key is its newest prediction's, which may be younger.
+            until = known_by
+            labels = lake.scan(labels_uri(project), log.day_of(start), log.day_of(until), log.label_schema(project))
+        predictions = lake.scan(log_uri(project), log.day_of(start), log.day_of(until), wanted)
         rows = joined(predictions, labels, known_by=known_by)
         times = rows["event_time"].cast("int64").to_numpy() / 1e6
-        inside = (times >= start) & (times < end) & (rows["stable"].to_numpy() == version)
-        label = rows["label"].to_numpy(zero_copy_only=False).astype(np.float64)
-        return label[inside], rows["stable_score"].to_numpy()[inside]
+        return rows.filter(pa.array((times >= start) & (times < end)))
 
-    def _reference(self, version: VersionRow) -> model.Reference:
-        found = self._references.get(version.sha256)
+    def _of(self, rows: pa.Table, version: VersionRow) -> tuple[Floats, Scores]:
+        """Labels (NaN where not known) and scores of the `rows` that this version scored as stable."""
+        mine = rows.filter(pa.array(rows["stable"].to_numpy() == version.version))
+        classes = self._yardstick(version).classes
+        return record.numbered(self._project.task, classes, mine["label"]), _scores(self._project, mine)
+
+    def _yardstick(self, version: VersionRow) -> _Yardstick:
+        found = self._yardsticks.get(version.sha256)
         if found is None:
-            trusted = self._project.features.trusted_types
-            loaded = local(version.artifact, version.sha256, trusted=trusted)
-            found = self._references[version.sha256] = loaded.reference
+            project = self._project
+            loaded = local(version.artifact, version.sha256, trusted=project.features.trusted_types)
+            threshold = project.serving.threshold if loaded.threshold is None else loaded.threshold
+            found = self._yardsticks[version.sha256] = _Yardstick(loaded.reference, loaded.classes, threshold)
         return found
 
     # retrains
@@ -235,6 +304,15 @@ def advance_clock(tx: Tx, project: Project, machine_now: float) -> float | None:
     if now is not None:
         tx.save_cursor(project.project, "decision time", 0, now)
     return now
+
+
+def _scores(project: Project, rows: pa.Table) -> Scores:
+    """Stable's scores of logged rows, as in `target`."""
+    if project.task != "multiclass":
+        single: NDArray[np.float64] = rows["stable_score"].to_numpy()
+        return single
+    several = rows["stable_scores"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(several, dtype=np.float64).reshape(len(rows), -1 if len(rows) else 1)
 
 
 MonitorActor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Monitor)

@@ -23,8 +23,10 @@ from mlops_ray.data.rules.expectations import about, check
 from mlops_ray.data.schema import conform
 from mlops_ray.errors import BackendUnavailable, DataError, MlopsRayError
 from mlops_ray.monitoring.clock import decision_now
+from mlops_ray.monitoring.judgement import ESTIMATED
 from mlops_ray.monitoring.labels import joined
 from mlops_ray.monitoring.on_ray import Brain
+from mlops_ray.monitoring.record import ENTRY
 from mlops_ray.retraining.policy import Decision, History, Judged, decide, decide_due, new_labels, scheduled
 from mlops_ray.rollout.orders import demand_room, save_start
 from mlops_ray.serving.artifacts import local
@@ -38,6 +40,8 @@ from mlops_ray.training.recipe import Recipe, changed, made_of
 
 MANUAL, CODE = "manual", "code"
 """Triggers of retrains that somebody ordered. They use up no cooldown, and the circuit does not look at them."""
+_TRIGGERS = {"drift": "drift", "quality": "performance", ENTRY: ESTIMATED}
+"""What an entry of a window's result triggers."""
 MADE_OF = "made_of"
 """Key of a retrain's outcome: the fingerprint of code and project file that it was ordered for."""
 _SCHEDULED = "retrain schedule"
@@ -151,9 +155,9 @@ def brain(text: str, *, dashboard: str) -> Brain:
     return Brain(decide=_decide, consider=_consider, close_failed=_close_failed, launcher=Launcher(dashboard, text))
 
 
-def _decide(tx: Tx, project: Project, stable: VersionRow, at: float, evidence: dict[str, Any]) -> str:
+def _decide(tx: Tx, project: Project, stable: VersionRow, at: float, result: dict[str, Any]) -> str:
     judged = [
-        Judged("performance" if kind == "quality" else kind, entry["at"], entry["alarm"], entry["why"])
+        Judged(_TRIGGERS[kind], entry["at"], entry["alarm"], entry["why"])
         for window in tx.windows(project.project)
         if window.version == stable.version
         for kind, entry in window.result.items()
@@ -162,7 +166,8 @@ def _decide(tx: Tx, project: Project, stable: VersionRow, at: float, evidence: d
     fresh = {j.trigger for j in judged if j.at == at}
     seen = sorted((j for j in judged if j.trigger in fresh), key=lambda j: j.at)
     found = decide(project.retraining, seen, _history(tx, project), now=at)
-    _save(tx, project, found, at, evidence)
+    evidence = {_TRIGGERS[kind]: entry for kind, entry in result.items()}
+    _save(tx, project, found, at, evidence.get(found.trigger, {}))
     return found.reason or "nothing to do"
 
 

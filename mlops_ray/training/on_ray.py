@@ -306,13 +306,14 @@ def _package(run: _Run, way: Whole | Parallel, winner: Winner, found: Found) -> 
         dirty=code.dirty if code is not None else None,
         scores_sha256=recipe.digest(winner.answers),
     )
+    reference = winner.reference(packaging.bins_for(project, way.every, run.rival))
     return packaging.package(
         project,
         winner.pipeline,
         rows.inputs(rows.of(HOLDOUT)),
         run.run_id,
         classes=rows.classes,
-        reference=winner.reference(packaging.bins_for(project, way.every, run.rival)),
+        reference=packaging.calibrated(project, reference, rows, winner.answers),
         lock=environment_lock(distributions_of(winner.pipeline)),
         threshold=winner.threshold,
         recipe=made.to_dict(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from mlops_ray.data.features.statistics import Partial
 from mlops_ray.data.features.transformer import bins
 from mlops_ray.data.profile import Bins, Columns
 from mlops_ray.data.splits import HOLDOUT
-from mlops_ray.training import target
+from mlops_ray.training import calibration, target
 from mlops_ray.training.artifact import files, model
 from mlops_ray.training.artifact.model import Model, Reference
 from mlops_ray.training.evaluation import intervals
@@ -59,6 +60,14 @@ def reference(project: Project, edges: Bins, rows: Rows, scores: Scores) -> Refe
         for start, n, loss, label in zip(late.starts, *(late.sums(each) for each in sums), strict=True)
     )
     return Reference(edges, block_s, profiles, holdout)
+
+
+def calibrated(project: Project, found: Reference, rows: Rows, answers: Scores) -> Reference:
+    """The reference with what the version's `answers` to the holdout of `rows`, oldest first, turned out to mean."""
+    judged = rows.of(HOLDOUT)
+    times = intervals.blocks(rows.times[judged], found.block_s)
+    y, columns = rows.y[judged], rows.inputs(judged)
+    return replace(found, calibration=calibration.fit(project.task, y, answers, times, found.bins, columns))
 
 
 def reference_of(project: Project, edges: Bins, parts: Folded) -> Reference:

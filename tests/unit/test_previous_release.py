@@ -94,6 +94,7 @@ def test_its_artifact_is_loaded_and_gives_its_golden_answers(store: Store) -> No
         row = tx.version("small", 2)
     loaded = model.load(Path(row.artifact), row.sha256)
     assert isinstance(loaded.features, Features)
+    assert loaded.reference.calibration is None  # no quality is estimated of it: `uncalibrated`
     golden = loaded.golden
     np.testing.assert_allclose(loaded.score(golden.columns), golden.scores, atol=model.GOLDEN_TOLERANCE)
 

@@ -7,7 +7,7 @@ Whatever is wrong with a file, also one that was registered in bad faith, ends i
 
     model.skops     the fitted scikit-learn Pipeline
     model.onnx      the same pipeline as a graph (absent when it could not be converted)
-    reference.json  what the training rows and their scores looked like, per block of time
+    reference.json  what the training rows and their scores looked like, per block of time, and what scores meant
     golden.json     a few requests with the answers that any replica must reproduce
     signature.json  task, classes, decision threshold, features and target
     manifest.json   hashes, engine, why that engine, parity of the two engines, versions of what it was made with
@@ -31,6 +31,7 @@ from mlops_ray.training.artifact import engines, files, packing
 from mlops_ray.training.artifact.engines import Engine, Scorer, Scores
 from mlops_ray.training.artifact.files import fetch, publish
 from mlops_ray.training.artifact.packing import types_in
+from mlops_ray.training.calibration import Calibration
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -52,12 +53,14 @@ class Reference:
     rows, oldest first. Their scores come from models that did not see those rows.
     holdout: per block of the holdout its start, rows, summed loss (`target.losses`: nats, or squared errors) and summed
     labels: the positives (binary), the target's sum (regression), 0 (multiclass, whose labels do not add up).
+    calibration: what its scores meant on the holdout; None in versions of releases that did not keep it.
     """
 
     bins: Bins
     block_s: float
     blocks: tuple[tuple[float, Profile], ...]
     holdout: tuple[tuple[float, int, float, float], ...]
+    calibration: Calibration | None = None
 
     @property
     def total(self) -> Profile:
@@ -66,21 +69,24 @@ class Reference:
 
     def to_dict(self) -> dict[str, Any]:
         """The reference as JSON-friendly values."""
-        return {
+        body = {
             "bins": self.bins.to_dict(),
             "block_s": self.block_s,
             "blocks": [[start, profile.to_dict()] for start, profile in self.blocks],
             "holdout": [list(block) for block in self.holdout],
         }
+        return body if self.calibration is None else body | {"calibration": self.calibration.to_dict()}
 
     @staticmethod
     def from_dict(body: Mapping[str, Any]) -> Reference:
         """The reference that `to_dict` described."""
+        bins, kept = Bins.from_dict(body["bins"]), body.get("calibration")
         return Reference(
-            Bins.from_dict(body["bins"]),
+            bins,
             float(body["block_s"]),
             tuple((float(start), Profile.from_dict(profile)) for start, profile in body["blocks"]),
             tuple((float(t), int(n), float(loss), float(labels)) for t, n, loss, labels in body["holdout"]),
+            None if kept is None else Calibration.from_dict(kept, bins),
         )
 
 

@@ -152,6 +152,9 @@ def test_the_reference_describes_all_rows_by_models_that_did_not_see_them(world:
     reference = model.load(first.artifact, first.sha256).reference
     assert reference.total.n == reference.total.scores.sum() == 2000
     assert [start % DAY_S for start, _ in reference.blocks] == [0] * 40
+    assert reference.calibration is not None
+    assert reference.calibration.cells.n.sum() == sum(b[1] for b in reference.holdout)
+    assert reference.calibration.cells.sums.sum() == sum(b[3] for b in reference.holdout)
     n, loss = sum(b[1] for b in reference.holdout), sum(b[2] for b in reference.holdout)
     assert n == 400
     assert loss / n == pytest.approx(first.metrics["log_loss"], abs=1e-5)

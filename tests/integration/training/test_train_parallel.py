@@ -113,6 +113,8 @@ def test_a_version_of_two_workers_is_judged_registered_and_made_again_bit_by_bit
     assert [start for start, _ in reference.blocks] == [day * DAY_S for day in range(40)]
     n, loss = sum(b[1] for b in reference.holdout), sum(b[2] for b in reference.holdout)
     assert loss / n == pytest.approx(done.metrics["log_loss"], abs=1e-5)
+    assert reference.calibration is not None
+    assert reference.calibration.cells.n.sum() == n
 
     client = MlflowClient(made.storage.tracking)
     run = client.get_run(done.run_id)

@@ -15,6 +15,7 @@ from mlops_ray.data.profile import (
     Moments,
     Profile,
     Sums,
+    codes,
     empty,
     exact_sums,
     fold,
@@ -246,3 +247,20 @@ def test_bins_survive_json_and_are_recognised_by_digest():
 def test_bins_refuse_nonsense(numeric, categorical):
     with pytest.raises(DataError):
         Bins(numeric, categorical)
+
+
+@given(rows)
+def test_the_bins_of_rows_are_those_that_are_counted(batch):
+    found, counts = codes(BINS, columns(batch)), folded(batch).counts
+    assert found.shape == (len(batch), 3)
+    for i, name in enumerate(BINS.widths):
+        assert np.bincount(found[:, i], minlength=len(counts[name])).tolist() == counts[name].tolist()
+
+
+def test_bins_of_rows_without_a_feature_or_beyond_two_bytes():
+    assert codes(Bins({}, {}), {}).shape == (0, 0)
+    with pytest.raises(DataError, match="lacks"):
+        codes(BINS, {"x": np.zeros(1, dtype=np.float32)})
+    many = Bins({}, {"c": tuple(str(i) for i in range(1 << 16))})
+    with pytest.raises(DataError, match="at most 65536 are numbered"):
+        codes(many, {"c": np.array(["1"], dtype=object)})

@@ -16,6 +16,15 @@ DRIFT = {"drift": {"features": [{"feature": "x", "psi": 0.5, "limit": 0.25}]}}
 QUALITY = {"quality": {"log_loss": 0.4, "limit": 0.6, "coverage": 0.9}}
 
 
+def estimated(value: float, trust: float, **more: object) -> dict[str, object]:
+    interval = {"value": value, "low": value - 0.1, "high": value + 0.1}
+    record = {"direct": {"trust": trust}, "weighted": {"trust": 0.0}}
+    return {
+        "estimated": {"direct": {"metrics": {"log_loss": interval}}, "weighted": {"metrics": {}}, "record": record}
+        | more
+    }
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     opened = Store.open(f"sqlite:///{tmp_path}/state.db")
@@ -80,3 +89,25 @@ def test_drift_by_feature(store: Store) -> None:
     found = scrape(store)
     assert (found["mlops_ray_drift_psi/x"], found["mlops_ray_drift_limit/x"]) == (0.5, 0.25)
     assert "mlops_ray_log_loss" not in found
+
+
+def test_estimates_of_the_newest_window_and_the_error_of_the_newest_scored_one(store: Store) -> None:
+    with store.begin() as tx:
+        for start, result in (
+            (0.0, estimated(0.3, 0.0, realised={"log_loss": 0.9})),
+            (7.0, estimated(0.4, 0.5, realised={"log_loss": 0.45, "accuracy": 0.8})),
+            (14.0, estimated(0.6, 0.75)),
+            (21.0, DRIFT),
+        ):
+            tx.save_window(WindowRow("small", start, start + 7, 3, result))
+    found = {name: value for name, value in scrape(store).items() if "estimate" in name}
+    assert found == pytest.approx(
+        {
+            "mlops_ray_estimate/log_loss/direct": 0.6,
+            "mlops_ray_estimate_low/log_loss/direct": 0.5,
+            "mlops_ray_estimate_high/log_loss/direct": 0.7,
+            "mlops_ray_estimate_error/log_loss/direct": -0.05,
+            "mlops_ray_estimate_trust/direct": 0.75,
+            "mlops_ray_estimate_trust/weighted": 0.0,
+        }
+    )

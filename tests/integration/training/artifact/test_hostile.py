@@ -546,6 +546,7 @@ for _label, _attack in {
     "golden.json: answers of several classes": rejson("golden.json", scores=lambda s: [[each, each] for each in s]),
     "reference.json: no numbers": rejson("reference.json", blocks=[["x", {}]]),
     "reference.json: a number of ten thousand digits": rejson("reference.json", block_s="LONG"),
+    "reference.json: a calibration without cells": rejson("reference.json", calibration={"task": "binary", "n": []}),
     "signature.json: no features": rejson("signature.json", features={}),
     "signature.json: features that are no configuration": rejson("signature.json", features={"numeric": 7}),
     "signature.json: unknown options": rejson("signature.json", features=lambda f: f | {"run": "os.mkdir"}),
