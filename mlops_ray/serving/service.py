@@ -321,9 +321,9 @@ def _trials(wanted: Wanted, keys: tuple[str, ...]) -> tuple[Trial, ...]:
     if wanted.canary is not None:
         rows = chosen(keys, wanted.salt, wanted.share)
         return (Trial(wanted.canary, wanted.salt, wanted.share, np.array(rows, np.int64), None),) if rows else ()
-    found = spread(keys, wanted.salt, [(arm.low, arm.high) for arm in wanted.arms])
+    found = spread(keys, wanted.salt, [arm.span for arm in wanted.arms])
     return tuple(
-        Trial(arm.version, wanted.salt, arm.high - arm.low, np.array(rows, np.int64), None)
+        Trial(arm.version, wanted.salt, arm.share, np.array(rows, np.int64), None)
         for arm, rows in zip(wanted.arms, found, strict=True)
         if rows
     )

@@ -70,11 +70,17 @@ class Held:
 
 @dataclass(frozen=True)
 class Arm:
-    """A version that answers the keys whose points lie in [low, high): one of several that are compared with stable."""
+    """A version that answers the `share` of keys whose points lie from `low` on: one of several that are compared with
+    stable."""
 
     version: int
     low: float
-    high: float
+    share: float
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """Its points, [low, high)."""
+        return self.low, self.low + self.share
 
 
 Load = Callable[[Held], Scorer]

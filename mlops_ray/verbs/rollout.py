@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlops_ray.errors import DataError
@@ -14,11 +15,11 @@ if TYPE_CHECKING:
     from mlops_ray.state import RolloutRow, Tx
 
 
-def start(paths: Paths, env: Env, version: int, why: str, *, supersede: bool = False) -> dict[str, Any]:
-    """Start a rollout of a registered version.
+def start(paths: Paths, env: Env, versions: Sequence[int], why: str, *, supersede: bool = False) -> dict[str, Any]:
+    """Start a rollout of a registered version, or of several side by side where the plan's mode is `ab`.
 
     Args: supersede: it takes the place of an open one that is not decided yet.
-    Raises: ModelNotFound, ApprovalPending, IllegalMove when one is open."""
+    Raises: ModelNotFound, ApprovalPending, IllegalMove when one is open; DataError for more than the plan tries."""
     from mlops_ray.rollout.orders import begin, decision_time
 
     project = load(paths, env).project
@@ -27,15 +28,19 @@ def start(paths: Paths, env: Env, version: int, why: str, *, supersede: bool = F
 
     def run(tx: Tx) -> str:
         now = decision_time(tx, project, time.time())
-        return begin(tx, project, version, supersede=supersede, who=who, why=why, now=now)
+        first, *others = versions
+        return begin(tx, project, first, beside=others, supersede=supersede, who=who, why=why, now=now)
 
     return {"rollout": store.run(run)}
 
 
-def move(paths: Paths, env: Env, order: str, why: str, *, to: int | None = None) -> dict[str, Any]:
-    """Give an operator's order to the rollout. `to`: of a rollback, the version to go back to.
+def move(
+    paths: Paths, env: Env, order: str, why: str, *, to: int | None = None, version: int | None = None
+) -> dict[str, Any]:
+    """Give an operator's order to the rollout. `to`: of a rollback, the version to go back to; `version`: of a
+    promotion, which of those on trial.
 
-    Raises: IllegalMove; DataError for a `to` that never was stable."""
+    Raises: IllegalMove; DataError for a `to` that never was stable, a `version` that is not on trial."""
     from mlops_ray.rollout import orders
     from mlops_ray.rollout.canary import Move
 
@@ -45,7 +50,7 @@ def move(paths: Paths, env: Env, order: str, why: str, *, to: int | None = None)
 
     def run(tx: Tx) -> CanaryState:
         now = orders.decision_time(tx, project, time.time())
-        return orders.order(tx, project, Move(order), to=to, who=who, why=why, now=now)
+        return orders.order(tx, project, Move(order), to=to, version=version, who=who, why=why, now=now)
 
     state = store.run(run)
     return {"phase": str(state.phase), "step": state.step, "reason": str(state.reason)}
@@ -108,12 +113,14 @@ def explain(paths: Paths, env: Env, which: str | None = None, *, entry: int | No
 
 
 def _chosen(tx: Tx, project: str, which: str | None) -> RolloutRow:
+    from mlops_ray.rollout.orders import versions_of
+
     rollouts = tx.rollouts(project)
     version = (which or "").removeprefix("v")
     found = [
         row
         for row in rollouts
-        if which is None or row.id == which or (version.isdigit() and row.version == int(version))
+        if which is None or row.id == which or (version.isdigit() and int(version) in versions_of(row))
     ]
     if not found:
         known = ", ".join(row.id for row in rollouts[:10]) or "none; `mlops-ray rollout start` starts one"

@@ -175,7 +175,7 @@ def test_an_application_that_came_by_serve_run_is_no_difference() -> None:
 
 
 def test_each_arm_is_an_application_of_its_own() -> None:
-    arms = (Arm(2, 0.0, 0.2), Arm(3, 0.2, 0.4))
+    arms = (Arm(2, 0.0, 0.2), Arm(3, 0.2, 0.2))
     wanted = Wanted(sequence=5, stable=held(1), share=0.4, salt="r1", arms=arms)
     assert [a["name"] for a in render([served(wanted)])["applications"]] == ["small", "small--v2", "small--v3"]
     assert Wanted.parse(wanted.spec(), 5) == wanted

@@ -224,7 +224,7 @@ ARMS = Wanted(
     stable=held(10),
     share=0.75,
     salt="r4",
-    arms=(Arm(20, 0.0, 0.25), Arm(30, 0.25, 0.5), Arm(40, 0.5, 0.75)),
+    arms=(Arm(20, 0.0, 0.25), Arm(30, 0.25, 0.25), Arm(40, 0.5, 0.25)),
 )
 
 
@@ -237,7 +237,7 @@ def lines_of(answers: dict[int, Any], **told: Any) -> tuple[dict[int, FakeLine],
 def test_each_arm_answers_its_own_rows_of_a_request(log: FakeLog) -> None:
     lines, way = lines_of({v: lambda n, v=v: np.full(n, v / 100) for v in (20, 30, 40)})
     predictions = post(make(log, ARMS, way), json=ROWS).json()["predictions"]
-    spans = [(arm.low, arm.high) for arm in ARMS.arms]
+    spans = [arm.span for arm in ARMS.arms]
     expected = np.full(len(KEYS), 10)
     for arm, places in zip(ARMS.arms, spread(KEYS, "r4", spans), strict=True):
         expected[places] = arm.version
