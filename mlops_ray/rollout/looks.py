@@ -21,8 +21,8 @@ from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.places import labels_uri, log_uri, shadow_uri
 from mlops_ray.state import RolloutRow, Store, VersionRow
 
-_ALWAYS = ("prediction_id", "at", "event_time", "key", "stable_score", "score_us")
-_ALWAYS += ("canary", "canary_score", "rollout", "share")
+_WHO = ("prediction_id", "at", "event_time", "key", "canary", "rollout", "share")
+_ALWAYS = (*_WHO, "stable_score", "score_us", "canary_score")
 # Where the log's table is older than them they are null.
 _NEWER = {"canary_score_us": pa.float32()}
 _LAST_DAY = "9999-12-31"

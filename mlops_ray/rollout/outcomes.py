@@ -195,7 +195,7 @@ def _of_arm(rows: pl.DataFrame, rollout: str, among: Among) -> pl.DataFrame:
     """
     others = pl.col("rollout").eq_missing(rollout) & (pl.col("canary") != among.version)
     theirs = rows.filter(others)["key"].drop_nulls().unique()
-    alone = pl.col("rollout").is_null() & pl.col("key").is_in(theirs.implode())
+    alone = pl.col("rollout").is_null() & pl.col("key").is_in(theirs.implode()).fill_null(False)
     event_s = pl.col("event_time").dt.epoch("us") / 1e6
     live = among.n - sum(((event_s >= at).cast(pl.Int64) for at in among.out), pl.lit(0))
     stables = 1 - among.share * live
