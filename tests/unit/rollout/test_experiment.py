@@ -193,3 +193,10 @@ def test_equal_arms_are_seldom_dropped_and_seldom_win() -> None:
     assert won.mean() <= alpha
     better = np.clip(rng.normal(-0.08, 0.3, (50, 600)), -1, 1)
     assert (capital(within(-better, -1, 1), 0.0).max(axis=-1) >= bar).mean() > 0.8
+
+
+def test_the_objective_is_something_a_version_can_be_better_in() -> None:
+    with pytest.raises(ValueError, match="nobody can be better than stable in failures; put first"):
+        plan(analyses=[{"metric": "failures"}, {"metric": "log_loss"}])
+    with pytest.raises(ValueError, match=r"ab\.share"):
+        plan(ab={"share": 1.0})
