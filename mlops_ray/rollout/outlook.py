@@ -126,4 +126,6 @@ def _waits(
     undecided = [_named(m) for m in metrics if m["verdict"] == "inconclusive"]
     undecided += [f"whether {_named(m)} is better" for m in metrics if m.get("better") is False]
     evidence = [f"evidence on {', '.join(undecided)}"] if undecided else [] if metrics else ["the first look"]
+    if state.arms and plan.ab.winner == "by_command":
+        evidence.append("an operator: promote or abort")
     return [*evidence, *(["the least time of the step"] if waited < plan.step_min_s else []), *held]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -23,7 +23,7 @@ from mlops_ray.config import Project, Task
 from mlops_ray.data.profile import Columns
 from mlops_ray.errors import BackendUnavailable, BadRequest
 from mlops_ray.serving import explain
-from mlops_ray.serving.canary import Apart, Line, Outcome, Told
+from mlops_ray.serving.canary import Apart, Line, Outcome
 from mlops_ray.serving.exchange import Answer, Asked, Batch, Labels
 from mlops_ray.serving.protocols.form import Form
 from mlops_ray.serving.records import Labelled, Record, Scored, Trial, Watermark
@@ -145,13 +145,15 @@ class Service:
             return await self._predict_pinned(request_id, asked, answering, options.version, repeatable)
         keys = batch.keys or tuple([f"{request_id}:{i}" for i in range(batch.n_rows)])
         trials = () if options.version is not None else _trials(answering.wanted, keys)
-        copies = trials if answering.wanted.shadow else ()
-        asked_of = () if copies else trials
-        coming = [self._calls_of(trial.version).ask(_taken(batch, trial), len(trial.rows)) for trial in asked_of]
+        coming: list[Awaitable[Outcome]] = []
+        if trials and not answering.wanted.shadow:
+            coming = [self._calls_of(trial.version).ask(_taken(batch, trial), len(trial.rows)) for trial in trials]
         scores, score_us = await self._scoring.scored(answering.version, answering.scorer, batch.columns, batch.n_rows)
-        outcomes = [await one for one in coming]
-        classes = answering.scorer.classes
-        told = [(judged(trial, one, classes), one.told) for trial, one in zip(asked_of, outcomes, strict=True)]
+        found: tuple[Trial, ...] = ()
+        if coming:
+            outcomes = [await one for one in coming]
+            classes = answering.scorer.classes
+            found = tuple([judged(trial, one, classes) for trial, one in zip(trials, outcomes, strict=True)])
         record = Scored(
             id=request_id,
             at=time.time(),
@@ -162,13 +164,14 @@ class Service:
             scores=scores,
             score_us=score_us,
             repeatable=repeatable,
-            trials=tuple([trial for trial, _ in told]),
+            trials=found,
         )
         answer = self._answer(request_id, asked, answering, scores, await self._kept(record))
-        if told:
-            answer = self._with_canaries(answer, asked, told)
-        for trial in copies if answer.captured else ():
-            self._copy(record, trial, classes, batch)
+        if found:
+            answer = self._with_canaries(answer, asked, found, outcomes)
+        elif trials and answer.captured:
+            for trial in trials:
+                self._copy(record, trial, answering.scorer.classes, batch)
         return await self._explained(answer, asked, answering) if options.explain else answer
 
     def _answer(
@@ -187,17 +190,19 @@ class Service:
             captured=captured,
         )
 
-    def _with_canaries(self, answer: Answer, asked: Asked, found: Sequence[tuple[Trial, Told | None]]) -> Answer:
+    def _with_canaries(
+        self, answer: Answer, asked: Asked, trials: Sequence[Trial], outcomes: Sequence[Outcome]
+    ) -> Answer:
         """The answer with the rows of each canary marked, and with its scores where it has any."""
         scores, stables = answer.scores.copy(), answer.threshold
         threshold = stables
-        for trial, told in found:
+        for trial, outcome in zip(trials, outcomes, strict=True):
             answer.canary[trial.rows] = True
-            if trial.scores is None or told is None:
+            if trial.scores is None or outcome.told is None:
                 continue
             scores[trial.rows] = trial.scores
             answer.versions[trial.rows] = trial.version
-            own = self._threshold(asked, told.threshold)
+            own = self._threshold(asked, outcome.told.threshold)
             if own != stables:
                 if not isinstance(threshold, np.ndarray):
                     threshold = np.full(answer.n_rows, threshold)
