@@ -60,6 +60,8 @@ def same(a: Any, b: Any) -> bool:
         return bool(isinstance(b, np.ndarray) and a.dtype == b.dtype and _bits(a) == _bits(b) and a.shape == b.shape)
     if isinstance(a, dict):
         return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
+    if isinstance(a, tuple):
+        return isinstance(b, tuple) and len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, Scored | Shadowed | Labelled | Watermark | Uncaptured | Trial | Labels):
         return type(a) is type(b) and same(vars(a), vars(b))
     return bool(a == b)

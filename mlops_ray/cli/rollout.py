@@ -30,7 +30,13 @@ _WATCH_S = 1.0
 @app.command("start")
 def start(
     config: Config,
-    version: Annotated[int, typer.Argument(help="A registered version; `mlops-ray status` lists them.")],
+    versions: Annotated[
+        list[int],
+        typer.Argument(
+            metavar="VERSION...",
+            help="A registered version; `mlops-ray status` lists them. Several where the plan says `mode: ab`.",
+        ),
+    ],
     why: Why = "ordered by hand",
     supersede: Annotated[
         bool, typer.Option("--supersede", help="Take the place of an open rollout that is not decided yet.")
@@ -43,7 +49,7 @@ def start(
     """
     from mlops_ray.verbs import rollout as verbs
 
-    result = verbs.start(config, os.environ, version, why, supersede=supersede)
+    result = verbs.start(config, os.environ, versions, why, supersede=supersede)
     say(result, as_json, lambda r: f"rollout {r['rollout']} has started")
 
 
@@ -148,10 +154,12 @@ def explain(
     table_console().print(explained(result))
 
 
-def _ordered(config: Config, name: str, why: str, as_json: bool, to: int | None = None) -> None:
+def _ordered(
+    config: Config, name: str, why: str, as_json: bool, to: int | None = None, version: int | None = None
+) -> None:
     from mlops_ray.verbs import rollout as verbs
 
-    result = verbs.move(config, os.environ, name, why, to=to)
+    result = verbs.move(config, os.environ, name, why, to=to, version=version)
     say(result, as_json, lambda r: f"the rollout is {r['phase']}")
 
 
@@ -168,12 +176,19 @@ def resume(config: Config, why: Why = "ordered by hand", as_json: AsJson = False
 
 
 @app.command("promote")
-def promote(config: Config, why: Why = "ordered by hand", as_json: AsJson = False) -> None:
+def promote(
+    config: Config,
+    version: Annotated[
+        int | None, typer.Option(help="Which of several that are on trial; may be left out where there is one.")
+    ] = None,
+    why: Why = "ordered by hand",
+    as_json: AsJson = False,
+) -> None:
     """Make the new version stable now, whatever the evidence says; while it bakes: end that.
 
     Where the plan asks for approval before promotion, the rollout waits for it here too.
     """
-    _ordered(config, "promote", why, as_json)
+    _ordered(config, "promote", why, as_json, version=version)
 
 
 @app.command("abort")
@@ -205,4 +220,5 @@ def _line(result: dict[str, Any]) -> str:
     state = row["state"]
     share = f" at {result['share']:.0%}" if result.get("share") else ""
     why = f" ({state['reason']})" if state["reason"] else ""
-    return f"v{row['version']} against v{row['stable']}: {state['phase']}{share}{why}, since {day(state['since'])}"
+    versions = ", ".join(f"v{arm['version']}" for arm in state.get("arms", ())) or f"v{row['version']}"
+    return f"{versions} against v{row['stable']}: {state['phase']}{share}{why}, since {day(state['since'])}"

@@ -21,6 +21,7 @@ _WAYS = {
     "canary": ("starting", "ramping", "promoting", "promoted"),
     "shadow": ("starting", "shadowing", "promoting", "promoted"),
     "shadow_then_canary": ("starting", "shadowing", "ramping", "promoting", "promoted"),
+    "ab": ("starting", "ramping", "promoting", "promoted"),
     "immediate": ("starting", "promoting", "promoted"),
 }
 
@@ -33,8 +34,9 @@ def ended(outlook: Mapping[str, Any]) -> bool:
 def view(outlook: Mapping[str, Any]) -> Group:
     """A rollout as it stands: see `rollout.outlook.Outlook`, whose JSON this takes."""
     phase, reason = outlook["phase"], f" ({outlook['reason']})" if outlook["reason"] else ""
+    versions = ", ".join(f"v{arm['version']}" for arm in outlook.get("arms", ())) or f"v{outlook['version']}"
     head = Text.assemble(
-        (f"v{outlook['version']}", "bold"),
+        (versions, "bold"),
         f" against v{outlook['against']}  ",
         (phase, "bold green" if phase == "promoted" else "bold"),
         f"{reason} since {day(outlook['since'])}   {outlook['id']}",
@@ -46,12 +48,21 @@ def _body(outlook: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield _way(outlook)
     if not ended(outlook):
         yield Text("  ".join(_spans(outlook)), style="dim")
+    for arm in outlook.get("arms", ()):
+        yield Text(_arm(arm))
     for what in outlook["waits"]:
         yield Text(f"waits for {what}")
     if outlook["metrics"]:
         yield metrics_table(outlook["metrics"])
         seen = f", seen {day(outlook['looked'])}" if outlook["looked"] is not None else ""
         yield Text.assemble("together: ", (str(outlook["verdict"]), COLOURS.get(str(outlook["verdict"]), "")), seen)
+
+
+def _arm(arm: Mapping[str, Any]) -> str:
+    if arm["dropped"]:
+        return f"v{arm['version']}: dropped ({arm['dropped']}), its keys are stable's again"
+    gain = "" if arm["gain"] is None else f", {arm['gain']:+.4f} better than stable by estimate"
+    return f"v{arm['version']}: {arm['share']:.0%} of the keys{gain}" + (", proven: it has won" if arm["won"] else "")
 
 
 def _way(outlook: Mapping[str, Any]) -> Text:
@@ -97,16 +108,23 @@ def span(seconds: float) -> str:
 def metrics_table(metrics: Any) -> Table:
     """Each metric's estimate and interval against its margin. Positive is worse."""
     table = Table(box=None, pad_edge=False, header_style="dim")
+    has_arms = any(m.get("arm") is not None for m in metrics)
+    if has_arms:
+        table.add_column("arm")
     table.add_column("metric")
     table.add_column(f"{'better':<{_WIDTH // 2}}0{'margin | worse':>{_WIDTH // 2}}")
     for name in ("estimate", "interval", "margin", "keys", "rows", "largest key", "to go"):
         table.add_column(name, justify="right")
+    if has_arms:
+        table.add_column("evidence worse / better", justify="right")
     table.add_column("verdict")
     for m in metrics:
         low, high = m.get("low"), m.get("high")
         interval = f"{low:+.4f} … {high:+.4f}" if low is not None and high is not None else ""
         rows, largest, needed = m.get("n_rows"), m.get("largest_key"), m.get("needed")
+        better = "" if m.get("evidence_better") is None else f" / {m['evidence_better']:.3g}"
         table.add_row(
+            *([f"v{m['arm']}"] if has_arms else []),
             escape(str(m["name"])),
             Text(bar(m["estimate"], low, high, m["margin"])),
             f"{m['estimate']:+.4f}",
@@ -116,6 +134,7 @@ def metrics_table(metrics: Any) -> Table:
             "" if rows is None else f"{rows:,}",
             "" if largest is None else f"{largest:.1%}",
             f"{needed:,} keys" if needed else "",
+            *([f"{m['evidence_worse']:.3g}{better}"] if has_arms else []),
             Text(str(m["verdict"]), COLOURS.get(str(m["verdict"]), "")),
         )
     return table

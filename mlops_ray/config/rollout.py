@@ -16,13 +16,22 @@ from pydantic import (
     model_validator,
 )
 
-from mlops_ray.config.analyses import AbsoluteError, Analyses, Analysis, Business, LogLoss, default_analyses
+from mlops_ray.config.analyses import (
+    AbsoluteError,
+    Analyses,
+    Analysis,
+    Business,
+    Disagreement,
+    Failures,
+    LogLoss,
+    default_analyses,
+)
 from mlops_ray.config.base import DAY_S, Config, Share, Zone
 
 Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 WEEK: tuple[Weekday, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 """In the order of `datetime.weekday`."""
-Mode = Literal["canary", "shadow", "shadow_then_canary", "immediate"]
+Mode = Literal["canary", "shadow", "shadow_then_canary", "ab", "immediate"]
 SHADOWS: tuple[Mode, ...] = ("shadow", "shadow_then_canary")
 # What the plans of the release before `analyses:` said in its place.
 _BEFORE = ("margins", "clip")
@@ -71,16 +80,28 @@ class Schedule(Config):
         return value
 
 
+class Ab(Config):
+    """What `mode: ab` does: several versions side by side, each against stable."""
+
+    share: Share = 0.1
+    """Share of keys that each version answers, for as long as it is on trial; stable has the rest."""
+    winner: Literal["automatic", "by_command"] = "automatic"
+    """Whether a version that is proven better is promoted by itself, or by `rollout promote --version`."""
+
+
 class RolloutPlan(Config):
     """The path of a new version. Evidence runs through all steps of a rollout."""
 
     mode: Mode = "canary"
     """`canary`: answers a rising share of the keys. `shadow`: sees copies and answers nobody until it is promoted.
-    `shadow_then_canary`: the one, then the other. `immediate`: promoted as soon as it is loaded; bake it."""
+    `shadow_then_canary`: the one, then the other. `ab`: several versions at fixed shares, of which the best is promoted
+    where it is proven better than stable. `immediate`: promoted as soon as it is loaded; bake it."""
     shares: tuple[Share, ...] = (0.1, 0.5)
     """Share of keys that the canary answers at each step, strictly rising."""
     shadow_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of keys whose rows a shadow sees copies of."""
+    ab: Ab = Ab()
+    """Of `mode: ab`; its objective is the first of `analyses`."""
     look_s: PositiveFloat = 60.0
     """Decision time between two looks at the evidence; looking often costs no error probability."""
     step_min_s: NonNegativeFloat = DAY_S
@@ -169,6 +190,11 @@ class RolloutPlan(Config):
             raise ValueError("step_min_s is above step_max_s")
         if self.max_requests is not None and self.min_requests > self.max_requests:
             raise ValueError(f"min_requests {self.min_requests} is above max_requests {self.max_requests}; raise that")
+        if self.mode == "ab" and self.analyses and isinstance(self.analyses[0], Failures | Disagreement):
+            raise ValueError(
+                f"nobody can be better than stable in {self.analyses[0].title}; put first what a version is to win by, "
+                "for example { metric: log_loss }"
+            )
         if self.prediction_affects_outcome and self.mode in SHADOWS:
             raise ValueError(
                 f"mode {self.mode} cannot judge what a shadow's answers would have changed "

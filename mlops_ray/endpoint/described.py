@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlops_ray.endpoint.orders import LARGEST_VERSION, MOST_WHY, ROLLOUT_ID
+from mlops_ray.endpoint.orders import LARGEST_VERSION, MOST_ARMS, MOST_WHY, ROLLOUT_ID
 from mlops_ray.rollout.canary import LEGAL, Move, Phase
 from mlops_ray.serving.protocols.bodies import JSON
 from mlops_ray.serving.protocols.parts import Operation, answered, refusals
@@ -29,6 +29,8 @@ _NUMBER = {
     "description": "The version's number.",
     "schema": _VERSION,
 }
+WHICH = {Move.PROMOTE: "version", Move.ROLLBACK: "to"}
+"""Orders that may name a version, and in which field."""
 _SAYS = {
     Move.PAUSE: "Hold the rollout at its step",
     Move.RESUME: "Let a paused rollout go on",
@@ -102,9 +104,12 @@ def _post(
 
 
 def _start() -> dict[str, Any]:
-    body = of_object({"version": _VERSION, "why": _WHY, "supersede": {"type": "boolean"}}, ["version"])
+    several = {"type": "array", "items": _VERSION, "minItems": 1, "maxItems": MOST_ARMS}
+    more = {"why": _WHY, "supersede": {"type": "boolean"}}
+    one = of_object({"version": _VERSION, **more}, ["version"])
+    body = {"oneOf": [one, of_object({"versions": several, **more}, ["versions"])]}
     answer = of_object({"rollout": {"type": "string"}}, ["rollout"])
-    says = "As the project file's `rollout:` says. `supersede`: take the place of an open one that is undecided."
+    says = "As the project file's `rollout:` says; several `versions` in mode `ab`. `supersede`: in an undecided one's place."
     example = {"version": 7, "why": "the one from Tuesday"}
     found = _post("Start a rollout of a registered version", says, body, answer, example, status=201)
     location = {"description": "Where its state stands.", "schema": {"type": "string"}}
@@ -113,9 +118,7 @@ def _start() -> dict[str, Any]:
 
 
 def _move(move: Move) -> dict[str, Any]:
-    fields: dict[str, Any] = {"why": _WHY}
-    if move is Move.ROLLBACK:
-        fields["to"] = _VERSION
+    fields: dict[str, Any] = {"why": _WHY} | ({WHICH[move]: _VERSION} if move in WHICH else {})
     answer = of_object(
         {
             "rollout": {"type": "string"},

@@ -99,7 +99,7 @@ class _Desk:
             lambda: steering.start(
                 self._store,
                 self._project,
-                asked.version,
+                asked.versions,
                 supersede=asked.supersede,
                 who=who,
                 why=asked.why,
@@ -114,12 +114,13 @@ class _Desk:
 
         async def handler(call: Call) -> Reply:
             demand_json(call)
-            asked, of = orders.move(call.body, takes_to=order is Move.ROLLBACK), _rollout(call)
+            asked, of = orders.move(call.body, which=described.WHICH.get(order)), _rollout(call)
             who, now = call.demand(Role.OPERATE), call.now
+            which = {described.WHICH[order]: asked.which} if order in described.WHICH else {}
             return _json(
                 await self._ordered(
                     lambda: steering.move(
-                        self._store, self._project, order, of=of, to=asked.to, who=who, why=asked.why, machine_now=now
+                        self._store, self._project, order, of=of, who=who, why=asked.why, machine_now=now, **which
                     )
                 )
             )

@@ -12,44 +12,54 @@ from mlops_ray.serving.protocols.problem import pointed
 
 MOST_WHY = 1000
 """Characters of a reason."""
+MOST_ARMS = 20
+"""Versions of one rollout."""
 LARGEST_VERSION = 10**9 - 1
 ROLLOUT_ID = "[a-z0-9_-]{1,100}"
 
 
 @dataclass(frozen=True)
 class Start:
-    """A rollout of `version` is to start, and why."""
+    """A rollout of these versions is to start (several only side by side), and why."""
 
-    version: int
+    versions: tuple[int, ...]
     why: str
     supersede: bool
 
 
 @dataclass(frozen=True)
 class Moved:
-    """Why an order is given. to: of a rollback, the version to go back to; None: the one before."""
+    """Why an order is given. which: of a rollback, the version to go back to, of a promotion, the one that is meant;
+    None: the one before, the only one."""
 
     why: str
-    to: int | None
+    which: int | None
 
 
 def start(body: bytes) -> Start:
-    """`{"version": 7, "why": "...", "supersede": false}`; only the version must be there."""
-    found = _object(body, {"version", "why", "supersede"}, '{"version": 7, "why": "the one from Tuesday"}')
-    if "version" not in found:
-        raise _wrong("version", None, "a version's number")
+    """`{"version": 7, "why": "...", "supersede": false}`, or `versions`, a list, in its place; nothing else must be
+    there."""
+    example = '{"version": 7, "why": "the one from Tuesday"}'
+    found = _object(body, {"version", "versions", "why", "supersede"}, example)
+    if ("version" in found) == ("versions" in found):
+        raise BadRequest(422, "wrong shape", f"give either version or versions, such as {example}")
+    several = found.get("versions", [found.get("version")])
+    if not isinstance(several, list) or not 1 <= len(several) <= MOST_ARMS:
+        raise _wrong("versions", several, f"a list of 1 to {MOST_ARMS} versions")
+    name = "versions" if "versions" in found else "version"
     supersede = found.get("supersede", False)
     if not isinstance(supersede, bool):
         raise _wrong("supersede", supersede, "true or false")
-    return Start(_number("version", found["version"]), _why(found, "why", "ordered over HTTP"), supersede)
+    versions = tuple(_number(name, one) for one in several)
+    return Start(versions, _why(found, "why", "ordered over HTTP"), supersede)
 
 
-def move(body: bytes, *, takes_to: bool) -> Moved:
-    """`{"why": "..."}`, of a rollback also `to`; nothing must be there, nor must a body."""
-    fields = {"why", "to"} if takes_to else {"why"}
-    found = _object(body or b"{}", fields, '{"why": "complaints"}')
-    to = found.get("to")
-    return Moved(_why(found, "why", "ordered over HTTP"), None if to is None else _number("to", to))
+def move(body: bytes, *, which: str | None) -> Moved:
+    """`{"why": "..."}`, also with a version in the field `which`; nothing must be there, nor must a body."""
+    found = _object(body or b"{}", {"why"} | ({which} if which else set()), '{"why": "complaints"}')
+    value = found.get(which) if which else None
+    version = None if which is None or value is None else _number(which, value)
+    return Moved(_why(found, "why", "ordered over HTTP"), version)
 
 
 def reason(body: bytes) -> str:

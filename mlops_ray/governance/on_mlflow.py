@@ -21,6 +21,8 @@ from mlops_ray.data.lake import DatasetVersion
 from mlops_ray.errors import BackendUnavailable, DataError, ModelNotFound
 from mlops_ray.governance.facts import Facts, Run
 from mlops_ray.ledger import Entry
+from mlops_ray.rollout.orders import versions_of
+from mlops_ray.serving.versions import Wanted
 from mlops_ray.state import RetrainRow, RolloutRow, Store, Tx, VersionRow
 from mlops_ray.training.on_mlflow import TRIAL
 
@@ -37,7 +39,7 @@ def gather(project: Project, store: Store, version: int, *, plots: bool = False)
     with store.read() as tx:
         row = tx.version(project.project, version)
         retrain = tx.retrain(str(row.tags["decision"])) if row.tags.get("decision") else None
-        rollouts = tuple(r for r in reversed(tx.rollouts(project.project)) if r.version == version)
+        rollouts = tuple(r for r in reversed(tx.rollouts(project.project)) if version in versions_of(r))
         entries, serves = tuple(_entries(tx, row, rollouts, retrain)), _serves(tx, row)
     missing: dict[str, str] = {}
     run = _run(project, row, missing, plots=plots)
@@ -59,7 +61,7 @@ def _serves(tx: Tx, row: VersionRow) -> str | None:
         return None
     if (served.spec.get("stable") or {}).get("version") == row.version:
         return "stable"
-    return "canary" if served.spec.get("canary") == row.version else None
+    return "canary" if row.version in Wanted.of(served).on_trial else None
 
 
 def _run(project: Project, row: VersionRow, missing: dict[str, str], *, plots: bool) -> Run | None:

@@ -32,7 +32,9 @@ class Served:
     """The rollout that `promotion` belongs to."""
     canary: int | None = None
     share: float = 0.0
-    """Of the keys, that the canary answered."""
+    """Of the keys, that the canary answered, or each of the arms."""
+    arms: tuple[int, ...] = ()
+    """Versions that answered side by side (`mode: ab`), in place of one canary."""
     approvals: tuple[Entry, ...] = ()
     """Approvals of stable, or of its rollout, that came before its promotion."""
     order: Entry | None = None
@@ -44,6 +46,7 @@ class Served:
         """The answer as JSON."""
         body = {name: getattr(self, name) for name in ("at", "stable", "since", "rollout", "canary", "share")}
         return body | {
+            "arms": list(self.arms),
             "promotion": asdict(self.promotion) if self.promotion else None,
             "order": asdict(self.order) if self.order else None,
             "approvals": [asdict(entry) for entry in self.approvals],
@@ -62,6 +65,9 @@ class Served:
             said.append("  approved by nobody: no approval of it is on record before that")
         if self.canary is not None:
             said.append(f"v{self.canary} was its canary, with {self.share:.4g} of the keys")
+        if self.arms:
+            them = ", ".join(f"v{version}" for version in self.arms)
+            said.append(f"beside it {them} answered, each {self.share:.4g} of the keys")
         return [*said, *self.notes]
 
 
@@ -106,12 +112,13 @@ class _Walk:
             return
         if rollout is None:
             return
-        calm = replace(self.found, canary=None, share=0.0)
+        calm = replace(self.found, canary=None, share=0.0, arms=())
         if (told := _SHARE.search(entry.kind)) is not None:
             self.shares[rollout] = float(told[1])
         if phase in _CANARY:
             share = self.shares.get(rollout, 0.0)  # none yet: it waits for its start, or answers nobody as a shadow
-            self.found = replace(calm, canary=version if share else None, share=share)
+            arms = _arms(entry) if share else ()
+            self.found = replace(calm, canary=version if share and not arms else None, share=share, arms=arms)
         elif phase in _STABLE:
             if calm.rollout != rollout:
                 before[rollout] = calm
@@ -161,6 +168,13 @@ def _phase(entry: Entry) -> str | None:
     state = entry.evidence.get("state")
     phase = state.get("phase") if isinstance(state, dict) else None
     return str(phase) if phase is not None else None
+
+
+def _arms(entry: Entry) -> tuple[int, ...]:
+    """Versions on trial side by side after this entry; none where it is about one version."""
+    state = entry.evidence.get("state")
+    known = state.get("arms", ()) if isinstance(state, dict) else ()
+    return tuple(arm["version"] for arm in known if not arm["out"])
 
 
 def _said(entry: Entry) -> str:

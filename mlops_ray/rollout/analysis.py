@@ -38,6 +38,7 @@ after the look that it belonged to may change the mean that its key has brought 
 LEAST = 20
 """Keys below which nothing is judged: one bad moment of a cold replica is no property of a version."""
 _MOST = 1e9  # evidence beyond is written as this: JSON knows no infinity
+_OF_ARMS = ("arm", "evidence_better", "better")
 _LABELLED = (plans.LogLoss, plans.Brier, plans.Accuracy, plans.AbsoluteError)
 
 
@@ -48,6 +49,8 @@ class Metric:
     estimate: mean over keys of canary minus stable; positive is worse. low, high: a confidence sequence of it, which
     misses the truth at any look with probability at most alpha. largest_key: share of the rows that the heaviest key
     sent. evidence_worse, evidence_fine: the gamblers' capital. needed: how many more keys decide, if it goes on so.
+    Of `mode: ab` alone: the arm; evidence_better: capital of the gambler on "better than stable" in the objective,
+    and whether that is proven.
     """
 
     name: str
@@ -62,19 +65,38 @@ class Metric:
     low: float | None = None
     high: float | None = None
     needed: int | None = None
+    arm: int | None = None
+    evidence_better: float | None = None
+    better: bool | None = None
 
     def in_words(self) -> str:
         """One line for people."""
         sequence = "" if self.low is None or self.high is None else f" in [{self.low:+.4f}, {self.high:+.4f}]"
+        of_arm = "" if self.arm is None else f"v{self.arm} "
+        better = "" if self.evidence_better is None else f", better {self.evidence_better:.3g}"
         return (
-            f"{self.name}: {self.estimate:+.4f}{sequence} over {self.n_keys} keys (margin {self.margin:g}), evidence "
-            f"worse {self.evidence_worse:.3g}, fine {self.evidence_fine:.3g}: {self.verdict.value}"
+            f"{of_arm}{self.name}: {self.estimate:+.4f}{sequence} over {self.n_keys} keys (margin {self.margin:g}), "
+            f"evidence worse {self.evidence_worse:.3g}, fine {self.evidence_fine:.3g}{better}: {self.verdict.value}"
         )
 
 
 @dataclass(frozen=True)
+class OfArm:
+    """What a look says of one arm. won: it is better than stable in the objective, and fine in all else.
+
+    gain: what stable's objective is above its own, estimated."""
+
+    version: int
+    verdict: Verdict
+    won: bool
+    gain: float
+    n_requests: int
+    exhausted: bool
+
+
+@dataclass(frozen=True)
 class Analysis:
-    """One look: the verdict over all metrics, and each metric.
+    """One look: the verdict over all metrics, and each metric; of `mode: ab` those of each arm.
 
     n_requests: rows that were the canary's. exhausted: `max_requests` of them were seen, and more will tell nothing.
     """
@@ -83,17 +105,25 @@ class Analysis:
     metrics: tuple[Metric, ...]
     n_requests: int | None = None
     exhausted: bool = False
+    arms: tuple[OfArm, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON for the ledger: exactly what was seen."""
-        metrics = [vars(m) | {"verdict": m.verdict.value} for m in self.metrics]
-        return vars(self) | {"verdict": self.verdict.value, "metrics": metrics}
+        metrics = [
+            {name: value for name, value in vars(m).items() if value is not None or name not in _OF_ARMS}
+            | {"verdict": m.verdict.value}
+            for m in self.metrics
+        ]
+        body = vars(self) | {"verdict": self.verdict.value, "metrics": metrics}
+        body["arms"] = [vars(arm) | {"verdict": arm.verdict.value} for arm in self.arms]
+        return {name: value for name, value in body.items() if name != "arms" or value}
 
     @classmethod
     def from_dict(cls, body: Mapping[str, Any]) -> Analysis:
         """What `to_dict` wrote, of this release or the last."""
         metrics = tuple(Metric(**{**m, "verdict": Verdict(m["verdict"])}) for m in body["metrics"])
-        return cls(**{**body, "verdict": Verdict(body["verdict"]), "metrics": metrics})
+        arms = tuple(OfArm(**{**arm, "verdict": Verdict(arm["verdict"])}) for arm in body.get("arms", ()))
+        return cls(**{**body, "verdict": Verdict(body["verdict"]), "metrics": metrics, "arms": arms})
 
 
 def analyse(
@@ -104,18 +134,27 @@ def analyse(
     min_keys: int,
     min_requests: int = 0,
     max_requests: int | None = None,
+    has_objective: bool = False,
 ) -> Analysis:
     """Verdict on the canary from all its outcomes so far.
 
     FAIL when any metric is proven worse, over 20 keys at least; PASS when every metric is proven no worse than its
     margin, over `min_keys` keys at least, and the canary was asked `min_requests` rows; else INCONCLUSIVE. Rows that
     were assigned after `max_requests` of the canary's are left out.
+    Args: has_objective: whether a third gambler bets that the canary is better than stable in the first metric.
     """
     seen = outcomes if max_requests is None else outcomes.until(max_requests)
     n = int(seen.canary.sum())
     metrics = tuple(
         judged(
-            a.title, a.margin, sample(a, seen), alpha=alpha, of=len(analyses), min_keys=min_keys, waits=n < min_requests
+            a.title,
+            a.margin,
+            sample(a, seen),
+            alpha=alpha,
+            of=len(analyses),
+            min_keys=min_keys,
+            waits=n < min_requests,
+            is_objective=has_objective and a is analyses[0],
         )
         for a in analyses
     )
@@ -151,17 +190,26 @@ class Bars:
 
 
 def judged(
-    title: str, margin: float | None, sample: Sample | None, *, alpha: float, of: int, min_keys: int, waits: bool
+    title: str,
+    margin: float | None,
+    sample: Sample | None,
+    *,
+    alpha: float,
+    of: int,
+    min_keys: int,
+    waits: bool,
+    is_objective: bool = False,
 ) -> Metric:
     """A metric's verdict. Args: of: metrics that share `alpha`; waits: nothing passes yet."""
     if sample is None or margin is None or not len(sample.differences):
         return Metric(title, margin or 0.0, 0, 0.0, 1.0, 1.0, Verdict.INCONCLUSIVE, 0, 0.0)
     x, bars = sample.differences, Bars.of(of, alpha=alpha, min_keys=min_keys)
     worse, fine = evidence(x, sample.tolerated), evidence(-x, -margin)
-    verdict = Verdict.INCONCLUSIVE
+    better = evidence(-x, 0.0).log_capital if is_objective else None
+    verdict, enough = Verdict.INCONCLUSIVE, len(x) >= bars.min_keys and not waits
     if worse.log_capital >= bars.worse and len(x) >= LEAST:
         verdict = Verdict.FAIL
-    elif fine.log_capital >= bars.fine and len(x) >= bars.min_keys and not waits:
+    elif fine.log_capital >= bars.fine and enough:
         verdict = Verdict.PASS
     to_come = [n for n in (worse.needed(bars.worse), fine.needed(bars.fine)) if n is not None]
     needed = None
@@ -182,6 +230,8 @@ def judged(
         low=lower_bound(x, sample.tolerated, alpha / 2),
         high=-lower_bound(-x, -margin, alpha / 2),
         needed=needed,
+        evidence_better=None if better is None else shown(better),
+        better=None if better is None else better >= bars.fine and enough,
     )
 
 

@@ -82,10 +82,23 @@ SUPERSEDABLE = (Phase.PENDING, Phase.STARTING, Phase.SHADOWING, Phase.RAMPING, P
 
 
 @dataclass(frozen=True)
+class Arm:
+    """One of the versions of `mode: ab`; its place among them is that of its keys.
+
+    out: why its keys went back to stable, and `since` which decision time; none while it is on trial.
+    """
+
+    version: int
+    out: Reason = Reason.NONE
+    since: float | None = None
+
+
+@dataclass(frozen=True)
 class CanaryState:
     """State of a rollout. `since` is the decision time at which the present phase or step began.
 
     origin: where PAUSED resumes, and what PENDING waits in front of (STARTING) or came from (RAMPING, SHADOWING).
+    arms: of `mode: ab`, else none. chosen: which of them is promoted, once that is decided.
     """
 
     phase: Phase
@@ -93,17 +106,31 @@ class CanaryState:
     since: float
     reason: Reason = Reason.NONE
     origin: Phase = Phase.RAMPING
+    arms: tuple[Arm, ...] = ()
+    chosen: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON for the state database."""
-        return asdict(self)
+        body = asdict(self) | {"arms": [asdict(arm) for arm in self.arms]}
+        return body if self.arms else {name: body[name] for name in ("phase", "step", "since", "reason", "origin")}
 
     @classmethod
     def from_dict(cls, body: Mapping[str, Any]) -> CanaryState:
-        """The state that `to_dict` wrote, here or in the release before `origin`. Other keys are not looked at."""
+        """The state that `to_dict` wrote, here or in an earlier release. Other keys are not looked at."""
         phase, reason = Phase(body["phase"]), Reason(body["reason"])
         origin = Phase(body.get("origin", Phase.RAMPING))
-        return cls(phase, int(body["step"]), float(body["since"]), reason, origin)
+        arms = tuple(Arm(arm["version"], Reason(arm["out"]), arm["since"]) for arm in body.get("arms", ()))
+        return cls(phase, int(body["step"]), float(body["since"]), reason, origin, arms, body.get("chosen"))
+
+    @property
+    def live(self) -> tuple[int, ...]:
+        """Versions of the arms that are on trial still."""
+        return tuple(arm.version for arm in self.arms if not arm.out)
+
+    @property
+    def changed(self) -> float:
+        """Decision time of the last change: of the phase, the step, or an arm."""
+        return max([self.since, *(arm.since for arm in self.arms if arm.since is not None)])
 
     @property
     def on_trial(self) -> Phase | None:
@@ -117,11 +144,11 @@ class CanaryState:
         return self.on_trial is not None or self.phase is Phase.BAKING
 
 
-def first(plan: RolloutPlan, *, may_go: bool, now: float) -> CanaryState:
-    """State of a new rollout. may_go: whether the schedule allows a start now."""
+def first(plan: RolloutPlan, *, may_go: bool, now: float, arms: tuple[Arm, ...] = ()) -> CanaryState:
+    """State of a new rollout. may_go: whether the schedule allows a start now. arms: of `mode: ab`."""
     if plan.asks_before_start or not may_go:
-        return CanaryState(Phase.PENDING, 0, now, origin=Phase.STARTING)
-    return CanaryState(Phase.STARTING, 0, now)
+        return CanaryState(Phase.PENDING, 0, now, origin=Phase.STARTING, arms=arms)
+    return CanaryState(Phase.STARTING, 0, now, arms=arms)
 
 
 def heard(
@@ -136,8 +163,8 @@ def heard(
     if not may_go or (asked and not approved):
         return state
     if state.origin is Phase.STARTING:
-        return CanaryState(Phase.STARTING, 0, now)
-    return CanaryState(Phase.PROMOTING, state.step, now, state.reason)
+        return replace(state, phase=Phase.STARTING, since=now, origin=Phase.RAMPING)
+    return replace(state, phase=Phase.PROMOTING, since=now, origin=Phase.RAMPING)
 
 
 def advance(
@@ -165,7 +192,7 @@ def advance(
     if state.phase not in (Phase.SHADOWING, Phase.RAMPING):
         return state
     if verdict is Verdict.INCONCLUSIVE:
-        return _undecided(plan, state, now) if waited > plan.step_max_s or exhausted else state
+        return undecided(plan, state, now=now) if waited > plan.step_max_s or exhausted else state
     # One look is one step, even when `step_min_s` is 0.
     if waited <= 0 or waited < plan.step_min_s or not may_go:
         return state
@@ -173,16 +200,22 @@ def advance(
         return CanaryState(Phase.RAMPING, 0, now)
     if state.phase is Phase.RAMPING and state.step + 1 < len(plan.shares):
         return replace(state, step=state.step + 1, since=now, reason=Reason.NONE)
+    return passed(plan, state, now=now)
+
+
+def passed(plan: RolloutPlan, state: CanaryState, *, now: float) -> CanaryState:
+    """State after the evidence has decided for the version: promoted, or first shown to people."""
     if plan.approval == "before_promotion":
-        return CanaryState(Phase.PENDING, state.step, now, Reason.EVIDENCE, origin=state.phase)
-    return CanaryState(Phase.PROMOTING, state.step, now, Reason.EVIDENCE)
+        return replace(state, phase=Phase.PENDING, since=now, reason=Reason.EVIDENCE, origin=state.phase)
+    return replace(state, phase=Phase.PROMOTING, since=now, reason=Reason.EVIDENCE, origin=Phase.RAMPING)
 
 
-def _undecided(plan: RolloutPlan, state: CanaryState, now: float) -> CanaryState:
+def undecided(plan: RolloutPlan, state: CanaryState, *, now: float) -> CanaryState:
+    """State after a step that has had its time and its rows, and is undecided: `on_inconclusive`."""
     if plan.on_inconclusive == "rollback":
-        return CanaryState(Phase.ROLLED_BACK, state.step, now, Reason.TIME_OUT)
+        return replace(state, phase=Phase.ROLLED_BACK, since=now, reason=Reason.TIME_OUT, origin=Phase.RAMPING)
     if plan.on_inconclusive == "pause":
-        return CanaryState(Phase.PAUSED, state.step, now, Reason.TIME_OUT, origin=state.phase)
+        return replace(state, phase=Phase.PAUSED, since=now, reason=Reason.TIME_OUT, origin=state.phase)
     return state
 
 
@@ -217,14 +250,19 @@ def fell(state: CanaryState, *, now: float) -> CanaryState:
     return replace(state, phase=Phase.ROLLED_BACK, since=max(now, state.since), reason=Reason.CRASH)
 
 
-def move(plan: RolloutPlan, state: CanaryState, order: Move, *, now: float) -> CanaryState:
-    """State after an operator's order. Raises: IllegalMove, with what is legal now."""
+def move(plan: RolloutPlan, state: CanaryState, order: Move, *, now: float, version: int | None = None) -> CanaryState:
+    """State after an operator's order. Args: version: the arm that is promoted.
+
+    Raises: IllegalMove, with what is legal now."""
     if order not in LEGAL[state.phase]:
         raise IllegalMove(order, state.phase, tuple(LEGAL[state.phase]))
     origin = state.phase if order is Move.PAUSE else Phase.RAMPING
+    if order is Move.PROMOTE and version is not None:
+        state = replace(state, chosen=version)
     if order is Move.PROMOTE and state.phase is not Phase.BAKING and plan.approval == "before_promotion":
         # The order replaces the evidence, never the people who must agree.
-        return CanaryState(Phase.PENDING, state.step, now, Reason.OPERATOR, origin=state.on_trial or Phase.RAMPING)
+        origin = state.on_trial or Phase.RAMPING
+        return replace(state, phase=Phase.PENDING, since=now, reason=Reason.OPERATOR, origin=origin)
     phase = {
         Move.PAUSE: Phase.PAUSED,
         Move.RESUME: state.origin,
@@ -232,16 +270,18 @@ def move(plan: RolloutPlan, state: CanaryState, order: Move, *, now: float) -> C
         Move.ABORT: Phase.ABORTED,
         Move.ROLLBACK: Phase.ROLLED_BACK,
     }[order]
-    return CanaryState(phase, state.step, now, Reason.OPERATOR, origin)
+    return replace(state, phase=phase, since=now, reason=Reason.OPERATOR, origin=origin)
 
 
 def superseded(state: CanaryState, *, now: float) -> CanaryState:
     """State after a newer candidate took the place. Raises: IllegalMove where something is decided already."""
     if state.phase not in SUPERSEDABLE:
         raise IllegalMove("be superseded", state.phase, tuple(LEGAL[state.phase]))
-    return CanaryState(Phase.SUPERSEDED, state.step, now, Reason.NEWER)
+    return replace(state, phase=Phase.SUPERSEDED, since=now, reason=Reason.NEWER, origin=Phase.RAMPING)
 
 
 def canary_share(plan: RolloutPlan, state: CanaryState) -> float:
-    """Share of keys that the canary answers in this state."""
-    return plan.shares[state.step] if state.on_trial is Phase.RAMPING else 0.0
+    """Share of keys that the canary, or each arm on trial, answers in this state."""
+    if state.on_trial is not Phase.RAMPING:
+        return 0.0
+    return plan.ab.share if plan.mode == "ab" else plan.shares[state.step]

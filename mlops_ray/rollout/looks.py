@@ -12,14 +12,17 @@ from mlops_ray.config import Project, RolloutPlan
 from mlops_ray.config.analyses import Accuracy, Disagreement
 from mlops_ray.config.rollout import SHADOWS
 from mlops_ray.data import lake
+from mlops_ray.rollout import experiment
 from mlops_ray.rollout.analysis import Analysis, analyse
-from mlops_ray.rollout.outcomes import Outcomes, Reads, from_log
+from mlops_ray.rollout.canary import CanaryState
+from mlops_ray.rollout.outcomes import Among, Outcomes, Reads, from_log
 from mlops_ray.serving.artifacts import local
 from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.places import labels_uri, log_uri, shadow_uri, values_uri
 from mlops_ray.state import RolloutRow, Store, VersionRow
 
-_ALWAYS = ("prediction_id", "at", "event_time", "key", "stable_score", "score_us", "canary_score", "rollout", "share")
+_WHO = ("prediction_id", "at", "event_time", "key", "canary", "rollout", "share")
+_ALWAYS = (*_WHO, "stable_score", "score_us", "canary_score")
 # Where the log's table is older than them they are null.
 _NEWER = {"canary_score_us": pa.float32()}
 _LAST_DAY = "9999-12-31"
@@ -33,16 +36,46 @@ def due(look_s: float, now: float) -> float:
 def look(store: Store, project: Project, row: RolloutRow, plan: RolloutPlan, at: float) -> Analysis:
     """What the rows say that this rollout's version was assigned before decision time `at`, labels known by then.
 
-    It is exhausted only when the labels of the last of `max_requests` rows have had their time to come.
+    It is exhausted only when the labels of the last of `max_requests` rows have had their time to come. The arms of
+    `mode: ab` that matter still are looked at one by one, each with its part of alpha.
     """
-    seen = outcomes(store, project, row, plan, at)
+    state = CanaryState.from_dict(row.state)
+    if not state.arms:
+        return _look(store, project, row, plan, at, alpha=plan.alpha)
+    of_arms = {
+        version: _look(
+            store,
+            project,
+            replace(row, version=version),
+            plan,
+            at,
+            alpha=plan.alpha / len(state.arms),
+            among=experiment.among(plan, state, version),
+        )
+        for version in experiment.watched(state)
+    }
+    return experiment.together(of_arms)
+
+
+def _look(
+    store: Store,
+    project: Project,
+    row: RolloutRow,
+    plan: RolloutPlan,
+    at: float,
+    *,
+    alpha: float,
+    among: Among | None = None,
+) -> Analysis:
+    seen = outcomes(store, project, row, plan, at, among)
     found = analyse(
         plan.judged_by(project.task),
         seen,
-        alpha=plan.alpha,
+        alpha=alpha,
         min_keys=plan.min_keys,
         min_requests=plan.min_requests,
         max_requests=plan.max_requests,
+        has_objective=among is not None,
     )
     if not found.exhausted or plan.max_requests is None:
         return found
@@ -50,8 +83,10 @@ def look(store: Store, project: Project, row: RolloutRow, plan: RolloutPlan, at:
     return replace(found, exhausted=bool(last + project.monitoring.label_horizon_s <= at))
 
 
-def outcomes(store: Store, project: Project, row: RolloutRow, plan: RolloutPlan, at: float) -> Outcomes:
-    """The rollout's rows before decision time `at`, as its plan's analyses take them."""
+def outcomes(
+    store: Store, project: Project, row: RolloutRow, plan: RolloutPlan, at: float, among: Among | None = None
+) -> Outcomes:
+    """The rollout's rows before decision time `at`, as its plan's analyses take them. among: of one arm only."""
     since, until = log.day_of(row.created), log.day_of(at)
     labels = lake.scan(labels_uri(project), since, until, log.label_schema(project))
     shadow = None
@@ -73,6 +108,7 @@ def outcomes(store: Store, project: Project, row: RolloutRow, plan: RolloutPlan,
         prediction_affects_outcome=plan.prediction_affects_outcome,
         shadow=shadow,
         feedback=feedback,
+        among=among,
     )
 
 

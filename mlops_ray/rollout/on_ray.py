@@ -20,10 +20,10 @@ import ray
 
 from mlops_ray import ledger
 from mlops_ray.cluster.background import keep_doing
-from mlops_ray.config import parse_portable
+from mlops_ray.config import RolloutPlan, parse_portable
 from mlops_ray.errors import LeaseLost
 from mlops_ray.monitoring.on_ray import monitor_name
-from mlops_ray.rollout import canary, orders, schedule, traffic
+from mlops_ray.rollout import canary, experiment, orders, schedule, traffic
 from mlops_ray.rollout.analysis import Analysis
 from mlops_ray.rollout.canary import CanaryState, Phase
 from mlops_ray.rollout.looks import due, look
@@ -158,15 +158,13 @@ class Controller:
         if at <= max(looked, row.created):
             return
         analysis = look(self._store, self._project, row, plan, at)
-        after = canary.advance(
-            plan,
-            before,
-            analysis.verdict,
-            now=at,
-            may_go=schedule.closed(plan.schedule, at) is None,
-            exhausted=analysis.exhausted,
-        )
-        self._save(rollout, before, after, lease, analysis=analysis, looked=at)
+        may_go, why = schedule.closed(plan.schedule, at) is None, None
+        if before.arms:
+            after = experiment.advance(plan, before, analysis, now=at, may_go=may_go)
+            why = experiment.in_words(before, after, analysis)
+        else:
+            after = canary.advance(plan, before, analysis.verdict, now=at, may_go=may_go, exhausted=analysis.exhausted)
+        self._save(rollout, before, after, lease, why=why, analysis=analysis, looked=at)
 
     def _save(
         self,
@@ -256,6 +254,9 @@ class Controller:
             status, message = application_states(self._dashboard).get(self._name, ("absent", ""))
             if self._persists(f"{rollout} bakes", status in ("UNHEALTHY", "DEPLOY_FAILED"), _UNHEALTHY_S):
                 after, why = canary.fell(before, now=now), f"stable's replicas do not live with it: {message[-200:]}"
+        elif before.arms and (before.phase is Phase.STARTING or before.on_trial is not None):
+            after, trouble = self._see_arms(rollout, plan, before, now)
+            why = experiment.in_words(before, after)
         elif before.phase is Phase.STARTING or before.on_trial is not None:
             name = applications.version_application(self._name, row.version)
             status, message = application_states(self._dashboard).get(name, ("absent", ""))
@@ -269,6 +270,26 @@ class Controller:
             self._save(rollout, before, after, lease, why=why)
             return f"the rollout is {after.phase} now"  # one more tick applies what follows from it
         return trouble
+
+    def _see_arms(
+        self, rollout: str, plan: RolloutPlan, before: CanaryState, now: float
+    ) -> tuple[CanaryState, str | None]:
+        """The state after a look at each arm's application, and what is in the way, or None."""
+        states, ready, crashed, troubles = application_states(self._dashboard), set(), set(), []
+        starts = before.phase is Phase.STARTING
+        for version in before.live:
+            name = applications.version_application(self._name, version)
+            status, message = states.get(name, ("absent", ""))
+            sick = self._persists(f"{rollout} {name}", status == "UNHEALTHY", _UNHEALTHY_S)
+            stuck = self._persists(f"{rollout} {name} starts", starts and status != "RUNNING", _START_S)
+            if status == "DEPLOY_FAILED" or sick or stuck or self._keeps_dying(f"{rollout} {name}", name):
+                crashed.add(version)
+            elif status == "RUNNING":
+                ready.add(version)
+            else:
+                troubles.append(f"{name} is {status}: {message[-200:]}")
+        after = experiment.started(plan, before, ready=ready, crashed=crashed, now=now)
+        return after, "; ".join(troubles) or None
 
     def _keeps_dying(self, rollout: str, application: str) -> bool:
         """Whether the canary's process was replaced too often: Serve does so for ever, and calls it running between."""

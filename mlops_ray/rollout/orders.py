@@ -5,6 +5,7 @@ Functions over a transaction, but for `first_version`, which makes its own; `now
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +13,8 @@ from mlops_ray import ledger
 from mlops_ray.config import Project, RolloutPlan
 from mlops_ray.errors import ApprovalPending, DataError, IllegalMove
 from mlops_ray.monitoring.clock import decision_now
-from mlops_ray.rollout import approval, canary, schedule, traffic
-from mlops_ray.rollout.canary import CanaryState, Move, Phase
+from mlops_ray.rollout import approval, canary, experiment, schedule, traffic
+from mlops_ray.rollout.canary import Arm, CanaryState, Move, Phase
 from mlops_ray.serving.versions import Held, Wanted
 from mlops_ray.state import RolloutRow, Store, Tx, VersionRow
 
@@ -33,13 +34,21 @@ def decision_time(tx: Tx, project: Project, machine_now: float) -> float:
     return decision_now(tx, project, machine_now) or machine_now
 
 
+def versions_of(row: RolloutRow) -> tuple[int, ...]:
+    """The versions that a rollout is about: one, or every arm of `mode: ab`."""
+    return tuple(arm.version for arm in CanaryState.from_dict(row.state).arms) or (row.version,)
+
+
 def standing(tx: Tx, row: RolloutRow, now: float) -> approval.Standing:
-    """What people's decisions about a rollout come to at decision time `now`."""
-    version = tx.version(row.project, row.version)
+    """What people's decisions about a rollout come to at decision time `now`. Who proposed any arm proposed it."""
+    entries = list(ledger.entries(tx, row.project))
+    proposers = (
+        approval.proposers(tx.version(row.project, version), entries, rollout=row.id) for version in versions_of(row)
+    )
     return approval.standing(
         tx.approvals(row.project, row.version, row.id),
         policy=approval.Policy.of_plan(row.plan),
-        proposer=approval.proposers(version, ledger.entries(tx, row.project), rollout=row.id),
+        proposer=frozenset[str]().union(*proposers),
         now=now,
     )
 
@@ -72,22 +81,40 @@ def first_version(store: Store, project: Project, *, now: float, version: int | 
     return store.run(run)
 
 
-def begin(tx: Tx, project: Project, version: int, *, supersede: bool, who: str, why: str, now: float) -> str:
+def begin(
+    tx: Tx,
+    project: Project,
+    version: int,
+    *,
+    beside: Sequence[int] = (),
+    supersede: bool,
+    who: str,
+    why: str,
+    now: float,
+) -> str:
     """Start a rollout of a registered version against stable; its id.
 
-    Args: supersede: whether it takes the place of an open one that is not decided yet.
-    Raises: ModelNotFound; ApprovalPending; IllegalMove when another rollout is open, or nothing is served yet.
+    Args: beside: further versions, where the plan's mode is `ab`. supersede: whether it takes the place of an open one
+        that is not decided yet.
+    Raises: ModelNotFound; ApprovalPending; IllegalMove when another rollout is open, or nothing is served yet;
+        DataError for versions that the plan has no room for.
     """
     served, found = tx.serving(project.project), tx.version(project.project, version)
-    if not found.may_serve:
-        raise ApprovalPending(project.project, version)
+    others = [tx.version(project.project, other) for other in beside]
+    for one in (found, *others):
+        if not one.may_serve:
+            raise ApprovalPending(project.project, one.version)
     if served is None:
         raise IllegalMove("start", "not possible before a first version serves", ("up",))
     stable = served.spec["stable"]["version"]
-    if version == stable:
-        raise IllegalMove("start", f"against itself (v{version} is stable)", ())
-    evidence = {"run_id": found.run_id}
-    return save_start(tx, project, found, stable, supersede=supersede, at=now, who=who, why=why, evidence=evidence)
+    if stable in (version, *beside):
+        raise IllegalMove("start", f"against itself (v{stable} is stable)", ())
+    evidence: dict[str, Any] = {"run_id": found.run_id}
+    if others:
+        evidence["beside"] = {f"v{one.version}": one.run_id for one in others}
+    return save_start(
+        tx, project, found, stable, beside=beside, supersede=supersede, at=now, who=who, why=why, evidence=evidence
+    )
 
 
 def save_start(
@@ -96,6 +123,7 @@ def save_start(
     version: VersionRow,
     stable: int,
     *,
+    beside: Sequence[int] = (),
     supersede: bool,
     at: float,
     who: str,
@@ -104,18 +132,21 @@ def save_start(
 ) -> str:
     """Save a rollout that starts at decision time `at`, with its entry in the ledger; its id.
 
-    Raises: ApprovalPending, IllegalMove."""
+    Raises: ApprovalPending, IllegalMove, DataError."""
     if not version.may_serve:
         raise ApprovalPending(project.project, version.version)
-    rollout = f"{project.project}-v{version.version}-r{len(tx.rollouts(project.project)) + 1}"
+    versions = (version.version, *beside)
+    experiment.demand_shares(project.rollout, versions)
+    rollout = "-".join([project.project, *(f"v{v}" for v in versions), f"r{len(tx.rollouts(project.project)) + 1}"])
     if (other := tx.open_rollout(project.project)) is not None:
         demand_room(other, supersede=supersede)
         before = CanaryState.from_dict(other.state)
-        after = canary.superseded(before, now=max(at, before.since))
+        after = canary.superseded(before, now=max(at, before.changed))
         ended_by = f"{rollout} took its place"
         transition(tx, other, after, kind="rollout superseded", who=who, why=ended_by, evidence={"by": rollout})
     plan = project.rollout.model_copy(update={"analyses": project.rollout.judged_by(project.task)})
-    state = canary.first(plan, may_go=schedule.closed(plan.schedule, at) is None, now=at)
+    arms = tuple(Arm(v) for v in versions) if plan.mode == "ab" else ()
+    state = canary.first(plan, may_go=schedule.closed(plan.schedule, at) is None, now=at, arms=arms)
     body = plan.model_dump(mode="json")
     tx.save_rollout(RolloutRow(rollout, project.project, version.version, stable, body, state.to_dict(), at))
     found = evidence | {"against": stable, "rollout": rollout}
@@ -150,27 +181,40 @@ def transition(
     Args: look: the look at the evidence that led here; None keeps the one before.
     """
     body = row.state | after.to_dict() | ({LOOK: look} if look is not None else {})
-    tx.save_rollout(replace(row, state=body, ended=after.since if after.phase in canary.ENDED else None))
+    ended = after.since if after.phase in canary.ENDED else None
+    row = replace(row, version=row.version if after.chosen is None else after.chosen, state=body, ended=ended)
+    tx.save_rollout(row)
     if after.phase in canary.TAKEN_BACK:
         traffic.take_back(tx, row)
     found = {"rollout": row.id, "state": after.to_dict()} | evidence
-    ledger.append(tx, row.project, kind, f"v{row.version}", who, why, found, after.since)
+    ledger.append(tx, row.project, kind, f"v{row.version}", who, why, found, after.changed)
 
 
 def order(
-    tx: Tx, project: Project, move: Move, *, to: int | None = None, who: str, why: str, now: float
+    tx: Tx,
+    project: Project,
+    move: Move,
+    *,
+    to: int | None = None,
+    version: int | None = None,
+    who: str,
+    why: str,
+    now: float,
 ) -> CanaryState:
     """An operator's order on the open rollout (or, for a rollback, the last one), saved with its ledger entry.
 
     What follows from it for serving is saved with it, so that replicas hear of it at once and not at the controller's
     next tick. Args: to: for a rollback, a version that was stable before; None: the one before the last promotion.
-    Raises: IllegalMove; DataError for a version that never was stable.
+        version: for a promotion, the one that is meant; may be left out where only one is on trial.
+    Raises: IllegalMove; DataError for a version that never was stable, or is not on trial.
     """
     name, row = project.project, orderable(tx, project, move)
     if to is not None:
         _demand_served_before(tx, name, to, _stable(tx, name))
     before = CanaryState.from_dict(row.state)
-    after = canary.move(plan_of(row), before, move, now=max(now, before.since))
+    if move is Move.PROMOTE and move in canary.LEGAL[before.phase]:
+        version = experiment.promoted(before, row.version, version)
+    after = canary.move(plan_of(row), before, move, now=max(now, before.changed), version=version)
     evidence = {} if to is None else {"to": to}
     transition(tx, row, after, kind=f"rollout {move}", who=who, why=why, evidence=evidence)
     if to is not None:

@@ -104,6 +104,18 @@ class Reads:
     threshold: float = 0.5
 
 
+@dataclass(frozen=True)
+class Among:
+    """One arm of several. version: whose rows are looked at. share: of the keys that each arm has, or had.
+
+    out: when each arm that was dropped gave its keys back, seconds since the epoch. n: of all arms."""
+
+    version: int
+    share: float
+    n: int
+    out: tuple[float, ...] = ()
+
+
 def from_log(
     predictions: pa.Table,
     labels: pa.Table,
@@ -117,6 +129,7 @@ def from_log(
     prediction_affects_outcome: bool = False,
     shadow: pa.Table | None = None,
     feedback: pa.Table | None = None,
+    among: Among | None = None,
 ) -> Outcomes:
     """What is known of a rollout's rows by `known_by` (seconds since the epoch).
 
@@ -126,11 +139,14 @@ def from_log(
         prediction_id, time, name, value.
         prediction_affects_outcome: labels tell of the answer that was given, so quality is compared by assignment;
         rows of stable belong to the rollout then. Their share is the one last seen in force.
+        among: the canary is this arm of several; the rows are its own and stable's, the share is the arm's among those.
     """
     rows = pl.DataFrame(pl.from_arrow(joined(predictions, labels, known_by=known_by, take="first")))
     rows = rows.filter(pl.col("event_time").dt.epoch("us") < round(known_by * 1e6))
     if shadow is not None:
         rows = _with_shadow(rows, shadow, rollout)
+    if among is not None:
+        rows = _of_arm(rows, rollout, among)
     rows = rows.with_columns(asked=pl.col("rollout").eq_missing(rollout))
     # Only comparisons by assignment take in the rows that stable answered on its own.
     rows = _assigned(rows) if prediction_affects_outcome or feedback is not None else rows.filter("asked")
@@ -169,6 +185,24 @@ def _with_shadow(rows: pl.DataFrame, shadow: pa.Table, rollout: str) -> pl.DataF
             for name in said
         ),
     ).drop("by", *said)
+
+
+def _of_arm(rows: pl.DataFrame, rollout: str, among: Among) -> pl.DataFrame:
+    """The rows of an arm, and those that belong to no arm.
+
+    A key that was another arm's is nobody's: what that arm answered may still be at work. The share is the probability
+    that a key which is the arm's or stable's is the arm's; stable's part grows when another arm is dropped.
+    """
+    others = pl.col("rollout").eq_missing(rollout) & (pl.col("canary") != among.version)
+    theirs = rows.filter(others)["key"].drop_nulls().unique()
+    alone = pl.col("rollout").is_null() & pl.col("key").is_in(theirs.implode()).fill_null(False)
+    event_s = pl.col("event_time").dt.epoch("us") / 1e6
+    live = among.n - sum(((event_s >= at).cast(pl.Int64) for at in among.out), pl.lit(0))
+    stables = 1 - among.share * live
+    share = among.share / (among.share + stables)
+    return rows.filter(~(others | alone)).with_columns(
+        share=pl.when(pl.col("share").is_not_null()).then(share).otherwise(None)
+    )
 
 
 def _assigned(rows: pl.DataFrame) -> pl.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ class Outlook:
     steps: shares of the plan, `step` is the present one's place. share: of keys now on trial. least_s: until the step
     may end. most_s: until it times out. keys: more keys that the slowest metric needs at its present estimate, None
     where unknown. looked: when the evidence was last looked at. metrics: as the ledger would keep them. waits: in
-    words.
+    words. arms: of `mode: ab`, each with its version, share, and what is known of it; share: of one that is on trial.
     """
 
     id: str
@@ -41,6 +41,7 @@ class Outlook:
     verdict: str | None
     metrics: tuple[Mapping[str, Any], ...]
     waits: tuple[str, ...]
+    arms: tuple[Mapping[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -65,7 +66,7 @@ def outlook(row: RolloutRow, *, said: Standing, now: float) -> Outlook:
         phase=str(state.phase),
         reason=str(state.reason),
         step=state.step,
-        steps=plan.shares,
+        steps=(plan.ab.share,) if state.arms else plan.shares,
         share=share,
         since=state.since,
         now=now,
@@ -76,7 +77,27 @@ def outlook(row: RolloutRow, *, said: Standing, now: float) -> Outlook:
         verdict=analysis.get("verdict"),
         metrics=metrics,
         waits=tuple(_waits(plan, state, metrics, said, waited, now)),
+        arms=tuple(_arms(state, share, analysis)),
     )
+
+
+def _arms(state: CanaryState, share: float, analysis: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Each arm's share of the keys, why it was dropped (""), whether it has won, and its estimated gain."""
+    seen = {arm["version"]: arm for arm in analysis.get("arms", ())}
+    for arm in state.arms:
+        found = seen.get(arm.version, {})
+        yield {
+            "version": arm.version,
+            "share": 0.0 if arm.out else share,
+            "dropped": str(arm.out),
+            "won": found.get("won", False),
+            "gain": found.get("gain"),
+            "n_requests": found.get("n_requests"),
+        }
+
+
+def _named(metric: Mapping[str, Any]) -> str:
+    return str(metric["name"]) if metric.get("arm") is None else f"v{metric['arm']} {metric['name']}"
 
 
 def _waits(
@@ -102,6 +123,9 @@ def _waits(
         return ["the end of baking"]
     if state.phase not in (Phase.SHADOWING, Phase.RAMPING):
         return []
-    undecided = [str(m["name"]) for m in metrics if m["verdict"] == "inconclusive"]
+    undecided = [_named(m) for m in metrics if m["verdict"] == "inconclusive"]
+    undecided += [f"whether {_named(m)} is better" for m in metrics if m.get("better") is False]
     evidence = [f"evidence on {', '.join(undecided)}"] if undecided else [] if metrics else ["the first look"]
+    if state.arms and plan.ab.winner == "by_command":
+        evidence.append("an operator: promote or abort")
     return [*evidence, *(["the least time of the step"] if waited < plan.step_min_s else []), *held]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from mlops_ray import ledger
@@ -20,16 +21,18 @@ OPEN = "open"
 
 
 def start(
-    store: Store, project: Project, version: int, *, supersede: bool, who: str, why: str, machine_now: float
+    store: Store, project: Project, versions: Sequence[int], *, supersede: bool, who: str, why: str, machine_now: float
 ) -> dict[str, Any]:
-    """Start a rollout of a registered version; `rollout`: its id.
+    """Start a rollout of a registered version, or of several side by side where the plan's mode is `ab`; `rollout`: its
+    id.
 
-    Args: supersede: it takes the place of an open one that is not decided yet.
-    Raises: ModelNotFound, ApprovalPending, IllegalMove when one is open."""
+    Args: versions: at least one. supersede: it takes the place of an open one that is not decided yet.
+    Raises: ModelNotFound, ApprovalPending, IllegalMove when one is open; DataError for more than the plan tries."""
+    first, *others = versions
 
     def run(tx: Tx) -> str:
         now = orders.decision_time(tx, project, machine_now)
-        return orders.begin(tx, project, version, supersede=supersede, who=who, why=why, now=now)
+        return orders.begin(tx, project, first, beside=others, supersede=supersede, who=who, why=why, now=now)
 
     return {"rollout": store.run(run)}
 
@@ -41,6 +44,7 @@ def move(
     *,
     of: str = OPEN,
     to: int | None = None,
+    version: int | None = None,
     who: str,
     why: str,
     machine_now: float,
@@ -48,8 +52,9 @@ def move(
     """Give an operator's order; `phase`, `step` and `reason` that follow, and the `rollout`.
 
     Args: of: the id of the rollout that is meant; OPEN: the open one, or for a rollback the last. to: of a rollback,
-        the version to go back to.
-    Raises: IllegalMove; DataError for a `to` that never was stable, and where `of` is not what orders are about now.
+        the version to go back to. version: of a promotion, which of those on trial.
+    Raises: IllegalMove; DataError for a `to` that never was stable, a `version` that is not on trial, and where `of` is
+        not what orders are about now.
     """
 
     def run(tx: Tx) -> tuple[str, CanaryState]:
@@ -57,7 +62,7 @@ def move(
         if of not in (OPEN, row.id):
             raise DataError(of, f"orders are about {row.id} now; give its id, or `{OPEN}`")
         now = orders.decision_time(tx, project, machine_now)
-        return row.id, orders.order(tx, project, order, to=to, who=who, why=why, now=now)
+        return row.id, orders.order(tx, project, order, to=to, version=version, who=who, why=why, now=now)
 
     rollout, state = store.run(run)
     return {"rollout": rollout, "phase": str(state.phase), "step": state.step, "reason": str(state.reason)}
@@ -120,7 +125,7 @@ def _chosen(tx: Tx, project: str, which: str | None) -> RolloutRow:
         found = [
             row
             for row in rollouts
-            if which is None or row.id == which or (version.isdigit() and row.version == int(version))
+            if which is None or row.id == which or (version.isdigit() and int(version) in orders.versions_of(row))
         ]
     if not found:
         known = ", ".join(row.id for row in rollouts[:10]) or "none; `mlops-ray rollout start` starts one"

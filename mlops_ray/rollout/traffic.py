@@ -11,7 +11,7 @@ from mlops_ray.config import RolloutPlan
 from mlops_ray.config.rollout import SHADOWS
 from mlops_ray.rollout import canary
 from mlops_ray.rollout.canary import CanaryState, Phase
-from mlops_ray.serving.versions import Held, Wanted
+from mlops_ray.serving.versions import Arm, Held, Wanted
 from mlops_ray.state import RolloutRow, Tx
 
 
@@ -25,12 +25,14 @@ def wanted_configuration(tx: Tx, project: str, *, now: float) -> Wanted | None:
     if found is None:
         return None
     served = Wanted.of(found)
-    calm = replace(served, canary=None, share=0.0, salt="", shadow=False)
+    calm = replace(served, canary=None, share=0.0, salt="", shadow=False, arms=())
     if _is_cold(tx, project, served, row, now):
         calm = replace(calm, warm=())
     if row is None:
         return calm
     plan, state = RolloutPlan.model_validate(row.plan), CanaryState.from_dict(row.state)
+    if state.arms and (state.phase is Phase.STARTING or state.on_trial is Phase.RAMPING):
+        return _side_by_side(calm, row, state, canary.canary_share(plan, state))
     if state.phase is Phase.STARTING and plan.mode != "immediate":
         return replace(calm, canary=row.version, salt=row.id, shadow=plan.mode in SHADOWS)
     if state.on_trial is Phase.SHADOWING:
@@ -40,6 +42,12 @@ def wanted_configuration(tx: Tx, project: str, *, now: float) -> Wanted | None:
     if state.phase is Phase.PROMOTING and row.version not in {h.version for h in served.held}:
         return replace(calm, warm=(held(tx, row.project, row.version),))
     return calm
+
+
+def _side_by_side(calm: Wanted, row: RolloutRow, state: CanaryState, share: float) -> Wanted:
+    """Every arm that is on trial has the span of its place, whoever else is: a dropped one moves its own keys alone."""
+    arms = tuple(Arm(arm.version, place * share, share) for place, arm in enumerate(state.arms) if not arm.out)
+    return replace(calm, share=share * len(arms), salt=row.id, arms=arms)
 
 
 def _is_cold(tx: Tx, project: str, served: Wanted, row: RolloutRow | None, now: float) -> bool:
@@ -89,7 +97,7 @@ def back_to(tx: Tx, project: str, version: int) -> None:
     served = tx.serving(project)
     if served is None:
         return
-    calm = replace(Wanted.of(served), warm=(), canary=None, share=0.0, salt="", shadow=False)
+    calm = replace(Wanted.of(served), warm=(), canary=None, share=0.0, salt="", shadow=False, arms=())
     tx.save_serving(project, replace(calm, stable=held(tx, project, version)).spec(), served.fence)
 
 

@@ -63,8 +63,7 @@ def render(
     ordered = sorted(served, key=lambda s: s.project.project)
     for one in ordered:
         applications.append(_ingress(one))
-        if one.wanted.canary is not None:
-            applications.append(_canary(one, one.wanted.canary))
+        applications += [_apart(one, version) for version in one.wanted.on_trial]
     ours = {one.project.project for one in ordered} | set(withdrawn)
     applications += [
         found["deployed_app_config"]
@@ -160,7 +159,7 @@ def _replica(project: Project) -> dict[str, Any]:
     }
 
 
-def _canary(served: Served, version: int) -> dict[str, Any]:
+def _apart(served: Served, version: int) -> dict[str, Any]:
     return {
         "name": version_application(served.project.project, version),
         "route_prefix": None,

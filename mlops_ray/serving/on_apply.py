@@ -175,8 +175,8 @@ def _disagreement(states: dict[str, tuple[str, str]], served: list[applications.
             return f"{len(replicas)} replicas of {name} answer, {least} are wanted"
         if any((r["fence"], r["sequence"]) < wanted.order for r in replicas):
             return f"a replica of {name} has not heard of configuration {wanted.sequence}"
-        if wanted.canary is not None:
-            canary = applications.version_application(name, wanted.canary)
+        for version in wanted.on_trial:
+            canary = applications.version_application(name, version)
             # A canary that cannot start is the rollout's business and must not hold up the others.
             if states.get(canary, ("absent", ""))[0] not in ("RUNNING", "DEPLOY_FAILED", "UNHEALTHY"):
                 return f"application {canary} is {states.get(canary, ('absent', ''))[0]}"

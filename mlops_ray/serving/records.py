@@ -37,7 +37,7 @@ class Scored:
     """One answered request. at: seconds since the epoch. repeatable: the id is the client's, so it may come again.
 
     scores: stable's, in the task's shape; score_us: microseconds that its scoring took for all rows together.
-    canary: paired evidence of the rows that were the canary's.
+    trials: paired evidence of the rows that were a canary's, one of each version that had any; no row is in two.
     places: which rows of the request these are, shape (n,), when sampling left others out; None: all of them, in order.
     """
 
@@ -50,7 +50,7 @@ class Scored:
     scores: NDArray[np.float64]
     score_us: float
     repeatable: bool = False
-    canary: Trial | None = None
+    trials: tuple[Trial, ...] = ()
     places: NDArray[np.int64] | None = None
 
 

@@ -1,4 +1,4 @@
-"""Who answers a row: a keyed, salted hash against the canary's share.
+"""Who answers a row: a keyed, salted hash against the canary's share, or against the spans of several arms.
 
 The hash is deterministic (a key always lands on the same point), sticky (the same key, the same version, as long as
 the share stands) and monotone (a rising share moves keys to the canary, never back). The salt is the rollout's id, so
@@ -43,3 +43,22 @@ def chosen(keys: Sequence[str], salt: str, share: float) -> list[int]:
     digest, state = xxhash.xxh3_64_intdigest, xxhash.xxh3_64_intdigest(salt.encode())
     limit = math.ceil(math.ldexp(share, 53)) << 11
     return [i for i, key in enumerate(keys) if digest(key.encode(), seed=state) < limit]
+
+
+def spread(keys: Sequence[str], salt: str, spans: Sequence[tuple[float, float]]) -> list[list[int]]:
+    """Places of the rows whose key lies in each of these spans [low, high) of the points, which do not overlap.
+
+    A span that is taken away moves its own keys and no others.
+    >>> spread(["a", "b", "c"], "r1", [(0.0, 0.5), (0.5, 1.0)])
+    [[0], [1, 2]]
+    """
+    digest, state = xxhash.xxh3_64_intdigest, xxhash.xxh3_64_intdigest(salt.encode())
+    limits = [tuple(math.ceil(math.ldexp(end, 53)) << 11 for end in span) for span in spans]
+    found: list[list[int]] = [[] for _ in spans]
+    for i, key in enumerate(keys):
+        point = digest(key.encode(), seed=state)
+        for places, (low, high) in zip(found, limits, strict=True):
+            if low <= point < high:
+                places.append(i)
+                break
+    return found

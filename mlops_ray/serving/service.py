@@ -2,7 +2,8 @@
 
 The stable version is scored here, in-process (`scoring`). A canary lives apart (`canary`): when it fails or is late,
 stable's score answers and the row counts as the canary's failure. Each canary row is scored by stable too, so that the
-log holds paired evidence. A shadow sees copies of rows that were answered (`shadow`).
+log holds paired evidence. Several canaries side by side are asked at once, each for its own rows. A shadow sees copies
+of rows that were answered (`shadow`).
 
 Configuration arrives through `want`, which only stores it (`versions`).
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -22,12 +23,12 @@ from mlops_ray.config import Project, Task
 from mlops_ray.data.profile import Columns
 from mlops_ray.errors import BackendUnavailable, BadRequest
 from mlops_ray.serving import explain
-from mlops_ray.serving.canary import Apart, Line, Outcome, Told
+from mlops_ray.serving.canary import Apart, Line, Outcome
 from mlops_ray.serving.exchange import Answer, Asked, Batch, Labels
 from mlops_ray.serving.protocols.form import Form
 from mlops_ray.serving.records import Labelled, Record, Scored, Trial, Watermark
 from mlops_ray.serving.repeats import Repeats
-from mlops_ray.serving.routing import chosen
+from mlops_ray.serving.routing import chosen, spread
 from mlops_ray.serving.scores import aligned
 from mlops_ray.serving.scoring import Scoring
 from mlops_ray.serving.shadow import Copy, Shadow, judged
@@ -99,15 +100,14 @@ class Service:
         return {**self.versions.status(), "apart": apart, "shadow": self._shadow.status()}
 
     def models(self) -> tuple[Known, ...]:
-        """The versions that a request may ask for: stable, the one on trial, those kept warm."""
+        """The versions that a request may ask for: stable, those on trial, those kept warm."""
         answering = self.versions.answering
         if answering is None:
             return ()
         stable, wanted = answering.version, answering.wanted
         known = [Known(stable, "stable", answering.scorer.task, answering.scorer.classes)]
-        if wanted.canary is not None:
-            role: Role = "shadow" if wanted.shadow else "canary"
-            known.append(Known(wanted.canary, role, answering.scorer.task, answering.scorer.classes))
+        role: Role = "shadow" if wanted.shadow else "canary"
+        known += [Known(v, role, answering.scorer.task, answering.scorer.classes) for v in wanted.on_trial]
         loaded = self.versions.loaded
         known += [Known(v, "warm", loaded[v].task, loaded[v].classes) for v in sorted(loaded) if v != stable]
         return tuple(known)
@@ -144,14 +144,16 @@ class Service:
         if options.version is not None and options.version != answering.version:
             return await self._predict_pinned(request_id, asked, answering, options.version, repeatable)
         keys = batch.keys or tuple([f"{request_id}:{i}" for i in range(batch.n_rows)])
-        trial = None if options.version is not None else _trial(answering.wanted, keys)
-        coming = None
-        if trial is not None and not answering.wanted.shadow:
-            coming = self._calls_of(trial.version).ask(_taken(batch, trial), len(trial.rows))
+        trials = () if options.version is not None else _trials(answering.wanted, keys)
+        coming: list[Awaitable[Outcome]] = []
+        if trials and not answering.wanted.shadow:
+            coming = [self._calls_of(trial.version).ask(_taken(batch, trial), len(trial.rows)) for trial in trials]
         scores, score_us = await self._scoring.scored(answering.version, answering.scorer, batch.columns, batch.n_rows)
-        outcome = None if coming is None else await coming
-        if outcome is not None and trial is not None:
-            trial = judged(trial, outcome, answering.scorer.classes)
+        found: tuple[Trial, ...] = ()
+        if coming:
+            outcomes = [await one for one in coming]
+            classes = answering.scorer.classes
+            found = tuple([judged(trial, one, classes) for trial, one in zip(trials, outcomes, strict=True)])
         record = Scored(
             id=request_id,
             at=time.time(),
@@ -162,13 +164,14 @@ class Service:
             scores=scores,
             score_us=score_us,
             repeatable=repeatable,
-            canary=None if outcome is None else trial,
+            trials=found,
         )
         answer = self._answer(request_id, asked, answering, scores, await self._kept(record))
-        if trial is not None and outcome is not None:
-            answer = self._with_canary(answer, asked, trial, outcome.told)
-        elif trial is not None and answer.captured:
-            self._copy(record, trial, answering.scorer.classes, batch)
+        if found:
+            answer = self._with_canaries(answer, asked, found, outcomes)
+        elif trials and answer.captured:
+            for trial in trials:
+                self._copy(record, trial, answering.scorer.classes, batch)
         return await self._explained(answer, asked, answering) if options.explain else answer
 
     def _answer(
@@ -187,18 +190,23 @@ class Service:
             captured=captured,
         )
 
-    def _with_canary(self, answer: Answer, asked: Asked, trial: Trial, told: Told | None) -> Answer:
-        """The answer with the canary's rows marked, and with its scores where it has any."""
-        answer.canary[trial.rows] = True
-        if trial.scores is None or told is None:
-            return answer
-        scores, threshold = answer.scores.copy(), answer.threshold
-        scores[trial.rows] = trial.scores
-        answer.versions[trial.rows] = trial.version
-        own = self._threshold(asked, told.threshold)
-        if own != threshold:
-            threshold = np.full(answer.n_rows, threshold)
-            threshold[trial.rows] = own
+    def _with_canaries(
+        self, answer: Answer, asked: Asked, trials: Sequence[Trial], outcomes: Sequence[Outcome]
+    ) -> Answer:
+        """The answer with the rows of each canary marked, and with its scores where it has any."""
+        scores, stables = answer.scores.copy(), answer.threshold
+        threshold = stables
+        for trial, outcome in zip(trials, outcomes, strict=True):
+            answer.canary[trial.rows] = True
+            if trial.scores is None or outcome.told is None:
+                continue
+            scores[trial.rows] = trial.scores
+            answer.versions[trial.rows] = trial.version
+            own = self._threshold(asked, outcome.told.threshold)
+            if own != stables:
+                if not isinstance(threshold, np.ndarray):
+                    threshold = np.full(answer.n_rows, threshold)
+                threshold[trial.rows] = own
         return replace(answer, scores=scores, threshold=threshold)
 
     def _copy(self, record: Scored, trial: Trial, classes: tuple[Any, ...], batch: Batch) -> None:
@@ -243,7 +251,7 @@ class Service:
         if scorer is not None:
             scores, score_us = await self._scoring.scored(version, scorer, batch.columns, batch.n_rows)
             classes, own = scorer.classes, scorer.threshold
-        elif version == answering.wanted.canary:
+        elif version in answering.wanted.on_trial:
             started = time.perf_counter()
             outcome: Outcome = await self._calls_of(version).ask(batch.columns, batch.n_rows)
             score_us = (time.perf_counter() - started) * 1e6
@@ -285,17 +293,18 @@ class Service:
     def _calls_of(self, version: int) -> Apart:
         """The calls to a version apart. Those to versions of earlier rollouts are let go of."""
         if (found := self._apart.get(version)) is None:
-            serving = self.project.serving
+            serving, on_trial = self.project.serving, self.versions.wanted.on_trial
             found = Apart(
                 self._lines(version),
                 self.project.task,
                 deadline_s=serving.canary_deadline_s,
-                # The other half is there for rows of stable, however many wait for a canary that hangs.
-                most_waiting=max(1, serving.max_ongoing_requests // 2),
+                # The other half is there for rows of stable, however many wait for canaries that hang.
+                most_waiting=max(1, serving.max_ongoing_requests // 2 // max(1, len(on_trial))),
             )
-            for earlier in self._apart.values():
-                earlier.close()
-            self._apart = {version: found}
+            for earlier, calls in self._apart.items():
+                if earlier not in on_trial:
+                    calls.close()
+            self._apart = {v: calls for v, calls in self._apart.items() if v in on_trial} | {version: found}
         return found
 
     async def _kept(self, record: Scored) -> bool:
@@ -310,14 +319,19 @@ class Service:
             raise BackendUnavailable("the prediction log", "its disk did not take an fsync; send this again later")
 
 
-def _trial(wanted: Wanted, keys: tuple[str, ...]) -> Trial | None:
-    """The rows that are the canary's by their keys; None when there are none."""
-    if wanted.canary is None or wanted.share <= 0:
-        return None
-    rows = chosen(keys, wanted.salt, wanted.share)
-    if not rows:
-        return None
-    return Trial(wanted.canary, wanted.salt, wanted.share, np.array(rows, dtype=np.int64), None)
+def _trials(wanted: Wanted, keys: tuple[str, ...]) -> tuple[Trial, ...]:
+    """The rows that are a canary's by their keys, for each version that has any."""
+    if wanted.share <= 0:
+        return ()
+    if wanted.canary is not None:
+        rows = chosen(keys, wanted.salt, wanted.share)
+        return (Trial(wanted.canary, wanted.salt, wanted.share, np.array(rows, np.int64), None),) if rows else ()
+    found = spread(keys, wanted.salt, [arm.span for arm in wanted.arms])
+    return tuple(
+        Trial(arm.version, wanted.salt, arm.share, np.array(rows, np.int64), None)
+        for arm, rows in zip(wanted.arms, found, strict=True)
+        if rows
+    )
 
 
 def _taken(batch: Batch, trial: Trial) -> Columns:

@@ -68,6 +68,21 @@ class Held:
     sha256: str
 
 
+@dataclass(frozen=True)
+class Arm:
+    """A version that answers the `share` of keys whose points lie from `low` on: one of several that are compared with
+    stable."""
+
+    version: int
+    low: float
+    share: float
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """Its points, [low, high)."""
+        return self.low, self.low + self.share
+
+
 Load = Callable[[Held], Scorer]
 
 
@@ -75,7 +90,8 @@ Load = Callable[[Held], Scorer]
 class Wanted:
     """The serving configuration of a project, as the state database has it. (`fence`, `sequence`) only grows.
 
-    share: of the keys whose rows go to the canary; where it is a `shadow`, whose rows it sees copies of.
+    share: of the keys whose rows go to the canary, or to all arms together; where the canary is a `shadow`, whose rows
+    it sees copies of. arms: versions on trial side by side, in place of one canary.
     """
 
     sequence: int = -1
@@ -86,6 +102,7 @@ class Wanted:
     warm: tuple[Held, ...] = ()
     fence: int = 0
     shadow: bool = False
+    arms: tuple[Arm, ...] = ()
 
     @classmethod
     def parse(cls, spec: Mapping[str, Any], sequence: int, fence: int = 0) -> Wanted:
@@ -99,6 +116,7 @@ class Wanted:
             warm=tuple(Held(**held) for held in spec.get("warm", ())),
             fence=fence,
             shadow=spec.get("shadow", False),
+            arms=tuple(Arm(**arm) for arm in spec.get("arms", ())),
         )
 
     @classmethod
@@ -116,12 +134,18 @@ class Wanted:
             "salt": self.salt,
             "warm": [vars(held) for held in self.warm],
             **({"shadow": True} if self.shadow else {}),
+            **({"arms": [vars(arm) for arm in self.arms]} if self.arms else {}),
         }
 
     @property
     def held(self) -> tuple[Held, ...]:
         """Every version that a replica must have loaded."""
         return ((self.stable,) if self.stable else ()) + self.warm
+
+    @property
+    def on_trial(self) -> tuple[int, ...]:
+        """Every version that lives apart from stable's replicas, to be compared with it."""
+        return tuple(arm.version for arm in self.arms) if self.canary is None else (self.canary,)
 
     @property
     def order(self) -> tuple[int, int]:

@@ -383,6 +383,7 @@ def status(paths: Paths, env: Env) -> dict[str, Any]:
             "served": serving is not None,
             "stable": serving.spec["stable"]["version"] if serving else None,
             "canary": serving.spec["canary"] if serving else None,
+            "arms": [arm["version"] for arm in serving.spec.get("arms", ())] if serving else [],
             "share": serving.spec["share"] if serving else 0.0,
             "watermark": tx.cursor(name, "watermark").at or None,
             "rollout": vars(rollout) if rollout else None,

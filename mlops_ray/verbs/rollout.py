@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from mlops_ray.verbs import Env, Paths, known_store, load
 from mlops_ray.verbs.subjects import orderer
 
 
-def start(paths: Paths, env: Env, version: int, why: str, *, supersede: bool = False) -> dict[str, Any]:
-    """Start a rollout of a registered version: see `steering.start`."""
+def start(paths: Paths, env: Env, versions: Sequence[int], why: str, *, supersede: bool = False) -> dict[str, Any]:
+    """Start a rollout of a registered version, or of several side by side: see `steering.start`."""
     from mlops_ray.rollout import steering
 
     project = load(paths, env).project
     store = known_store(project)
     who = orderer(project, store, env)
-    return steering.start(store, project, version, supersede=supersede, who=who, why=why, machine_now=time.time())
+    return steering.start(store, project, versions, supersede=supersede, who=who, why=why, machine_now=time.time())
 
 
-def move(paths: Paths, env: Env, order: str, why: str, *, to: int | None = None) -> dict[str, Any]:
+def move(
+    paths: Paths, env: Env, order: str, why: str, *, to: int | None = None, version: int | None = None
+) -> dict[str, Any]:
     """Give an operator's order to the rollout: see `steering.move`."""
     from mlops_ray.rollout import steering
     from mlops_ray.rollout.canary import Move
@@ -27,7 +30,7 @@ def move(paths: Paths, env: Env, order: str, why: str, *, to: int | None = None)
     project = load(paths, env).project
     store = known_store(project)
     who = orderer(project, store, env)
-    return steering.move(store, project, Move(order), to=to, who=who, why=why, machine_now=time.time())
+    return steering.move(store, project, Move(order), to=to, version=version, who=who, why=why, machine_now=time.time())
 
 
 def status(paths: Paths, env: Env, *, of: str | None = None) -> dict[str, Any]:

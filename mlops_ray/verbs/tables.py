@@ -17,6 +17,9 @@ def status_table(status: dict[str, Any]) -> Group:
     head.add_row("stable", f"v{status['stable']}" if status["stable"] else "none; run `mlops-ray run`")
     if status["canary"]:
         head.add_row("canary", f"v{status['canary']} at {status['share']:.0%}")
+    if status["arms"]:
+        named = ", ".join(f"v{version}" for version in status["arms"])
+        head.add_row("side by side", f"{named} at {status['share']:.0%} together")
     if status["watermark"]:
         head.add_row("decision time", _at(status["watermark"]))
     if status["retrain"]:

@@ -19,9 +19,9 @@ import yaml
 
 from mlops_ray import ledger
 from mlops_ray.config import Project
-from mlops_ray.rollout import on_ray, orders
+from mlops_ray.rollout import experiment, on_ray, orders
 from mlops_ray.rollout.analysis import Analysis, Metric
-from mlops_ray.rollout.canary import Move
+from mlops_ray.rollout.canary import CanaryState, Move
 from mlops_ray.rollout.on_ray import Controller, Point
 from mlops_ray.serving.versions import Wanted
 from mlops_ray.state import ApprovalRow, RolloutRow, Store, Tx, VersionRow
@@ -46,6 +46,7 @@ class World:
         self.heard = Wanted()
         self.answers: int | None = None
         self.sick: set[str] = set()
+        self.crashed: set[str] = set()
         self.aliases: dict[str, int] = {}
 
     def time(self) -> float:
@@ -75,8 +76,9 @@ class World:
         self.replica_status("small", Wanted.of(row))
 
     def application_states(self, dashboard: str) -> dict[str, tuple[str, str]]:
-        names = ["small"] + ([f"small--v{self.heard.canary}"] if self.heard.canary else [])
-        return {name: ("UNHEALTHY" if name in self.sick else "RUNNING", "") for name in names}
+        names = ["small", *(f"small--v{version}" for version in self.heard.on_trial)]
+        found = {name: ("UNHEALTHY" if name in self.sick else "RUNNING", "") for name in names}
+        return found | dict.fromkeys(self.crashed & found.keys(), ("DEPLOY_FAILED", ""))
 
     def registry(self, project: Project, store: Store) -> SimpleNamespace:
         return SimpleNamespace(
@@ -94,6 +96,10 @@ class Story:
     days: int = 8
     sick_from: int | None = None
     """Day from which stable's replicas are unwell."""
+    crash_from: int | None = None
+    """Day from which version 3 lives no more, of several on trial."""
+    worse_from: int = 99
+    """Day from which version 2 is worse, of several on trial; a `PASS` means that version 4 has won."""
 
 
 def give(move: Move) -> Callable[[Tx, Project, float], None]:
@@ -103,9 +109,9 @@ def give(move: Move) -> Callable[[Tx, Project, float], None]:
     return run
 
 
-def begin(version: int, *, supersede: bool = False) -> Callable[[Tx, Project, float], None]:
+def begin(version: int, *beside: int, supersede: bool = False) -> Callable[[Tx, Project, float], None]:
     def run(tx: Tx, project: Project, now: float) -> None:
-        orders.begin(tx, project, version, supersede=supersede, who="ann", why="test", now=now)
+        orders.begin(tx, project, version, beside=beside, supersede=supersede, who="ann", why="test", now=now)
 
     return run
 
@@ -140,6 +146,13 @@ STORIES = {
         {0: begin(2), 2: begin(3, supersede=True)},
         days=9,
     ),
+    "three arms: one is worse, one crashes, one wins": Story(
+        {"mode": "ab", "ab": {"share": 0.2}, "bake_s": DAY},
+        {0: OPEN, 4: PASS},
+        {0: begin(2, 3, 4)},
+        crash_from=2,
+        worse_from=3,
+    ),
 }
 ENDS = {
     "shadow, ramp, approval, baking": ("promoted", 2),
@@ -149,16 +162,17 @@ ENDS = {
     "at once, and stable's replicas do not live with it": ("rolled back", 1),
     "orders": ("rolled back", 1),
     "superseded by a newer one that waits for the schedule": ("promoted", 3),
+    "three arms: one is worse, one crashes, one wins": ("promoted", 4),
 }
 
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A state database with three versions, of which the first serves."""
+    """A state database with four versions, of which the first serves."""
     file = tmp_path_factory.mktemp("template") / "state.db"
     store = Store.open(f"sqlite:///{file}")
     with store.begin() as tx:
-        for version in (1, 2, 3):
+        for version in (1, 2, 3, 4):
             place = held(version)
             tx.save_version(VersionRow("small", version, "run", place.artifact, place.sha256, "d@1", "ok", 1.0, {}))
         tx.save_serving("small", Wanted(stable=held(1)).spec(), 0)
@@ -189,7 +203,14 @@ class Run:
     def look(self, store: Store, project: Project, row: RolloutRow, plan: Any, at: float) -> Analysis:
         day = round((at - BEGAN) / DAY)
         verdict = self.story.verdicts[max(d for d in self.story.verdicts if d <= day)]
-        return Analysis(verdict, (Metric("log_loss", 0.02, day, 0.001, 1.0, 30.0, verdict),), 100 * day)
+        metric = Metric("log_loss", 0.02, day, 0.001, 1.0, 30.0, verdict)
+        state = CanaryState.from_dict(row.state)
+        if not state.arms:
+            return Analysis(verdict, (metric,), 100 * day)
+        of_arms = dict.fromkeys(experiment.watched(state), metric)
+        of_arms |= {2: replace(metric, verdict=FAIL)} if 2 in of_arms and day >= self.story.worse_from else {}
+        of_arms |= {4: replace(metric, better=verdict is PASS)} if 4 in of_arms else {}
+        return experiment.together({v: Analysis(m.verdict, (m,), 100 * day) for v, m in of_arms.items()})
 
     def controller(self, fault: Callable[[Point], None]) -> Controller:
         return Controller(self.text, "http://127.0.0.1:1", fault=fault)
@@ -206,6 +227,8 @@ class Run:
                     self.story.ordered[day](tx, self.project, now)
             if self.story.sick_from == day:
                 self.world.sick.add("small")
+            if self.story.crash_from == day:
+                self.world.crashed.add("small--v3")
             for _ in range(60):
                 try:
                     seen = controller.tick()

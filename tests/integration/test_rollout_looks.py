@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from mlops_ray.config import Project
 from mlops_ray.rollout import orders
-from mlops_ray.rollout.canary import CanaryState, Phase
+from mlops_ray.rollout.canary import Arm, CanaryState, Phase
 from mlops_ray.rollout.looks import due, look
 from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.places import labels_uri, log_uri, shadow_uri
@@ -65,6 +66,34 @@ class Logged:
         if labelled:
             known = logs.labels(self.project, list(ids), label.tolist(), at=START + 2 * 3600)
             logs.append(labels_uri(self.project), known, 0)
+
+    def write_arms(self) -> None:
+        """Every third key is arm 2's, which knows more than stable, every third arm 3's, which knows less."""
+        rng = np.random.default_rng(7)
+        truth = rng.uniform(0.05, 0.95, N)
+        label = (rng.uniform(size=N) < truth).astype(float)
+        arm = np.arange(N) % 3 + 1
+        stable = np.clip(truth + rng.normal(0, 0.25, N), 0.02, 0.98)
+        theirs = np.where(arm == 2, truth, np.clip(1 - stable, 0.02, 0.98))
+        ids, at = [f"q:{i}" for i in range(N)], [START + 3600 + i for i in range(N)]
+        rows: dict[str, Any] = {
+            "prediction_id": ids,
+            "day": [log.day_of(START)] * N,
+            "at": micros(at),
+            "event_time": micros(at),
+            "key": [f"k{i}" for i in range(N)],
+            "stable": [1] * N,
+            "stable_score": stable,
+            "canary": pa.array(arm, mask=arm == 1),
+            "canary_score": pa.array(theirs, mask=arm == 1),
+            "share": pa.array([0.3] * N, mask=arm == 1),
+            "rollout": pa.array([TRIAL] * N, mask=arm == 1),
+        }
+        logs.append(log_uri(self.project), filled(rows, log.prediction_schema(self.project)), 0)
+        known = logs.labels(self.project, list(ids), label.tolist(), at=START + 2 * 3600)
+        logs.append(labels_uri(self.project), known, 0)
+        state = CanaryState(Phase.RAMPING, 0, START, arms=(Arm(2), Arm(3)))
+        self.row = replace(self.row, state=state.to_dict())
 
     def look(self, at: float) -> Any:
         return look(self.store, self.project, self.row, orders.plan_of(self.row), at)
@@ -121,3 +150,18 @@ def test_rows_are_exhausted_only_when_their_labels_had_time_to_come(tmp_path: Pa
 
 def test_looks_lie_on_multiples_of_their_span() -> None:
     assert (due(60.0, 179.9), due(60.0, 180.0)) == (120.0, 180.0)
+
+
+@pytest.mark.parametrize("affects", [False, True])
+def test_each_arm_is_compared_with_stable_by_its_own_rows(tmp_path: Path, store: Store, affects: bool) -> None:
+    """Two arms on a log: one that knows more than stable wins, one that knows less is worse."""
+    of = Logged(tmp_path, store, mode="ab", ab={"share": 0.3}, prediction_affects_outcome=affects)
+    of.write_arms()
+    found = of.look(START + DAY_S)
+    better, worse = found.arms
+    assert (better.version, worse.version, worse.verdict, worse.won) == (2, 3, Verdict.FAIL, False)
+    assert better.gain > 0.02
+    assert worse.gain < -0.1
+    assert (better.n_requests, worse.n_requests) == (500, 500)
+    assert better.won or affects  # by assignment so few keys prove the larger difference alone
+    assert {(m.arm, m.name) for m in found.metrics} == {(v, n) for v in (2, 3) for n in ("log_loss", "failures")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from mlops_ray import ledger
 from mlops_ray.config import Project, RolloutPlan, load_project
 from mlops_ray.errors import DataError, IllegalMove
 from mlops_ray.rollout import orders, traffic
-from mlops_ray.rollout.canary import CanaryState, Move, Phase
-from mlops_ray.serving.service import Held, Wanted
+from mlops_ray.rollout.canary import CanaryState, Move, Phase, Reason
+from mlops_ray.serving.versions import Arm, Held, Wanted
 from mlops_ray.state import RolloutRow, Store, Tx, VersionRow
 
 FLIGHTS = Path(__file__).parents[2] / "configs" / "flights.yaml"
@@ -246,5 +246,81 @@ def test_what_bakes_goes_back_at_once(store: Store, project: Project) -> None:
     assert (stable(store), [h.version for h in wanted(store).warm]) == (2, [1])
     assert order(store, project, Move.ROLLBACK).phase is Phase.ROLLED_BACK
     assert stable(store) == 1
+    with store.read() as tx:
+        assert tx.open_rollout("flights") is None
+
+
+# Several versions at once ---------------------------------------------------------------------------------------------
+
+
+def side_by_side(project: Project, **plan: object) -> Project:
+    return project.model_copy(update={"rollout": RolloutPlan.model_validate({"mode": "ab", **plan})})
+
+
+def test_several_versions_answer_side_by_side_and_one_of_them_is_promoted_by_order(
+    store: Store, project: Project
+) -> None:
+    ab = side_by_side(project, ab={"share": 0.2, "winner": "by_command"})
+
+    def begin(tx: Tx) -> str:
+        return orders.begin(tx, ab, 2, beside=(3,), supersede=False, who="ann", why="which?", now=NOW)
+
+    trial = store.run(begin)
+    assert trial == "flights-v2-v3-r1"
+
+    def now_wanted() -> Wanted:
+        with store.read() as tx:
+            found = traffic.wanted_configuration(tx, "flights", now=NOW)
+        assert found is not None
+        return found
+
+    assert now_wanted().arms == (Arm(2, 0.0, 0.0), Arm(3, 0.0, 0.0))  # they start, and answer nobody
+
+    def become(change: Callable[[CanaryState], CanaryState]) -> None:
+        def run(tx: Tx) -> None:
+            row = tx.rollout(trial)
+            assert row is not None
+            after = change(CanaryState.from_dict(row.state))
+            orders.transition(tx, row, after, kind="rollout ramping", who="us", why="", evidence={})
+
+        store.run(run)
+
+    become(lambda state: replace(state, phase=Phase.RAMPING))
+    wanted = now_wanted()
+    assert (wanted.canary, wanted.share, wanted.salt) == (None, 0.4, trial)
+    assert wanted.arms == (Arm(2, 0.0, 0.2), Arm(3, 0.2, 0.2))
+    become(lambda state: replace(state, arms=(replace(state.arms[0], out=Reason.EVIDENCE, since=NOW), state.arms[1])))
+    assert now_wanted().arms == (Arm(3, 0.2, 0.2),)  # where it was
+    for named, says in ((2, "it is not on trial; v3 can be promoted"), (1, "it is not on trial")):
+        with pytest.raises(DataError, match=says):
+            store.run(
+                lambda tx, named=named: orders.order(  # type: ignore[misc]
+                    tx, ab, Move.PROMOTE, version=named, who="ann", why="", now=NOW
+                )
+            )
+    after = order(store, ab, Move.PROMOTE)
+    assert (after.phase, after.chosen) == (Phase.PROMOTING, 3)
+    store.run(lambda tx: traffic.flip(tx, trial))
+    assert stable(store) == 3
+    assert (now_wanted().arms, now_wanted().share) == ((), 0.0)
+    become(lambda state: replace(state, phase=Phase.PROMOTED))
+    order(store, ab, Move.ROLLBACK)
+    assert stable(store) == 1
+    with store.read() as tx:
+        entries = ledger.entries(tx, "flights")
+        row = tx.rollout(trial)
+    assert row is not None
+    assert orders.versions_of(row) == (2, 3)
+    assert entries[0].evidence["beside"] == {"v3": "run-3"}
+    assert [(e.kind, e.subject) for e in entries[-3:]] == [
+        ("rollout promote", "v3"),
+        ("rollout ramping", "v3"),
+        ("rollout rollback", "v3"),
+    ]
+
+
+def test_a_plan_for_one_version_starts_one(store: Store, project: Project) -> None:
+    with pytest.raises(DataError, match="tries one version at a time"):
+        store.run(lambda tx: orders.begin(tx, project, 2, beside=(3,), supersede=False, who="ann", why="", now=NOW))
     with store.read() as tx:
         assert tx.open_rollout("flights") is None

@@ -317,7 +317,10 @@ BLOCKS = [
     ("monitoring: {window_s: 100, block_s: 33}", ["monitoring: window_s 100 must be a multiple of block_s 33"]),
     (
         "retraining: {triggers: [drift, perf]}",
-        ["retraining.triggers.1: should be 'drift', 'performance' or 'estimated_performance'; got 'perf'"],
+        [
+            "retraining.triggers.1: should be 'drift', 'performance', 'estimated_performance', 'schedule' or "
+            "'new_rows'; got 'perf'"
+        ],
     ),
     ("serving: 3", ["serving: should be a block of fields; got 3"]),
     ("serving:", ["serving: should be a block of fields; got None"]),

@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from mlops_ray import cli
 from mlops_ray.cli.rollout_view import bar, span
 from mlops_ray.config import Project, load_project
 from mlops_ray.errors import DataError, IllegalMove
-from mlops_ray.rollout import orders
+from mlops_ray.rollout import experiment, orders
 from mlops_ray.rollout.analysis import Analysis, Metric
-from mlops_ray.rollout.canary import CanaryState, Phase, Reason
+from mlops_ray.rollout.canary import Arm, CanaryState, Phase, Reason
 from mlops_ray.serving.versions import Held, Wanted
 from mlops_ray.state import Store, Tx, VersionRow
 from mlops_ray.training.gates.verdict import Verdict
@@ -54,13 +55,20 @@ class Up:
         assert done.exit_code == 0, done.output
         return json.loads(done.output)
 
-    def step(self, phase: Phase, *, reason: Reason = Reason.NONE, analysis: Analysis | None = None) -> None:
+    def step(
+        self,
+        phase: Phase,
+        *,
+        reason: Reason = Reason.NONE,
+        analysis: Analysis | None = None,
+        arms: tuple[Arm, ...] = (),
+    ) -> None:
         """What the controller saves."""
 
         def save(tx: Tx) -> None:
             row = tx.open_rollout(self.name)
             assert row is not None
-            after = CanaryState(phase, 0, row.created + 60.0, reason)
+            after = CanaryState(phase, 0, row.created + 60.0, reason, arms=arms)
             seen = None if analysis is None else {"at": row.created + 60.0, "analysis": analysis.to_dict()}
             evidence = {} if seen is None else {"analysis": seen["analysis"]}
             orders.transition(
@@ -186,6 +194,38 @@ def test_the_way_back_to_an_earlier_version(up: Up) -> None:
         served = tx.serving(up.name)
     assert served is not None
     assert served.spec["stable"]["version"] == 1
+
+
+def test_several_versions_side_by_side(up: Up, tmp_path: Path) -> None:
+    refused = up.run("start", "2", "3")
+    assert "set `rollout.mode: ab`, or name one" in str(refused.exception)
+    overlay = tmp_path / "ab.yaml"
+    overlay.write_text("rollout: { mode: ab, ab: { share: 0.2, winner: by_command } }\n")
+    up.config += ["-c", str(overlay)]
+    assert up.json("start", "2", "3", "--why", "which of them?") == {"rollout": "quickstart-v2-v3-r1"}
+    seen = {}
+    for version, estimate in ((2, -0.04), (3, 0.01)):
+        metric = Metric("log_loss", 0.02, 800, estimate, 1.0, 90.0, Verdict.PASS, low=estimate - 0.02, high=0.015)
+        metric = replace(metric, evidence_better=120.0 if version == 2 else 0.3, better=version == 2)
+        seen[version] = Analysis(Verdict.PASS, (metric,), 900)
+    up.step(Phase.RAMPING, analysis=experiment.together(seen), arms=(Arm(2), Arm(3)))
+    shown = up.run("status").output
+    assert "v2, v3 against v1" in shown
+    assert "v2: 20% of the keys, +0.0400 better than stable by estimate, proven: it has won" in shown
+    assert "v3: 20% of the keys, -0.0100 better than stable by estimate" in shown
+    assert "1 / 120" in shown
+    assert "waits for evidence on whether v3 log_loss is better" in shown
+    arms = up.json("status")["outlook"]["arms"]
+    assert [(arm["version"], arm["share"], arm["dropped"], arm["won"]) for arm in arms] == [
+        (2, 0.2, "", True),
+        (3, 0.2, "", False),
+    ]
+    refused = up.run("promote")
+    assert "v2, v3 are on trial; say which, for example `--version 2`" in str(refused.exception)
+    assert up.json("promote", "--version", "3")["phase"] == "promoting"
+    explained = up.run("explain", "v2").output
+    assert "quickstart-v2-v3-r1" in explained
+    assert "rollout promote" in explained
 
 
 def test_an_interval_is_drawn_against_its_margin() -> None:

@@ -230,7 +230,7 @@ def _predictions(project: Project, records: Sequence[Scored]) -> pa.Table:
         "score_us": (np.array([r.score_us for r in records]) / sizes).astype(np.float32)[record_of],
         **_inputs(project, records),
         **_scores(project, "stable", [r.scores for r in records]),
-        **_trials(project, len(record_of), starts, [r.canary for r in records]),
+        **_trials(project, len(record_of), starts, [r.trials for r in records]),
     }
     schema = prediction_schema(project)
     return pa.Table.from_arrays([_as(columns[f.name], f.type) for f in schema], schema=schema)
@@ -266,9 +266,11 @@ def _inputs(project: Project, records: Sequence[Scored]) -> dict[str, Any]:
     return found
 
 
-def _trials(project: Project, n_rows: int, starts: NDArray[np.int64], trials: Sequence[Trial | None]) -> dict[str, Any]:
-    """What the log says of the canary, for each row; null where the row was not the canary's."""
-    asked = [(start, t) for start, t in zip(starts, trials, strict=True) if t is not None and len(t.rows)]
+def _trials(
+    project: Project, n_rows: int, starts: NDArray[np.int64], trials: Sequence[tuple[Trial, ...]]
+) -> dict[str, Any]:
+    """What the log says of the canary, for each row; null where the row was no canary's."""
+    asked = [(start, t) for start, of_record in zip(starts, trials, strict=True) for t in of_record if len(t.rows)]
     if not asked:
         names = [
             "canary",

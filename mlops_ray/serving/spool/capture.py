@@ -366,12 +366,12 @@ def key_keeper(project: Project, secret: bytes | None) -> Callable[[str], str] |
 
 def _cut(record: Scored, rows: NDArray[np.int64]) -> Scored:
     """The record with these of its rows only."""
-    trial = record.canary
-    if trial is not None:
+    trials = []
+    for trial in record.trials:
         inside = np.isin(trial.rows, rows)
         scores = trial.scores[inside] if trial.scores is not None else None
         kept = np.searchsorted(rows, trial.rows[inside])
-        trial = replace(trial, rows=kept, scores=scores) if len(kept) else None
+        trials += [replace(trial, rows=kept, scores=scores)] if len(kept) else []
     columns: dict[str, NDArray[Any]] = {name: values[rows] for name, values in record.columns.items()}
     return replace(
         record,
@@ -380,6 +380,6 @@ def _cut(record: Scored, rows: NDArray[np.int64]) -> Scored:
         columns=columns,
         scores=record.scores[rows],
         score_us=record.score_us * len(rows) / len(record.keys),
-        canary=trial,
+        trials=tuple(trials),
         places=rows,
     )

@@ -192,8 +192,8 @@ def _width(scores: NDArray[np.float64]) -> int:
 
 
 def _scored(record: Scored) -> bytes:
-    """Head, then times, scores, times among the inputs, the trial's rows and scores, places, numbers among the inputs:
-    eight-byte values first."""
+    """Head, then times, scores, times among the inputs, each trial's rows and scores, places, numbers among the inputs:
+    eight-byte values first. One trial stands in the head as it always did, several as a list."""
     numbers, times, texts = [], [], {}
     f4, f8 = [], []
     for name, values in record.columns.items():
@@ -219,9 +219,11 @@ def _scored(record: Scored) -> bytes:
     parts = [_f8(record.times), _f8(record.scores), *f8]
     if record.repeatable:
         head["r"] = True
-    if record.canary is not None:
-        head["c"] = _trial_head(record.canary)
-        parts += _trial_parts(record.canary)
+    if record.trials:
+        heads = [_trial_head(trial) for trial in record.trials]
+        head["c"] = heads[0] if len(heads) == 1 else heads
+        for trial in record.trials:
+            parts += _trial_parts(trial)
     if record.places is not None:
         head["p"] = True
         parts.append(record.places.astype(_I8, copy=False).tobytes())
@@ -234,7 +236,8 @@ def _read_scored(head: Mapping[str, Any], parts: _Parts) -> Scored:
     times = parts.take(_F8, n)
     scores = parts.scores(n, width)
     columns = parts.columns(_F8, n, head["t"])
-    trial = _read_trial(head["c"], parts, width) if "c" in head else None
+    heads = head.get("c", [])
+    trials = [_read_trial(one, parts, width) for one in ([heads] if isinstance(heads, dict) else heads)]
     places = parts.take(_I8, n) if "p" in head else None
     columns |= parts.columns(_F4, n, head["n"])
     for name, values in head["s"].items():
@@ -251,7 +254,7 @@ def _read_scored(head: Mapping[str, Any], parts: _Parts) -> Scored:
         scores=scores,
         score_us=head["us"],
         repeatable="r" in head,
-        canary=trial,
+        trials=tuple(trials),
         places=places,
     )
 

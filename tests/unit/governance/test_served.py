@@ -84,6 +84,25 @@ def test_shares_hold_through_a_pause_and_a_wait_for_approval() -> None:
     assert {book.at(t).stable for t in (2.6, 5.0, 8.0)} == {1}
 
 
+def test_versions_side_by_side_and_the_one_that_won() -> None:
+    def arms(*dropped: int) -> list[dict[str, Any]]:
+        return [{"version": v, "out": "evidence" if v in dropped else "", "since": None} for v in (2, 3, 4)]
+
+    book = Book().add(1.0, "promoted", 1).start(2.0, 2, 1)
+    book.move(3.0, "ramping at 0.2", 2, "ramping", state={"phase": "ramping", "arms": arms()})
+    book.move(4.0, "ramping at 0.2", 2, "ramping", state={"phase": "ramping", "arms": arms(3)})
+    ended = {"phase": "promoted", "arms": arms(3), "chosen": 4}
+    book.move(5.0, "promoted", 4, "promoted", rollout="r2", state=ended)
+    found = [book.at(t) for t in (2.5, 3.5, 4.5, 5.5)]
+    assert [(one.stable, one.canary, one.arms, one.share) for one in found] == [
+        (1, None, (), 0.0),
+        (1, None, (2, 3, 4), 0.2),
+        (1, None, (2, 4), 0.2),
+        (4, None, (), 0.0),
+    ]
+    assert "beside it v2, v4 answered, each 0.2 of the keys" in found[2].lines()
+
+
 def test_a_rollback_gives_back_what_was_stable_before(book: Book) -> None:
     promoted(book, 3, 2, 200.0)
     book.move(300.0, "rollback", 3, "rolled back", "ann")

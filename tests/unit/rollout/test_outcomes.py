@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from mlops_ray.errors import DataError
-from mlops_ray.rollout.outcomes import Outcomes, Reads, from_log
+from mlops_ray.rollout.outcomes import Among, Outcomes, Reads, from_log
 
 TIME = pa.timestamp("us", tz="UTC")
 FLOAT = pa.float64()
@@ -37,6 +37,7 @@ def predictions(*rows: dict[str, Any], multiclass: bool = False) -> pa.Table:
             ("canary_score", pa.float64()),
             ("canary_score_us", pa.float32()),
             *scores,
+            ("canary", pa.int64()),
             ("rollout", pa.string()),
             ("share", pa.float64()),
         ]
@@ -223,3 +224,20 @@ def test_rows_up_to_a_number_of_the_canarys() -> None:
 def test_a_log_without_rows_has_no_outcomes() -> None:
     found = read(predictions(), labels())
     assert len(found.keys) == len(found.label) == 0
+
+
+def test_rows_of_one_arm_are_compared_with_stables_own() -> None:
+    """Arms 2 and 3 have a fifth of the keys each; 3 gives its keys back at second 6. Stable has 3 of 4, then 4 of 5."""
+    table = predictions(
+        canary("a", 1, key="k1", canary=2, share=0.2),
+        canary("b", 2, key="k2", canary=3, share=0.2),
+        {"id": "c", "t": 3, "key": "k3", "stable_score": 0.5},
+        {"id": "d", "t": 8, "key": "k2", "stable_score": 0.5},  # was the other arm's: nobody's now
+        canary("e", 9, key="k1", canary=2, share=0.2),
+        {"id": "f", "t": 10, "key": "k4", "stable_score": 0.5},
+    )
+    found = read(table, prediction_affects_outcome=True, among=Among(2, 0.2, 2, (6.0,)))
+    assert found.canary.tolist() == [True, False, True, False]
+    np.testing.assert_allclose(found.share, [0.25, 0.25, 0.2, 0.2])
+    paired = read(table, among=Among(3, 0.2, 2, (6.0,)))
+    assert (len(paired.keys), paired.canary.all()) == (1, True)

@@ -7,7 +7,7 @@ import pytest
 
 from mlops_ray.serving import applications
 from mlops_ray.serving.applications import Served, differs
-from mlops_ray.serving.service import Wanted
+from mlops_ray.serving.versions import Arm, Wanted
 from tests import fakes
 from tests.fakes import held
 
@@ -172,3 +172,16 @@ def test_an_application_that_came_by_serve_run_is_no_difference() -> None:
     there["applications"]["by-hand"] = {"status": "RUNNING", "deployed_app_config": None}
     assert not differs(config, there)
     assert applications.render([served(STABLE)], there) == config
+
+
+def test_each_arm_is_an_application_of_its_own() -> None:
+    arms = (Arm(2, 0.0, 0.2), Arm(3, 0.2, 0.2))
+    wanted = Wanted(sequence=5, stable=held(1), share=0.4, salt="r1", arms=arms)
+    assert [a["name"] for a in render([served(wanted)])["applications"]] == ["small", "small--v2", "small--v3"]
+    assert Wanted.parse(wanted.spec(), 5) == wanted
+
+
+def test_what_is_stored_without_arms_is_what_releases_before_stored() -> None:
+    stored = {"stable": vars(held(1)), "canary": 2, "share": 0.1, "salt": "r1", "warm": []}
+    assert ON_TRIAL.spec() == stored
+    assert Wanted.parse(stored, 5) == ON_TRIAL

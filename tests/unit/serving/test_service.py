@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -15,12 +16,12 @@ from mlops_ray.errors import BackendUnavailable
 from mlops_ray.serving.exchange import Answer, Asked, Options
 from mlops_ray.serving.protocols.form import Form, batch_of_rows
 from mlops_ray.serving.records import Labelled, Scored, Watermark
-from mlops_ray.serving.routing import to_canary
+from mlops_ray.serving.routing import spread, to_canary
 from mlops_ray.serving.service import Service
-from mlops_ray.serving.versions import Held, Wanted
+from mlops_ray.serving.versions import Arm, Held, Wanted
 from mlops_ray.serving.web.http import Application
 from tests import fakes
-from tests.fakes import FakeLoader, FakeLog, FakeScorer, canary, eventually, held, row
+from tests.fakes import FakeLine, FakeLoader, FakeLog, FakeScorer, canary, eventually, held, row
 
 # A deadline that a busy machine keeps, and one that nobody waits for.
 PROJECT = fakes.project(serving={"canary_deadline_s": 30.0})
@@ -100,7 +101,7 @@ def test_an_answer_and_its_record(log: FakeLog) -> None:
     assert record.score_us > 0
     assert record.at > 1.7e9
     assert (record.id, record.keys, record.times.tolist()) == ("id-1", ("a", "b"), [1e9, 1e9])
-    assert (record.stable, record.scores.tolist(), record.repeatable, record.canary) == (10, [0.1, 0.1], True, None)
+    assert (record.stable, record.scores.tolist(), record.repeatable, record.trials) == (10, [0.1, 0.1], True, ())
     columns = {name: values.tolist() for name, values in record.columns.items()}
     assert np.isnan(columns["x"].pop())
     assert columns == {"x": [0.5], "n": [2, 2], "flag": [1, 1], "c": ["red"] * 2, "d": ["blue"] * 2}
@@ -125,7 +126,7 @@ def test_nobody_is_on_trial_at_share_zero(log: FakeLog, share: float) -> None:
     lines = canary(lambda n: np.full(n, 0.2))
     post(make(log, wanted, lines), json=ROWS)
     assert lines(20).calls == ([] if share == 0 else [20])
-    assert (scored(log)[0].canary is not None) == (share > 0)
+    assert bool(scored(log)[0].trials) == (share > 0)
 
 
 # --- the canary ---
@@ -141,8 +142,7 @@ def test_the_canary_answers_its_share_and_stable_scores_all(log: FakeLog) -> Non
     assert {p["probability"] for p in predictions if p["variant"] == "stable"} == {0.1}
     (record,) = scored(log)
     assert record.scores.tolist() == [0.1] * 20
-    trial = record.canary
-    assert trial is not None
+    (trial,) = record.trials
     assert trial.rows.tolist() == np.flatnonzero(CHOSEN).tolist()
     assert trial.scores is not None
     assert trial.scores.tolist() == theirs
@@ -174,10 +174,10 @@ def test_stable_answers_for_a_canary_that_fails(log: FakeLog, failure: str) -> N
     assert {(p["probability"], p["version"]) for p in predictions} == {(0.1, 10)}
     assert [p["variant"] == "canary" for p in predictions] == CHOSEN.tolist()
     (record,) = scored(log)
-    assert record.canary is not None
-    assert record.canary.version == 20
-    assert record.canary.rows.tolist() == np.flatnonzero(CHOSEN).tolist()
-    assert (record.canary.scores, record.canary.failure) == (None, why)
+    (trial,) = record.trials
+    assert trial.version == 20
+    assert trial.rows.tolist() == np.flatnonzero(CHOSEN).tolist()
+    assert (trial.scores, trial.failure) == (None, why)
 
 
 def test_clients_of_a_hanging_canary_leave_places_to_those_of_stable(log: FakeLog) -> None:
@@ -213,8 +213,95 @@ def test_rows_of_concurrent_requests_travel_together(log: FakeLog) -> None:
     assert len(set(theirs)) == len(theirs)  # each got a part of its own
     for record in scored(log):  # and it is the part that stands in its record
         answered = next(a["probability"] for a in answers if a["prediction_id"] == f"{record.id}:0")
-        trial = record.canary
-        assert answered == (trial.scores if trial and trial.scores is not None else record.scores)[0]
+        theirs = [trial.scores for trial in record.trials if trial.scores is not None]
+        assert answered == (theirs or [record.scores])[0][0]
+
+
+# --- several arms ---
+
+ARMS = Wanted(
+    sequence=1,
+    stable=held(10),
+    share=0.75,
+    salt="r4",
+    arms=(Arm(20, 0.0, 0.25), Arm(30, 0.25, 0.25), Arm(40, 0.5, 0.25)),
+)
+
+
+def lines_of(answers: dict[int, Any], **told: Any) -> tuple[dict[int, FakeLine], Callable[[int], FakeLine]]:
+    """Lines to several versions, each with an answer of its own."""
+    lines = {version: FakeLine(answer, **told) for version, answer in answers.items()}
+    return lines, lines.__getitem__
+
+
+def test_each_arm_answers_its_own_rows_of_a_request(log: FakeLog) -> None:
+    lines, way = lines_of({v: lambda n, v=v: np.full(n, v / 100) for v in (20, 30, 40)})
+    predictions = post(make(log, ARMS, way), json=ROWS).json()["predictions"]
+    spans = [arm.span for arm in ARMS.arms]
+    expected = np.full(len(KEYS), 10)
+    for arm, places in zip(ARMS.arms, spread(KEYS, "r4", spans), strict=True):
+        expected[places] = arm.version
+    assert len(set(expected.tolist())) == 4
+    assert [p["version"] for p in predictions] == expected.tolist()
+    assert [p["variant"] == "canary" for p in predictions] == (expected != 10).tolist()
+    assert [p["probability"] for p in predictions] == np.where(expected == 10, 0.1, expected / 100).tolist()
+    assert {v: line.calls for v, line in lines.items()} == {v: [int((expected == v).sum())] for v in (20, 30, 40)}
+    (record,) = scored(log)
+    assert record.scores.tolist() == [0.1] * len(KEYS)  # stable scores each arm's rows too
+    assert [(t.version, t.rollout, t.share) for t in record.trials] == [(v, "r4", 0.25) for v in (20, 30, 40)]
+    for tried in record.trials:
+        assert tried.rows.tolist() == np.flatnonzero(expected == tried.version).tolist()
+        assert tried.scores is not None
+        assert set(tried.scores.tolist()) == {tried.version / 100}
+
+
+def test_the_arms_are_asked_at_the_same_time(log: FakeLog) -> None:
+    """None of them answers before all were asked."""
+    lines, way = lines_of({20: None, 30: None, 40: None})
+    service = make(log, ARMS, way, project=HASTY)
+    predictions = post(service, json=ROWS).json()["predictions"]
+    assert {p["version"] for p in predictions} == {10}
+    assert all(len(line.calls) == 1 for line in lines.values())
+    (record,) = scored(log)
+    assert [(t.version, t.failure) for t in record.trials] == [(20, "deadline"), (30, "deadline"), (40, "deadline")]
+
+
+def test_an_arm_that_fails_costs_its_own_rows_only(log: FakeLog) -> None:
+    _, way = lines_of({20: lambda n: np.full(n, 0.2), 30: ValueError("broken"), 40: lambda n: np.full(n, 0.4)})
+    predictions = post(make(log, ARMS, way), json=ROWS).json()["predictions"]
+    assert {p["version"] for p in predictions if p["variant"] == "canary"} == {20, 10, 40}
+    (record,) = scored(log)
+    assert [(t.version, t.failure) for t in record.trials] == [(20, ""), (30, "error"), (40, "")]
+
+
+def test_arms_keep_their_thresholds(log: FakeLog) -> None:
+    lines = {
+        20: FakeLine(lambda n: np.full(n, 0.3), threshold=0.2),
+        30: FakeLine(lambda n: np.full(n, 0.3), threshold=0.4),
+        40: FakeLine(lambda n: np.full(n, 0.3)),
+    }
+    predictions = post(make(log, ARMS, lines.__getitem__), json=ROWS).json()["predictions"]
+    assert {(p["version"], p["label"]) for p in predictions} == {(10, 0), (20, 1), (30, 0), (40, 0)}
+
+
+def test_an_arm_that_is_dropped_is_asked_no_more_and_the_others_go_on(log: FakeLog) -> None:
+    lines, way = lines_of({v: lambda n, v=v: np.full(n, v / 100) for v in (20, 30, 40)})
+    service = make(log, ARMS, way)
+    before = [p["version"] for p in post(service, json=ROWS).json()["predictions"]]
+    service.want(replace(ARMS, sequence=2, share=0.5, arms=(ARMS.arms[0], ARMS.arms[2])))
+    after = [p["version"] for p in post(service, json=ROWS).json()["predictions"]]
+    assert after == [10 if version == 30 else version for version in before]
+    assert len(lines[30].calls) == 1
+    assert not lines[20].closed
+    assert not lines[40].closed
+
+
+def test_arms_may_be_asked_for_by_number(log: FakeLog) -> None:
+    _, way = lines_of({v: lambda n, v=v: np.full(n, v / 100) for v in (20, 30, 40)})
+    service = make(log, ARMS, way)
+    assert {(m.version, m.role) for m in service.models()} == {(10, "stable"), *((v, "canary") for v in (20, 30, 40))}
+    answer = post(service, json={"rows": [row("a")], "options": {"version": 30}})
+    assert answer.json()["predictions"][0]["version"] == 30
 
 
 # --- one request, one prediction ---

@@ -102,9 +102,9 @@ def test_a_canary_answers_in_each_task(log: FakeLog, project: Any) -> None:
     assert all(s == expected[project.task] for s in answer.scores[CHOSEN].tolist())
     (record,) = log.records
     assert isinstance(record, Scored)
-    assert record.canary is not None
-    assert record.canary.scores is not None
-    assert record.canary.scores.tolist() == answer.scores[CHOSEN].tolist()
+    (trial,) = record.trials
+    assert trial.scores is not None
+    assert trial.scores.tolist() == answer.scores[CHOSEN].tolist()
     assert expected[project.task] not in record.scores.tolist()  # stable's own stand beside
 
 
@@ -112,7 +112,7 @@ def test_a_canary_of_other_classes_cannot_be_compared(log: FakeLog) -> None:
     lines = canary(lambda n: np.tile([0.9, 0.1], (n, 1)), classes=("a", "z"))
     answer = predict(make(log, linear(CLASSES), CLASSES, ON_TRIAL, lines), asked(CLASSES, *(row(k) for k in KEYS)))
     assert set(answer.versions.tolist()) == {10}
-    assert log.records[0].canary.failure == "nonsense"  # type: ignore[union-attr]
+    assert log.records[0].trials[0].failure == "nonsense"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_the_canary_may_be_asked_for_and_is_no_evidence_then(log: FakeLog) -> No
     assert not answer.canary.any()
     (record,) = log.records
     assert isinstance(record, Scored)
-    assert (record.stable, record.canary) == (20, None)
+    assert (record.stable, record.trials) == (20, ())
 
 
 def test_stable_asked_for_by_number_tries_nobody(log: FakeLog) -> None:
@@ -248,7 +248,7 @@ def test_a_shadow_answers_nobody_and_is_compared(log: FakeLog, monkeypatch: pyte
     assert not answer.canary.any()
     scored, shadowed = log.records
     assert isinstance(scored, Scored)
-    assert scored.canary is None
+    assert scored.trials == ()
     assert isinstance(shadowed, Shadowed)
     assert shadowed.id == scored.id
     assert shadowed.trial.rows.tolist() == np.flatnonzero(CHOSEN).tolist()

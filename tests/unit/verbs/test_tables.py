@@ -11,6 +11,7 @@ EMPTY: dict[str, Any] = {
     "project": "small",
     "stable": None,
     "canary": None,
+    "arms": [],
     "share": 0.0,
     "watermark": None,
     "retrain": None,
@@ -35,6 +36,10 @@ def test_a_project_in_full_swing() -> None:
     text = shown(status_table(EMPTY | more))
     for part in ("v1", "v2 at 10%", "1970-01-02 00:00", "submitted: drift of x", "rollout started", "[bold]drift[/]"):
         assert part in text
+
+
+def test_versions_side_by_side() -> None:
+    assert "v2, v3 at 40% together" in shown(status_table(EMPTY | {"stable": 1, "arms": [2, 3], "share": 0.4}))
 
 
 def test_the_demonstrations_year() -> None:

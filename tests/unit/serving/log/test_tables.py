@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,8 @@ def test_a_row_per_prediction() -> None:
 
 
 def test_assigned_rows_carry_their_rollout_also_where_the_canary_failed() -> None:
-    answered = scored("a", 3, canary=trial([0, 2], [0.7, 0.9], row_us=7.5))
-    failed = scored("b", 2, canary=trial([1], None, "deadline"))
+    answered = scored("a", 3, trials=(trial([0, 2], [0.7, 0.9], row_us=7.5),))
+    failed = scored("b", 2, trials=(trial([1], None, "deadline"),))
     found = rows(answered, failed).to_pylist()
     assert [r["canary_score_us"] for r in found] == [7.5, None, 7.5, None, None]
     on_trial = [(r["canary"], r["canary_score"], r["rollout"], r["share"], r["failure"]) for r in found]
@@ -64,8 +65,24 @@ def test_assigned_rows_carry_their_rollout_also_where_the_canary_failed() -> Non
     assert on_trial == [theirs[0], none, theirs[1], none, theirs[2]]
 
 
+def test_rows_of_several_arms_each_carry_their_own() -> None:
+    other = replace(trial([1, 3], [0.8, 0.6]), version=30, share=0.2)
+    failed = replace(trial([2], None, "error"), version=40, share=0.1)
+    found = rows(scored("a", 5, trials=(trial([4], [0.7]), other, failed)), scored("b", 1)).to_pylist()
+    assert [(r["canary"], r["canary_score"], r["share"], r["failure"]) for r in found] == [
+        (None, None, None, None),
+        (30, 0.8, 0.2, None),
+        (40, None, 0.1, "error"),
+        (30, 0.6, 0.2, None),
+        (20, 0.7, 0.5, None),
+        (None, None, None, None),
+    ]
+
+
 def test_the_client_got_the_canarys_score_where_there_is_one() -> None:
-    table = rows(scored("a", 3, canary=trial([0, 2], [0.7, 0.9])), scored("b", 2, canary=trial([1], None, "error")))
+    table = rows(
+        scored("a", 3, trials=(trial([0, 2], [0.7, 0.9]),)), scored("b", 2, trials=(trial([1], None, "error"),))
+    )
     versions, scores = log.answered(table)
     assert versions.tolist() == [20, 10, 20, 10, 10]
     assert scores.tolist() == pytest.approx([0.7, 0.2, 0.9, 0.1, 0.2])
@@ -73,8 +90,8 @@ def test_the_client_got_the_canarys_score_where_there_is_one() -> None:
 
 def test_classes_have_all_their_probabilities() -> None:
     """Versions may know other numbers of classes; a failed canary has neither score nor scores."""
-    three = scored("a", 2, scores=np.array([[0.2, 0.3, 0.5], [0.6, 0.4, 0]]), canary=trial([1], [[0.1, 0.2, 0.7]]))
-    two = scored("b", 1, scores=np.array([[0.8, 0.2]]), canary=trial([0], None, "nonsense"))
+    three = scored("a", 2, scores=np.array([[0.2, 0.3, 0.5], [0.6, 0.4, 0]]), trials=(trial([1], [[0.1, 0.2, 0.7]]),))
+    two = scored("b", 1, scores=np.array([[0.8, 0.2]]), trials=(trial([0], None, "nonsense"),))
     table = rows(three, two, project=COLOURS)
     assert table.schema == log.prediction_schema(COLOURS)
     assert table["stable_score"].to_pylist() == [0.5, 0.6, 0.8]
@@ -246,7 +263,7 @@ def test_an_id_that_the_server_chose_is_claimed_by_nobody() -> None:
 
 def test_profiles_by_answering_version_and_block_add_up_to_the_rows() -> None:
     table = rows(
-        scored("a", 3, times=at(0, DAY_S - 1, DAY_S), canary=trial([0, 1], [0.7, 0.9])),
+        scored("a", 3, times=at(0, DAY_S - 1, DAY_S), trials=(trial([0, 1], [0.7, 0.9]),)),
         scored("b", times=at(3 * DAY_S + 5)),
     )
     found = log.profiles(PROJECT, BINS, table)

@@ -51,7 +51,7 @@ def counts(folder: Path) -> dict[str, int]:
 
 def test_every_kind_of_record_is_kept(kept: Capture, tmp_path: Path) -> None:
     many = [
-        scored("a", 3, canary=trial([0, 2], [0.7, 0.9])),
+        scored("a", 3, trials=(trial([0, 2], [0.7, 0.9]),)),
         Shadowed("a", 2e9, 10, np.array([0.5]), trial([0], [0.6])),
         labelled(("a:0", "", 1.0, 5.0), ("", "k1", 0.0, 6.0)),
         Watermark(2e9, 1e9),
@@ -244,7 +244,7 @@ def test_all_rows_of_a_key_or_none_are_sampled(tmp_path: Path) -> None:
     n, left_out = 0, 0
     for i in range(200):
         keys = tuple(f"customer-{(i * 7 + k) % 100}" for k in range(4))
-        request = scored(f"r{i}", 4, keys=keys, canary=trial([1, 3], [0.5 + i / 1000, 0.6]))
+        request = scored(f"r{i}", 4, keys=keys, trials=(trial([1, 3], [0.5 + i / 1000, 0.6]),))
         whole = mine.append(request)
         n += 4
         left_out += 0 if whole else 1
@@ -256,9 +256,11 @@ def test_all_rows_of_a_key_or_none_are_sampled(tmp_path: Path) -> None:
         place = r.places[i] if r.places is not None else i
         assert r.keys[i] == f"customer-{(int(r.id[1:]) * 7 + place) % 100}"
         assert r.scores[i] == pytest.approx(0.1 * (place + 1))
-        if r.canary is not None and i in r.canary.rows:
+        for tried in r.trials:
+            if i not in tried.rows:
+                continue
             assert place in (1, 3)
-            answered = r.canary.scores[r.canary.rows.tolist().index(i)] if r.canary.scores is not None else None
+            answered = tried.scores[tried.rows.tolist().index(i)] if tried.scores is not None else None
             assert answered == pytest.approx(0.5 + int(r.id[1:]) / 1000 if place == 1 else 0.6)
     assert len([1 for r, i in rows]) == sum(
         (i * 7 + k) % 100 in {int(s[9:]) for s in sampled} for i in range(200) for k in range(4)

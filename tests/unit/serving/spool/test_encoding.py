@@ -77,7 +77,7 @@ def records(draw: st.DrawFn) -> encoding.Framed:
         scores=draw(scores(n, width)),
         score_us=draw(seconds),
         repeatable=draw(st.booleans()),
-        canary=draw(st.one_of(st.none(), trials(n, width))),
+        trials=tuple(draw(st.lists(trials(n, width), max_size=3))),
         places=draw(st.one_of(st.none(), hnp.arrays(np.int64, n, elements=st.integers(0, 10**6)))),
     )
 
@@ -161,9 +161,9 @@ def test_text_that_is_no_unicode_is_refused() -> None:
 
 def test_examples_of_each_kind() -> None:
     many = [
-        scored("a", 3, canary=trial([0, 2], [0.7, 0.9]), repeatable=True),
-        scored("b", 2, scores=np.array([[0.2, 0.3, 0.5], [1, 0, 0]]), canary=trial([1], [[0.1, 0.2, 0.7]])),
-        scored("c", 2, canary=trial([1], None, "deadline"), places=np.array([3, 7])),
+        scored("a", 3, trials=(trial([0, 2], [0.7, 0.9]),), repeatable=True),
+        scored("b", 2, scores=np.array([[0.2, 0.3, 0.5], [1, 0, 0]]), trials=(trial([1], [[0.1, 0.2, 0.7]]),)),
+        scored("c", 2, trials=(trial([1], None, "deadline"),), places=np.array([3, 7])),
         Shadowed("a", 2e9, 10, np.array([0.5]), trial([0], [0.6])),
         labelled(("a:0", "", 1.0, 5.0), ("", "k1", 0.0, 6.0)),
         labelled(("a:0", "", "red", 5.0)),
@@ -188,3 +188,17 @@ def test_labels_of_the_release_before_business_numbers_are_read_and_still_writte
     record = WRITTEN_BEFORE[payload]
     assert same(encoding.decode(3, memoryview(payload)), record)
     assert encoding.encode(record) == (3, payload)
+
+
+def test_a_record_of_one_trial_is_as_releases_before_wrote_it() -> None:
+    head = (
+        b'{"id":"a","at":2000000000.0,"k":["k0","k1"],"n":["x"],"t":[],"s":{},"v":10,"w":0,"us":60.0,'
+        b'"c":{"v":20,"r":"r1","s":0.5,"k":1,"a":true,"us":7.5}}'
+    )
+    eights, fours = np.array([1e9, 1e9, 0.1, 0.2]).tobytes(), np.array([0.5, 1.5], np.float32).tobytes()
+    asked = np.array([1], np.int64).tobytes() + np.array([0.7]).tobytes()
+    payload = len(head).to_bytes(4, "little") + head + eights + asked + fours
+    columns = {"x": np.array([0.5, 1.5], np.float32)}
+    record = scored("a", 2, columns=columns, trials=(trial([1], [0.7], row_us=7.5),))
+    assert encoding.encode(record) == (1, payload)
+    assert same(encoding.decode(1, memoryview(payload)), record)
