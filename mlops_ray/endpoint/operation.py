@@ -2,7 +2,8 @@
 
 Each request is some queries of the state database, in threads of their own: the event loop, on which predictions are
 answered, never waits for a database. An order is saved with its entry in the ledger before the answer leaves. Sent
-again, it is refused with 409 where it was carried out (the phase does not allow it any more), so a retry harms nothing.
+again, it is refused with 409 where it was carried out: the phase does not allow it any more. (A promotion that bakes is
+the exception: `promote` ends the baking.)
 """
 
 from __future__ import annotations

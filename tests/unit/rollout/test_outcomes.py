@@ -235,9 +235,10 @@ def test_rows_of_one_arm_are_compared_with_stables_own() -> None:
         {"id": "d", "t": 8, "key": "k2", "stable_score": 0.5},  # was the other arm's: nobody's now
         canary("e", 9, key="k1", canary=2, share=0.2),
         {"id": "f", "t": 10, "key": "k4", "stable_score": 0.5},
+        canary("g", 11, key="k1", canary=2, share=0.2),
     )
     found = read(table, prediction_affects_outcome=True, among=Among(2, 0.2, 2, (6.0,)))
-    assert found.canary.tolist() == [True, False, True, False]
-    np.testing.assert_allclose(found.share, [0.25, 0.25, 0.2, 0.2])
+    assert found.canary.tolist() == [True, False, True, False, True]
+    np.testing.assert_allclose(found.share, [0.25, 0.25, 0.2, 0.2, 0.2])
     paired = read(table, among=Among(3, 0.2, 2, (6.0,)))
     assert (len(paired.keys), paired.canary.all()) == (1, True)
