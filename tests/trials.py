@@ -50,7 +50,7 @@ N_ROWS = 8
 ANALYSES: tuple[Mapping[str, Any], ...] = (
     {"metric": "failures", "margin": 0.02},
     # The troubled versions are served by scikit-learn, which takes some 5 ms for a row where ONNX takes 0.05. A row
-    # that was not answered is above any limit: half, so that a version that throws is found out by its failures.
+    # that was not answered is above any limit, so half may be: one that throws is found out by its failures.
     {"metric": "latency", "above_ms": 25, "margin": 0.5},
     {"metric": "log_loss", "margin": 0.02, "clip": 0.1},
     # A third: the quietly worse one labels one row of six otherwise than stable, and is for its labels to find.

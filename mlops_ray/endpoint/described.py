@@ -110,8 +110,8 @@ def _start() -> dict[str, Any]:
     body = {"oneOf": [one, of_object({"versions": several, **more}, ["versions"])]}
     answer = of_object({"rollout": {"type": "string"}}, ["rollout"])
     says = (
-        "As the project file's `rollout:` says; several `versions` in mode `ab`. `supersede`: take the place of an open "
-        "one that is undecided."
+        "As the project file's `rollout:` says; several `versions` in mode `ab`. `supersede`: take the place of an "
+        "open one that is undecided."
     )
     example = {"version": 7, "why": "the one from Tuesday"}
     found = _post("Start a rollout of a registered version", says, body, answer, example, status=201)
