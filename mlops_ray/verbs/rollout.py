@@ -15,10 +15,13 @@ if TYPE_CHECKING:
     from mlops_ray.state import RolloutRow, Tx
 
 
-def start(paths: Paths, env: Env, versions: Sequence[int], why: str, *, supersede: bool = False) -> dict[str, Any]:
-    """Start a rollout of a registered version, or of several side by side where the plan's mode is `ab`.
+def start(
+    paths: Paths, env: Env, version: int, why: str, *, beside: Sequence[int] = (), supersede: bool = False
+) -> dict[str, Any]:
+    """Start a rollout of a registered version.
 
-    Args: supersede: it takes the place of an open one that is not decided yet.
+    Args: beside: further versions, where the plan's mode is `ab`. supersede: it takes the place of an open one that is
+        not decided yet.
     Raises: ModelNotFound, ApprovalPending, IllegalMove when one is open; DataError for more than the plan tries."""
     from mlops_ray.rollout.orders import begin, decision_time
 
@@ -28,8 +31,7 @@ def start(paths: Paths, env: Env, versions: Sequence[int], why: str, *, supersed
 
     def run(tx: Tx) -> str:
         now = decision_time(tx, project, time.time())
-        first, *others = versions
-        return begin(tx, project, first, beside=others, supersede=supersede, who=who, why=why, now=now)
+        return begin(tx, project, version, beside=beside, supersede=supersede, who=who, why=why, now=now)
 
     return {"rollout": store.run(run)}
 
