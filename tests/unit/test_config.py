@@ -295,7 +295,10 @@ BLOCKS = [
         "rollout: {analyses: [{metric: business, name: sales, low: 0, high: 9, better: higher, margin: 1}]}",
         ["rollout.analyses.0.metric: `business` cannot be judged here yet"],
     ),
-    ("rollout: {mode: shadw}", ["rollout.mode: should be 'canary', 'shadow', 'shadow_then_canary' or 'immediate'"]),
+    (
+        "rollout: {mode: shadw}",
+        ["rollout.mode: should be 'canary', 'shadow', 'shadow_then_canary', 'ab' or 'immediate'"],
+    ),
     (
         "rollout: {mode: shadow, prediction_affects_outcome: true}",
         ["rollout: mode shadow cannot judge what a shadow's answers would have changed"],
