@@ -49,7 +49,8 @@ def start(
     """
     from mlops_ray.verbs import rollout as verbs
 
-    result = verbs.start(config, os.environ, versions, why, supersede=supersede)
+    first, *others = versions
+    result = verbs.start(config, os.environ, first, why, beside=others, supersede=supersede)
     say(result, as_json, lambda r: f"rollout {r['rollout']} has started")
 
 

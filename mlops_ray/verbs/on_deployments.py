@@ -173,7 +173,7 @@ class DeploymentClient(BaseDeploymentClient):
             raise MlflowException(f"project {name!r}: {up['hint']}", RESOURCE_DOES_NOT_EXIST)
         rollout = None
         if version is not None and version != up["stable"]:
-            rollout = rollouts.start(paths, os.environ, [version], why)["rollout"]
+            rollout = rollouts.start(paths, os.environ, version, why)["rollout"]
         return {"name": name, "flavor": TARGET, "url": up["url"], "stable": up["stable"], "rollout": rollout}
 
     # looking

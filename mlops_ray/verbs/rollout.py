@@ -10,13 +10,16 @@ from mlops_ray.verbs import Env, Paths, known_store, load
 from mlops_ray.verbs.subjects import orderer
 
 
-def start(paths: Paths, env: Env, versions: Sequence[int], why: str, *, supersede: bool = False) -> dict[str, Any]:
-    """Start a rollout of a registered version, or of several side by side: see `steering.start`."""
+def start(
+    paths: Paths, env: Env, version: int, why: str, *, beside: Sequence[int] = (), supersede: bool = False
+) -> dict[str, Any]:
+    """Start a rollout of a registered version, and of those `beside` it: see `steering.start`."""
     from mlops_ray.rollout import steering
 
     project = load(paths, env).project
     store = known_store(project)
     who = orderer(project, store, env)
+    versions = (version, *beside)
     return steering.start(store, project, versions, supersede=supersede, who=who, why=why, machine_now=time.time())
 
 

@@ -307,14 +307,14 @@ def test_a_page_that_cannot_be_written_is_said_before_the_work(
 def test_orders_reach_the_rollout_with_their_reason(verbs: SimpleNamespace, order: str) -> None:
     given: list[Any] = []
 
-    def move(paths: Any, env: Any, name: str, why: str, *, to: int | None) -> dict[str, Any]:
-        given.append(([str(p) for p in paths], name, why, to))
+    def move(paths: Any, env: Any, name: str, why: str, *, to: int | None, version: int | None) -> dict[str, Any]:
+        given.append(([str(p) for p in paths], name, why, to, version))
         return {"phase": "paused"}
 
     verbs.rollout = SimpleNamespace(move=move)
     done = RUNNER.invoke(cli.app, ["rollout", order, "-c", "a.yaml", "-c", "b.yaml", "--why", "noise"])
     assert (done.exit_code, done.output) == (0, "the rollout is paused\n")
-    assert given == [(["a.yaml", "b.yaml"], order, "noise", None)]
+    assert given == [(["a.yaml", "b.yaml"], order, "noise", None, None)]
 
 
 def test_retrain_takes_a_decision_or_makes_one(verbs: SimpleNamespace) -> None:

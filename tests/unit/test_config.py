@@ -295,7 +295,10 @@ BLOCKS = [
         "rollout: {mode: shadow, analyses: [{metric: business, name: a, low: 0, high: 9, better: lower, margin: 1}]}",
         ["rollout: mode shadow cannot judge 'a': a shadow answers nobody, so nothing comes of its answers"],
     ),
-    ("rollout: {mode: shadw}", ["rollout.mode: should be 'canary', 'shadow', 'shadow_then_canary', 'ab' or 'immed"]),
+    (
+        "rollout: {mode: shadw}",
+        ["rollout.mode: should be 'canary', 'shadow', 'shadow_then_canary', 'ab' or 'immediate'"],
+    ),
     (
         "rollout: {mode: shadow, prediction_affects_outcome: true}",
         ["rollout: mode shadow cannot judge what a shadow's answers would have changed"],
