@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mlops_ray.config import Project, RolloutPlan
 from mlops_ray.config.analyses import Accuracy, Disagreement
@@ -24,18 +25,23 @@ _ALWAYS = ("prediction_id", "at", "event_time", "key", "stable_score", "score_us
 _NEWER = {"canary_score_us": pa.float32()}
 _LAST_DAY = "9999-12-31"
 
+Scan = Callable[[str, str, str, pa.Schema], pa.Table]
+"""Reads a log: `lake.scan`, or the same from memory (`data.following`)."""
+
 
 def due(look_s: float, now: float) -> float:
     """Decision time of the last look that is due by `now`: looks lie on multiples of `look_s`."""
     return now // look_s * look_s
 
 
-def look(store: Store, project: Project, row: RolloutRow, plan: RolloutPlan, at: float) -> Analysis:
+def look(
+    store: Store, project: Project, row: RolloutRow, plan: RolloutPlan, at: float, *, scan: Scan = lake.scan
+) -> Analysis:
     """What the rows say that this rollout's version was assigned before decision time `at`, labels known by then.
 
     It is exhausted only when the labels of the last of `max_requests` rows have had their time to come.
     """
-    seen = outcomes(store, project, row, plan, at)
+    seen = outcomes(store, project, row, plan, at, scan=scan)
     found = analyse(
         plan.judged_by(project.task),
         seen,
@@ -50,17 +56,15 @@ def look(store: Store, project: Project, row: RolloutRow, plan: RolloutPlan, at:
     return replace(found, exhausted=bool(last + project.monitoring.label_horizon_s <= at))
 
 
-def outcomes(store: Store, project: Project, row: RolloutRow, plan: RolloutPlan, at: float) -> Outcomes:
+def outcomes(
+    store: Store, project: Project, row: RolloutRow, plan: RolloutPlan, at: float, *, scan: Scan = lake.scan
+) -> Outcomes:
     """The rollout's rows before decision time `at`, as its plan's analyses take them."""
-    since, until = log.day_of(row.created), log.day_of(at)
-    labels = lake.scan(labels_uri(project), since, until, log.label_schema(project))
-    shadow = None
-    if plan.mode in SHADOWS:  # a shadow's answers stand under the day on which they were given
-        shadow = lake.scan(shadow_uri(project), since, _LAST_DAY, log.shadow_schema(project))
+    tables = _tables(scan, project, row, plan, at)
     stable, canary = _reads(store, project, row, plan)
     return from_log(
-        lake.scan(log_uri(project), since, until, _columns(project, plan)),
-        labels,
+        tables["predictions"],
+        tables["labels"],
         task=project.task,
         rollout=row.id,
         look_s=plan.look_s,
@@ -68,8 +72,33 @@ def outcomes(store: Store, project: Project, row: RolloutRow, plan: RolloutPlan,
         stable=stable,
         canary=canary,
         prediction_affects_outcome=plan.prediction_affects_outcome,
-        shadow=shadow,
+        shadow=tables.get("shadow"),
     )
+
+
+def n_known(project: Project, row: RolloutRow, plan: RolloutPlan, at: float, *, scan: Scan) -> int:
+    """How many rows of the log a look at decision time `at` takes in. It grows when rows come late, and shrinks when
+    some are erased; what is younger than `at` does not change it."""
+    tables = _tables(scan, project, row, plan, at)
+    until = pa.scalar(round(at * 1e6), pa.int64()).cast(pa.timestamp("us", tz="UTC"))
+    rows = tables["predictions"].select(["prediction_id", "event_time"])
+    rows = rows.filter(pc.less(rows["event_time"], until))
+    n = rows.num_rows + (pc.sum(pc.less_equal(tables["labels"]["time"], until)).as_py() or 0)
+    if "shadow" in tables:
+        n += pc.sum(pc.is_in(tables["shadow"]["prediction_id"], value_set=rows["prediction_id"])).as_py() or 0
+    return int(n)
+
+
+def _tables(scan: Scan, project: Project, row: RolloutRow, plan: RolloutPlan, at: float) -> dict[str, pa.Table]:
+    """The rows of the log that a look reads, by table."""
+    since, until = log.day_of(row.created), log.day_of(at)
+    found = {
+        "predictions": scan(log_uri(project), since, until, _columns(project, plan)),
+        "labels": scan(labels_uri(project), since, until, log.label_schema(project)),
+    }
+    if plan.mode in SHADOWS:  # a shadow's answers stand under the day on which they were given
+        found["shadow"] = scan(shadow_uri(project), since, _LAST_DAY, log.shadow_schema(project))
+    return found
 
 
 def _columns(project: Project, plan: RolloutPlan) -> pa.Schema:
