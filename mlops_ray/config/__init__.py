@@ -9,7 +9,15 @@ Units stand in names: `_s` seconds, `_mb` mebibytes, `share` a fraction in [0, 1
 from mlops_ray.config.about import About
 from mlops_ray.config.base import DAY_S, Config
 from mlops_ray.config.features import Categorical, Features, Numeric
-from mlops_ray.config.loading import load_log_plan, load_project, load_source, parse_portable, portable
+from mlops_ray.config.loading import (
+    load_log_plan,
+    load_project,
+    load_source,
+    parse_portable,
+    parse_storage,
+    portable,
+    portable_storage,
+)
 from mlops_ray.config.operation import (
     Capture,
     Cluster,
@@ -104,5 +112,7 @@ __all__ = [
     "load_project",
     "load_source",
     "parse_portable",
+    "parse_storage",
     "portable",
+    "portable_storage",
 ]

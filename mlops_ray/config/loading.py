@@ -195,6 +195,22 @@ def parse_portable(text: str, *, env: Mapping[str, str]) -> Project:
     return project
 
 
+def portable_storage(text: str) -> str:
+    """The `storage:` of what `portable` wrote down: all that is needed to find the state database."""
+    return yaml.safe_dump({"storage": yaml.safe_load(text).get("storage")}, sort_keys=False, allow_unicode=True)
+
+
+def parse_storage(text: str, *, env: Mapping[str, str]) -> Storage:
+    """What `portable_storage` wrote down, with `${NAME}` taken from `env`.
+
+    Raises: ConfigError when the environment lacks a name."""
+    problems: list[tuple[Loc, str]] = []
+    written = _expand(yaml.safe_load(text), env, (), problems)
+    if problems:
+        raise ConfigError("the storage kept by `up`", tuple(f"{'.'.join(map(str, at))}: {w}" for at, w in problems))
+    return Storage.model_validate(written["storage"] or {})
+
+
 def _real(loc: Loc) -> Loc:
     """Pydantic names the member of a union in its path ("int", "uniform"); the file has no such level."""
     if "space" in loc:

@@ -114,7 +114,7 @@ class Loop:
         self._plant_at = plant_at
         name = project.project
         self._monitor, self._controller = (
-            ray.get_actor(actor, cluster.NAMESPACE) for actor in (monitor_name(name), controller_name(name))
+            ray.get_actor(actor, cluster.NAMESPACE) for actor in (monitor_name(name), controller_name(store))
         )
 
     async def acknowledge(self, watermark: float) -> None:
@@ -130,7 +130,7 @@ class Loop:
             self._on_progress("retraining; the flights wait", 0, 0)
             deadline = time.monotonic() + _SETTLE_S  # a job has its own time-out
             await asyncio.sleep(0.25)  # a Ray Job announces its end to nobody: its status is polled
-        while not (seen := await self._controller.tick.remote())["settled"]:
+        while not (seen := await self._controller.tick.remote(self._project.project))["settled"]:
             if time.monotonic() > deadline:
                 raise BackendUnavailable("the loop", f"did not settle within {_SETTLE_S:g} s: {seen['trouble']}")
             await asyncio.sleep(0.05)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mlops_ray.config import Project, RolloutPlan
 from mlops_ray.config.analyses import Accuracy, Disagreement
@@ -27,13 +28,18 @@ _ALWAYS = (*_WHO, "stable_score", "score_us", "canary_score")
 _NEWER = {"canary_score_us": pa.float32()}
 _LAST_DAY = "9999-12-31"
 
+Scan = Callable[[str, str, str, pa.Schema], pa.Table]
+"""Reads a log: `lake.scan`, or the same from memory (`data.following`)."""
+
 
 def due(look_s: float, now: float) -> float:
     """Decision time of the last look that is due by `now`: looks lie on multiples of `look_s`."""
     return now // look_s * look_s
 
 
-def look(store: Store, project: Project, row: RolloutRow, plan: RolloutPlan, at: float) -> Analysis:
+def look(
+    store: Store, project: Project, row: RolloutRow, plan: RolloutPlan, at: float, *, scan: Scan = lake.scan
+) -> Analysis:
     """What the rows say that this rollout's version was assigned before decision time `at`, labels known by then.
 
     It is exhausted only when the labels of the last of `max_requests` rows have had their time to come. The arms of
@@ -41,7 +47,7 @@ def look(store: Store, project: Project, row: RolloutRow, plan: RolloutPlan, at:
     """
     state = CanaryState.from_dict(row.state)
     if not state.arms:
-        return _look(store, project, row, plan, at, alpha=plan.alpha)
+        return _look(store, project, row, plan, at, alpha=plan.alpha, scan=scan)
     of_arms = {
         version: _look(
             store,
@@ -51,6 +57,7 @@ def look(store: Store, project: Project, row: RolloutRow, plan: RolloutPlan, at:
             at,
             alpha=plan.alpha / len(state.arms),
             among=experiment.among(plan, state, version),
+            scan=scan,
         )
         for version in experiment.watched(state)
     }
@@ -65,9 +72,10 @@ def _look(
     at: float,
     *,
     alpha: float,
+    scan: Scan,
     among: Among | None = None,
 ) -> Analysis:
-    seen = outcomes(store, project, row, plan, at, among)
+    seen = outcomes(store, project, row, plan, at, among, scan=scan)
     found = analyse(
         plan.judged_by(project.task),
         seen,
@@ -84,21 +92,21 @@ def _look(
 
 
 def outcomes(
-    store: Store, project: Project, row: RolloutRow, plan: RolloutPlan, at: float, among: Among | None = None
+    store: Store,
+    project: Project,
+    row: RolloutRow,
+    plan: RolloutPlan,
+    at: float,
+    among: Among | None = None,
+    *,
+    scan: Scan = lake.scan,
 ) -> Outcomes:
     """The rollout's rows before decision time `at`, as its plan's analyses take them. among: of one arm only."""
-    since, until = log.day_of(row.created), log.day_of(at)
-    labels = lake.scan(labels_uri(project), since, until, log.label_schema(project))
-    shadow = None
-    if plan.mode in SHADOWS:  # a shadow's answers stand under the day on which they were given
-        shadow = lake.scan(shadow_uri(project), since, _LAST_DAY, log.shadow_schema(project))
-    feedback = None
-    if plan.business:
-        feedback = lake.scan(values_uri(project), since, until, log.VALUES_SCHEMA)
+    tables = _tables(scan, project, row, plan, at)
     stable, canary = _reads(store, project, row, plan)
     return from_log(
-        lake.scan(log_uri(project), since, until, _columns(project, plan)),
-        labels,
+        tables["predictions"],
+        tables["labels"],
         task=project.task,
         rollout=row.id,
         look_s=plan.look_s,
@@ -106,10 +114,40 @@ def outcomes(
         stable=stable,
         canary=canary,
         prediction_affects_outcome=plan.prediction_affects_outcome,
-        shadow=shadow,
-        feedback=feedback,
+        shadow=tables.get("shadow"),
+        feedback=tables.get("values"),
         among=among,
     )
+
+
+def n_known(project: Project, row: RolloutRow, plan: RolloutPlan, at: float, *, scan: Scan) -> int:
+    """How many rows of the log a look at decision time `at` takes in. It grows when rows come late, and shrinks when
+    some are erased; what is younger than `at` does not change it."""
+    tables = _tables(scan, project, row, plan, at)
+    until = pa.scalar(round(at * 1e6), pa.int64()).cast(pa.timestamp("us", tz="UTC"))
+    rows = tables["predictions"].select(["prediction_id", "event_time"])
+    rows = rows.filter(pc.less(rows["event_time"], until))
+    n = rows.num_rows
+    for told in ("labels", "values"):
+        if told in tables:
+            n += pc.sum(pc.less_equal(tables[told]["time"], until)).as_py() or 0
+    if "shadow" in tables:
+        n += pc.sum(pc.is_in(tables["shadow"]["prediction_id"], value_set=rows["prediction_id"])).as_py() or 0
+    return int(n)
+
+
+def _tables(scan: Scan, project: Project, row: RolloutRow, plan: RolloutPlan, at: float) -> dict[str, pa.Table]:
+    """The rows of the log that a look reads, by table."""
+    since, until = log.day_of(row.created), log.day_of(at)
+    found = {
+        "predictions": scan(log_uri(project), since, until, _columns(project, plan)),
+        "labels": scan(labels_uri(project), since, until, log.label_schema(project)),
+    }
+    if plan.mode in SHADOWS:  # a shadow's answers stand under the day on which they were given
+        found["shadow"] = scan(shadow_uri(project), since, _LAST_DAY, log.shadow_schema(project))
+    if plan.business:
+        found["values"] = scan(values_uri(project), since, until, log.VALUES_SCHEMA)
+    return found
 
 
 def _columns(project: Project, plan: RolloutPlan) -> pa.Schema:

@@ -33,7 +33,13 @@ _ALIVE = ("STARTING", "UPDATING", "RECOVERING", "RUNNING")
 
 
 def apply(
-    store: Store, dashboard: str, *, holder: str, timeout_s: float = 90.0, withdrawn: frozenset[str] = frozenset()
+    store: Store,
+    dashboard: str,
+    *,
+    holder: str,
+    timeout_s: float = 90.0,
+    withdrawn: frozenset[str] = frozenset(),
+    project: str | None = None,
 ) -> None:
     """Make Serve agree with the state database, for all projects in it; returns when it does.
 
@@ -41,16 +47,22 @@ def apply(
     replicas ignore an older one. Then, as the one writer of Serve's configuration, under the lease: put where it
     differs, broadcast, and look, until every application runs and every replica has what is wanted by then. Calling it
     again changes nothing. Applications of others are put back as they stand, because Serve deletes what a PUT does not
-    name; those of `withdrawn` projects are left out.
+    name; those of `withdrawn` projects are left out. Where nothing is to be put, no lease is taken.
+    Args: project: tell and wait for its replicas only: one whose replicas hang holds up nobody else.
     Raises: LeaseLost when another process is at it; BackendUnavailable when Serve does not get there in time.
     """
     deadline = time.monotonic() + timeout_s
-    for one in _served(store):
+    served = _served(store)
+    for one in _of(project, served):
         replica_status(one.project.project, one.wanted)
+    there = _details(dashboard)
+    config = applications.render(served, there, withdrawn)
+    if not applications.differs(config, there) and _disagreement(_states(there), _of(project, served)) is None:
+        return
     who = f"{holder}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     lease = _lease(store, who, deadline)
     try:
-        while trouble := _towards(store, dashboard, lease, withdrawn):
+        while trouble := _towards(store, dashboard, lease, withdrawn, project):
             if time.monotonic() > deadline:
                 raise BackendUnavailable("Ray Serve", f"after {timeout_s:g} s: {trouble}")
             time.sleep(0.1)  # Serve has no event to wait for: its status is polled
@@ -58,7 +70,7 @@ def apply(
     except _Overtaken:
         # Stopped for long between its last look at the lease and the PUT: Serve may have an old configuration from it.
         _log.warning("%s wrote after its lease had ended; it writes again what is wanted now", who)
-        apply(store, dashboard, holder=holder, timeout_s=max(timeout_s, _HEAL_S), withdrawn=withdrawn)
+        apply(store, dashboard, holder=holder, timeout_s=max(timeout_s, _HEAL_S), withdrawn=withdrawn, project=project)
     finally:
         store.release(lease)
 
@@ -76,12 +88,16 @@ def _served(store: Store) -> list[applications.Served]:
         ]
 
 
-@functools.lru_cache(maxsize=64)
+def _of(project: str | None, served: list[applications.Served]) -> list[applications.Served]:
+    return [one for one in served if project in (None, one.project.project)]
+
+
+@functools.lru_cache(maxsize=256)
 def _parsed(text: str) -> Project:
     return parse_portable(text, env=os.environ)
 
 
-def _towards(store: Store, dashboard: str, lease: Lease, withdrawn: frozenset[str]) -> str | None:
+def _towards(store: Store, dashboard: str, lease: Lease, withdrawn: frozenset[str], project: str | None) -> str | None:
     """One step towards what the state database wants now; what is still missing, or None.
 
     Raises: LeaseLost, _Overtaken, BackendUnavailable."""
@@ -95,7 +111,7 @@ def _towards(store: Store, dashboard: str, lease: Lease, withdrawn: frozenset[st
         except LeaseLost as exc:
             raise _Overtaken from exc
         there = _details(dashboard)
-    return _disagreement(_states(there), served)
+    return _disagreement(_states(there), _of(project, served))
 
 
 def _lease(store: Store, holder: str, deadline: float) -> Lease:
@@ -109,10 +125,10 @@ def _lease(store: Store, holder: str, deadline: float) -> Lease:
             time.sleep(0.1)  # a lease that falls free tells nobody
 
 
-def try_apply(store: Store, dashboard: str, *, holder: str) -> str | None:
-    """`apply`, for a loop that will come again soon: what is in the way, or None when Serve agrees."""
+def try_apply(store: Store, dashboard: str, *, holder: str, project: str) -> str | None:
+    """`apply` of a project, for a loop that comes again soon: what is in the way, or None when Serve agrees."""
     try:
-        apply(store, dashboard, holder=holder, timeout_s=_TRY_S)
+        apply(store, dashboard, holder=holder, timeout_s=_TRY_S, project=project)
     except (LeaseLost, BackendUnavailable) as exc:
         return str(exc)
     return None
@@ -128,14 +144,19 @@ def replica_status(project: str, wanted: Wanted) -> list[dict[str, Any]]:
         )
     except Exception as exc:  # noqa: BLE001 - Serve raises many kinds while replicas come and go; the caller asks again
         _log.info("ingress of %s does not answer yet: %s", project, exc)
-        _handle.cache_clear()
+        for stale in [key for key in _handles if key[0] == project]:
+            del _handles[stale]
         return []
 
 
-@functools.cache
+_handles: dict[tuple[str, str], Any] = {}
+
+
 def _handle(project: str, session: str) -> Any:
     """The ingress's handle; making one costs a router and a long poll, so a process keeps it for its session."""
-    return serve.get_app_handle(project)
+    if (project, session) not in _handles:
+        _handles[project, session] = serve.get_app_handle(project)
+    return _handles[project, session]
 
 
 def _session() -> str:

@@ -248,7 +248,7 @@ def deploy(loaded: Loaded, on_progress: Progress = _silent) -> dict[str, Any]:
         stable = ensure_served(loaded.text, project, store, dashboard)
         on_progress("serving", 1, 1)
         if stable is not None:
-            ensure_actors(loaded.text, project, dashboard)
+            ensure_actors(loaded.text, project, store, dashboard)
     url = f"http://{project.cluster.host}:{project.cluster.http_port}/{project.project}"
     hint = None
     if stable is None:
@@ -278,8 +278,9 @@ def monitor(paths: Paths, env: Env) -> dict[str, Any]:
     from mlops_ray.verbs.deployment import ensure_actors
 
     loaded = load(paths, env)
+    store = open_store(loaded.project)
     with connected(loaded.project) as dashboard:
-        return {"actors": ensure_actors(loaded.text, loaded.project, dashboard)}
+        return {"actors": ensure_actors(loaded.text, loaded.project, store, dashboard)}
 
 
 def down(paths: Paths, env: Env) -> dict[str, Any]:

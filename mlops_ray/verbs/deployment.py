@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import functools
 import time
-from typing import Any
 
 from mlops_ray.cluster.on_ray import end_actor, ensure_actor
-from mlops_ray.config import Project
+from mlops_ray.config import Project, portable_storage
 from mlops_ray.monitoring.on_ray import MonitorActor, monitor_name
 from mlops_ray.retraining.on_ray import brain
-from mlops_ray.rollout.on_ray import ControllerActor, controller_name
+from mlops_ray.rollout.on_ray import ControllerActor, controller_name, former_controller_name, let_go
 from mlops_ray.rollout.orders import first_version
 from mlops_ray.serving.log.on_collectors import end_collectors, ensure_collectors
 from mlops_ray.serving.on_apply import apply
 from mlops_ray.state import Store
+
+# Calls that the controller takes at once: looks at several projects may be asked for, and pings must be answered.
+_CONTROLLER_CALLS = 16
 
 
 def ensure_served(text: str, project: Project, store: Store, dashboard: str) -> int | None:
@@ -29,26 +31,31 @@ def ensure_served(text: str, project: Project, store: Store, dashboard: str) -> 
     return stable
 
 
-def ensure_actors(text: str, project: Project, dashboard: str) -> dict[str, int]:
+def ensure_actors(text: str, project: Project, store: Store, dashboard: str) -> dict[str, int]:
     """Monitor, controller and a collector on each node run as detached actors; process ids by name.
 
-    The controller goes on seeing to the collectors, as nodes come and collectors hang.
+    The controller is that of the state database: it finds the project there, and goes on seeing to its collectors, as
+    nodes come and collectors hang.
     """
     name = project.project
+    end_actor(former_controller_name(name))
     make_brain = functools.partial(brain, dashboard=dashboard)
-    monitor = monitor_name(name)
-    actors: dict[str, tuple[Any, tuple[Any, ...]]] = {
-        monitor: (MonitorActor, (make_brain,)),
-        controller_name(name): (ControllerActor, (dashboard,)),
+    monitor, controller = monitor_name(name), controller_name(store)
+    found = {
+        monitor: ensure_actor(MonitorActor, monitor, text, make_brain),
+        controller: ensure_actor(
+            ControllerActor, controller, portable_storage(text), dashboard, concurrency=_CONTROLLER_CALLS
+        ),
     }
-    found = {actor: ensure_actor(kind, actor, text, *args) for actor, (kind, args) in actors.items()}
     return found | ensure_collectors(text, project, monitor)
 
 
 def withdraw(project: Project, store: Store, dashboard: str) -> None:
     """End the project's actors and applications on a cluster that others use too; its state stays."""
-    end_actor(controller_name(project.project))  # first: it would start the collectors again
-    end_collectors(project.project)
-    end_actor(monitor_name(project.project))
-    store.run(lambda tx: tx.forget_project(project.project))
-    apply(store, dashboard, holder="withdraw", withdrawn=frozenset({project.project}))
+    name = project.project
+    store.run(lambda tx: tx.forget_project(name))
+    end_actor(former_controller_name(name))
+    let_go(store, name)  # before the collectors: it would start them again
+    end_collectors(name)
+    end_actor(monitor_name(name))
+    apply(store, dashboard, holder="withdraw", withdrawn=frozenset({name}))

@@ -98,12 +98,13 @@ def test_what_is_saved_while_it_waits_is_applied_by_the_same_call(serve: Serve, 
 def test_one_that_slept_through_its_lease_before_the_put_does_not_write(
     serve: Serve, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = serve.details
+    asked: list[str] = []
 
     def sleep(dashboard: str) -> dict[str, Any]:
-        monkeypatch.setattr(on_apply, "_details", told)
-        seen = told(dashboard)
-        take_over(store)
+        asked.append(dashboard)
+        seen = serve.details(dashboard)
+        if len(asked) == 2:  # the first time it has no lease yet
+            take_over(store)
         return seen
 
     monkeypatch.setattr(on_apply, "_details", sleep)
@@ -139,4 +140,22 @@ def test_serve_that_does_not_get_there_is_said_with_what_is_missing(
     monkeypatch.setattr(on_apply, "replica_status", lambda project, wanted: [])
     with pytest.raises(BackendUnavailable, match="0 replicas of first answer, 1 are wanted"):
         on_apply.apply(store, URL, holder="test", timeout_s=0.2)
-    assert on_apply.try_apply(store, URL, holder="test") is not None
+    assert on_apply.try_apply(store, URL, holder="test", project="second") is not None
+
+
+def test_a_project_whose_replicas_hang_holds_up_no_other(
+    serve: Serve, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hang(project: str, wanted: Wanted) -> list[dict[str, Any]]:
+        assert project != "first", "nobody waits for it"
+        return serve.broadcast(project, wanted)
+
+    monkeypatch.setattr(on_apply, "replica_status", hang)
+    assert on_apply.try_apply(store, URL, holder="test", project="second") is None
+    assert serve.sequences() == {"first": 1, "second": 1}, "both are put"
+
+
+def test_what_agrees_already_is_looked_at_without_a_lease(serve: Serve, store: Store) -> None:
+    on_apply.apply(store, URL, holder="test")
+    store.acquire(on_apply.APPLY_LEASE, "other", 10.0, time.time())
+    assert on_apply.try_apply(store, URL, holder="test", project="first") is None

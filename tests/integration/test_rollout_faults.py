@@ -15,14 +15,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import yaml
 
 from mlops_ray import ledger
 from mlops_ray.config import Project
-from mlops_ray.rollout import experiment, on_ray, orders
+from mlops_ray.rollout import experiment, on_project, orders
 from mlops_ray.rollout.analysis import Analysis, Metric
 from mlops_ray.rollout.canary import CanaryState, Move
-from mlops_ray.rollout.on_ray import Controller, Point
+from mlops_ray.rollout.on_project import Controller, Point
 from mlops_ray.serving.versions import Wanted
 from mlops_ray.state import ApprovalRow, RolloutRow, Store, Tx, VersionRow
 from mlops_ray.training.gates.verdict import Verdict
@@ -69,7 +68,7 @@ class World:
         }
         return [status]
 
-    def try_apply(self, store: Store, dashboard: str, *, holder: str) -> None:
+    def try_apply(self, store: Store, dashboard: str, *, holder: str, project: str) -> None:
         with store.read() as tx:
             row = tx.serving("small")
         assert row is not None
@@ -190,17 +189,16 @@ class Run:
         self.story, self.world = story, World()
         rollout = {"shares": [0.1, 0.5], "step_min_s": DAY, "look_s": DAY, "step_max_s": 30 * DAY, **story.plan}
         self.project = fakes.project(rollout=rollout, storage={"root": str(folder)})
-        self.text = yaml.safe_dump(self.project.model_dump(mode="json", exclude_unset=True))
         self.store = Store.open(self.project.storage.state)
         world = self.world
         for name in ("replica_status", "try_apply", "application_states"):
-            monkeypatch.setattr(on_ray, name, getattr(world, name))
-        monkeypatch.setattr(on_ray, "live_replicas", lambda dashboard, application: frozenset({"one"}))
-        monkeypatch.setattr(on_ray, "Registry", world.registry)
-        monkeypatch.setattr(on_ray, "time", SimpleNamespace(time=world.time, monotonic=world.time))
-        monkeypatch.setattr(on_ray, "look", self.look)
+            monkeypatch.setattr(on_project, name, getattr(world, name))
+        monkeypatch.setattr(on_project, "live_replicas", lambda dashboard, application: frozenset({"one"}))
+        monkeypatch.setattr(on_project, "Registry", world.registry)
+        monkeypatch.setattr(on_project, "time", SimpleNamespace(time=world.time, monotonic=world.time))
+        monkeypatch.setattr(on_project, "look", self.look)
 
-    def look(self, store: Store, project: Project, row: RolloutRow, plan: Any, at: float) -> Analysis:
+    def look(self, store: Store, project: Project, row: RolloutRow, plan: Any, at: float, **_: Any) -> Analysis:
         day = round((at - BEGAN) / DAY)
         verdict = self.story.verdicts[max(d for d in self.story.verdicts if d <= day)]
         metric = Metric("log_loss", 0.02, day, 0.001, 1.0, 30.0, verdict)
@@ -213,7 +211,7 @@ class Run:
         return experiment.together({v: Analysis(m.verdict, (m,), 100 * day) for v, m in of_arms.items()})
 
     def controller(self, fault: Callable[[Point], None]) -> Controller:
-        return Controller(self.text, "http://127.0.0.1:1", fault=fault)
+        return Controller(self.project, self.store, "http://127.0.0.1:1", fault=fault)
 
     def tell(self, fault: Callable[[Point], None]) -> dict[str, Any]:
         """The whole story; a controller that is killed is replaced by a fresh one once its lease has run out."""

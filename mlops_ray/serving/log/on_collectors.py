@@ -52,6 +52,16 @@ def ensure_collectors(text: str, project: Project, monitor: str) -> dict[str, in
     return found
 
 
+def all_answer(project: str) -> bool:
+    """Whether every living node has the project's collector, and it answers: one call each, nothing is started."""
+    try:
+        handles = [ray.get_actor(collector_name(project, node), NAMESPACE) for node in alive_nodes()]
+        ray.get([handle.ping.remote() for handle in handles], timeout=_PING_S)
+    except (ValueError, ray.exceptions.RayError):  # one is lacking, dying, or stuck
+        return False
+    return True
+
+
 def _actor_on(node: str) -> Any:
     here = NodeAffinitySchedulingStrategy(node, soft=False)
     options: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
