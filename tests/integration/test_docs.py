@@ -33,6 +33,8 @@ QUICKSTART = "configs/quickstart.yaml"
 NEEDS_CLUSTER = "<!-- needs: cluster -->"
 # What we use of Ray's own command, with the arguments that name files or what follows the command.
 RAY = {"up": "FILE", "down": "FILE", "dashboard": "FILE", "job submit": "COMMAND"}
+# Commands that take no project file.
+NO_PROJECT = ("demo", "analyze")
 # Names that tables use for "your project file".
 STAND_INS = {"FILE"}
 
@@ -151,7 +153,7 @@ def inline_commands(page: Path) -> Iterator[Command]:
     prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     for code in re.findall(r"`((?:mlops-ray|make) [^`\n]+)`", prose):
         words = tuple(re.sub("<[a-z]+>", "FILE", code).split()) if '"' not in code else tuple(shlex.split(code))
-        if words[0] == "mlops-ray" and not files_of(words) and words[1:2] != ("demo",):
+        if words[0] == "mlops-ray" and not files_of(words) and words[1] not in NO_PROJECT:
             words = (*words, "-c", "FILE")
         yield Command(words, frozenset())
 
