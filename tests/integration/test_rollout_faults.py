@@ -169,14 +169,39 @@ ENDS = {
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A state database with four versions, of which the first serves."""
     file = tmp_path_factory.mktemp("template") / "state.db"
-    store = Store.open(f"sqlite:///{file}")
+    fill(f"sqlite:///{file}")
+    return file
+
+
+def fill(url: str) -> None:
+    """Make a state database as every story begins with."""
+    store = Store.open(url)
     with store.begin() as tx:
         for version in (1, 2, 3, 4):
             place = held(version)
             tx.save_version(VersionRow("small", version, "run", place.artifact, place.sha256, "d@1", "ok", 1.0, {}))
         tx.save_serving("small", Wanted(stable=held(1)).spec(), 0)
     store.close()
-    return file
+
+
+def project_of(story: Story, storage: Mapping[str, str]) -> Project:
+    """The project that a story is about."""
+    rollout = {"shares": [0.1, 0.5], "step_min_s": DAY, "look_s": DAY, "step_max_s": 30 * DAY, **story.plan}
+    return fakes.project(rollout=rollout, storage=dict(storage))
+
+
+def seen_by(story: Story, row: RolloutRow, at: float) -> Analysis:
+    """What a look at decision time `at` sees."""
+    day = round((at - BEGAN) / DAY)
+    verdict = story.verdicts[max(d for d in story.verdicts if d <= day)]
+    metric = Metric("log_loss", 0.02, day, 0.001, 1.0, 30.0, verdict)
+    state = CanaryState.from_dict(row.state)
+    if not state.arms:
+        return Analysis(verdict, (metric,), 100 * day)
+    of_arms = dict.fromkeys(experiment.watched(state), metric)
+    of_arms |= {2: replace(metric, verdict=FAIL)} if 2 in of_arms and day >= story.worse_from else {}
+    of_arms |= {4: replace(metric, better=verdict is PASS)} if 4 in of_arms else {}
+    return experiment.together({v: Analysis(m.verdict, (m,), 100 * day) for v, m in of_arms.items()})
 
 
 class Run:
@@ -187,8 +212,7 @@ class Run:
         folder.mkdir(parents=True)
         shutil.copy(template, folder / "state.db")
         self.story, self.world = story, World()
-        rollout = {"shares": [0.1, 0.5], "step_min_s": DAY, "look_s": DAY, "step_max_s": 30 * DAY, **story.plan}
-        self.project = fakes.project(rollout=rollout, storage={"root": str(folder)})
+        self.project = project_of(story, {"root": str(folder)})
         self.store = Store.open(self.project.storage.state)
         world = self.world
         for name in ("replica_status", "try_apply", "application_states"):
@@ -199,22 +223,20 @@ class Run:
         monkeypatch.setattr(on_project, "look", self.look)
 
     def look(self, store: Store, project: Project, row: RolloutRow, plan: Any, at: float, **_: Any) -> Analysis:
-        day = round((at - BEGAN) / DAY)
-        verdict = self.story.verdicts[max(d for d in self.story.verdicts if d <= day)]
-        metric = Metric("log_loss", 0.02, day, 0.001, 1.0, 30.0, verdict)
-        state = CanaryState.from_dict(row.state)
-        if not state.arms:
-            return Analysis(verdict, (metric,), 100 * day)
-        of_arms = dict.fromkeys(experiment.watched(state), metric)
-        of_arms |= {2: replace(metric, verdict=FAIL)} if 2 in of_arms and day >= self.story.worse_from else {}
-        of_arms |= {4: replace(metric, better=verdict is PASS)} if 4 in of_arms else {}
-        return experiment.together({v: Analysis(m.verdict, (m,), 100 * day) for v, m in of_arms.items()})
+        return seen_by(self.story, row, at)
 
     def controller(self, fault: Callable[[Point], None]) -> Controller:
         return Controller(self.project, self.store, "http://127.0.0.1:1", fault=fault)
 
     def tell(self, fault: Callable[[Point], None]) -> dict[str, Any]:
         """The whole story; a controller that is killed is replaced by a fresh one once its lease has run out."""
+        try:
+            self._tell(fault)
+        finally:
+            self.store.close()
+        return self.left_behind()
+
+    def _tell(self, fault: Callable[[Point], None]) -> None:
         controller = self.controller(fault)
         for day in range(self.story.days):
             now = BEGAN + day * DAY
@@ -242,8 +264,6 @@ class Run:
                 raise AssertionError(f"day {day} did not settle: {seen}")
             if seen["phase"] is None:
                 self.world.sick.clear()
-        self.store.close()
-        return self.left_behind()
 
     def left_behind(self) -> dict[str, Any]:
         store = Store.open(self.project.storage.state)
