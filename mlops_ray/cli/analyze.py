@@ -61,8 +61,8 @@ def view(result: Mapping[str, Any]) -> Group:
 
     bars = result["bars"]
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("metric", "better 0 margin worse"):
-        table.add_column(name)
+    table.add_column("metric")
+    table.add_column("better 0 margin worse", no_wrap=True)
     worse, fine = f"worse (of {bars['worse']:.0f})", f"fine (of {bars['fine']:.0f})"
     for name in ("estimate", "interval", "margin", "keys", worse, fine):
         table.add_column(name, justify="right")

@@ -288,7 +288,8 @@ def _expected(analysis: plans.Analysis, rows: Outcomes) -> Floats | None:
     """About what stable expected to lose on each row before it was assigned: it takes away noise (see `evidence`).
 
     None for losses of 0 and 1, whose test by counts is exact, and where nothing is known beforehand."""
-    if np.isnan(rows.stable.squares).all():  # a log that was recorded elsewhere may not know
+    # A log that was recorded elsewhere may say of stable only what clients got: nothing of the canary's rows.
+    if rows.canary.any() and np.isnan(rows.stable.squares[rows.canary]).all():
         return None
     if isinstance(analysis, plans.Brier):
         return (1 - rows.stable.squares) / 2

@@ -120,8 +120,8 @@ def checked(name: str, rows: pl.DataFrame, plan: LogPlan, at: float | None = Non
         label=label,
         canary=canary,
         share=share,
-        stable=_said(scores.stable, label, plan, known=plan.both),
-        candidate=_said(scores.canary, label, plan, known=True),
+        stable=_said(scores.stable, label, plan),
+        candidate=_said(scores.canary, label, plan),
         columns={one.where.column: _slices(rows[one.where.column]) for one in plan.analyses if one.where is not None},
         feedback={column: Told(values, seen) for column, values in numbers.items()},
         paired=plan.paired,
@@ -161,15 +161,14 @@ def _answers(check: _Check, rows: pl.DataFrame, plan: LogPlan) -> tuple[Floats, 
     return label, _Scores(np.where(canary, np.nan, served), np.where(canary, served, np.nan))
 
 
-def _said(score: Floats, label: Floats, plan: LogPlan, *, known: bool) -> Answers:
-    """Args: known: whether the score was there before assignment, so that it may say what was expected."""
+def _said(score: Floats, label: Floats, plan: LogPlan) -> Answers:
     nothing = np.full(len(score), np.nan)
     if plan.numeric:
         return Answers(score, nothing, nothing, nothing)
     return Answers(
         predicted=np.where(np.isnan(score), np.nan, (score >= plan.threshold).astype(np.float64)),
         of_label=np.where(np.isnan(label), np.nan, np.where(label > 0.5, score, 1 - score)),
-        squares=score**2 + (1 - score) ** 2 if known else nothing,
+        squares=score**2 + (1 - score) ** 2,
         us=nothing,
     )
 
@@ -226,7 +225,8 @@ class _Check:
     def times(self, values: pl.Series) -> Floats:
         """Seconds since the epoch."""
         numbers = values.cast(pl.Float64, strict=False) if not values.dtype.is_temporal() else None
-        if numbers is not None and (values.dtype.is_numeric() or not numbers.is_null().any()):
+        # By most of them: one wrong cell must not make the others wrong.
+        if numbers is not None and (values.dtype.is_numeric() or 2 * numbers.null_count() < len(values)):
             seconds = numbers.fill_null(float("nan")).to_numpy()
         else:
             seconds = (_parsed(values).dt.epoch("us") / 1e6).fill_null(float("nan")).to_numpy()
