@@ -57,37 +57,37 @@ def view(result: Mapping[str, Any]) -> Group:
     from rich.text import Text
 
     from mlops_ray.cli.output import day
-    from mlops_ray.cli.rollout_view import COLOURS, bar
+    from mlops_ray.cli.rollout_view import COLOURS
 
     bars = result["bars"]
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("metric")
+    table.add_column("metric", overflow="fold")
     table.add_column("better 0 margin worse", no_wrap=True)
-    worse, fine = f"worse (of {bars['worse']:.0f})", f"fine (of {bars['fine']:.0f})"
+    worse, fine = f"worse (of {bars['worse']:g})", f"fine (of {bars['fine']:g})"
     for name in ("estimate", "interval", "margin", "keys", worse, fine):
-        table.add_column(name, justify="right")
-    table.add_column("verdict")
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("decided, or to go", no_wrap=True)
     for m in result["metrics"]:
         known = m["low"] is not None
-        decided = f" {day(m['decided'])}" if m["decided"] is not None else ""
-        to_go = f", {m['needed']:,} keys to go" if m["needed"] else ""
+        to_go = f"about {m['needed']:,} keys" if m["needed"] else ""
         table.add_row(
             Text(m["name"]),
-            bar(m["estimate"], m["low"], m["high"], m["margin"]) if known else "",
             f"{m['estimate']:+.4f}" if known else "",
             f"{m['low']:+.4f} … {m['high']:+.4f}" if known else "",
             f"{m['margin']:g}",
             f"{m['n_keys']:,}",
             f"{m['evidence_worse']:.3g}",
             f"{m['evidence_fine']:.3g}",
-            Text.assemble((m["verdict"], COLOURS[m["verdict"]]), f"{decided}{to_go}"),
+            Text(m["verdict"], COLOURS[m["verdict"]]),
+            to_go if m["decided"] is None else day(m["decided"]),
         )
     rows = f"{result['log']}: {result['rows']:,} rows, {result['keys']:,} keys"
     head = Text(f"{rows}, {day(result['from'])} to {day(result['until'])} UTC")
     decided = f" Decided {day(result['decided'])}." if result["decided"] is not None else ""
-    said = Text.assemble((result["verdict"], COLOURS[result["verdict"]]), f": {result['says']}{decided}")
+    verdict = Text.assemble((result["verdict"], COLOURS[result["verdict"]]), f": {result['says']}{decided}")
     return Group(
-        head, table, *(Text(f"warning: {w}", "yellow") for w in result["warnings"]), *_assignment(result), said
+        head, table, *(Text(f"warning: {w}", "yellow") for w in result["warnings"]), *_assignment(result), verdict
     )
 
 
@@ -95,5 +95,5 @@ def _assignment(result: Mapping[str, Any]) -> list[str]:
     found = result["assignment"]
     if found is None:
         return []
-    stated = f"the canary got {found['realised']:.2%} of the keys, {found['stated']:.2%} by its shares"
-    return [f"{stated} (evidence of a mismatch {found['evidence']:.3g}, called one at 100)"]
+    shares = f"the canary got {found['realised']:.2%} of {found['n_keys']:,} keys, by its shares {found['stated']:.2%}"
+    return [f"{shares} (evidence of another share {found['evidence']:.3g}, proof at {found['bar']:g})"]

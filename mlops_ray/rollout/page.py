@@ -159,7 +159,7 @@ def _assignment(found: Mapping[str, Any] | None) -> str:
         f"<h2>Was the share what it says?</h2>\n"
         f"<p>The canary got {found['realised']:.2%} of {found['n_keys']:,} keys; by "
         f"the shares in force it was to get {found['stated']:.2%}. Evidence of another share reached "
-        f"{found['evidence']:.3g}, and 100 would prove a mismatch: {said}.</p>\n"
+        f"{found['evidence']:.3g}, and {found['bar']:g} would prove a mismatch: {said}.</p>\n"
     )
 
 

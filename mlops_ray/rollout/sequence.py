@@ -106,11 +106,9 @@ class Report:
             for c in self.courses
         ]
         head: dict[str, Any] = {"verdict": self.verdict.value, "decided": self.decided, "says": self.in_words()}
-        head |= {
-            "n_requests": self.n_requests,
-            "bars": {"worse": math.exp(self.bars.worse), "fine": math.exp(self.bars.fine)},
-        }
-        assignment = None if self.assignment is None else asdict(self.assignment)
+        bars = {name: round(math.exp(bar), 9) for name, bar in (("worse", self.bars.worse), ("fine", self.bars.fine))}
+        head |= {"n_requests": self.n_requests, "bars": bars}
+        assignment = None if self.assignment is None else asdict(self.assignment) | {"bar": 1 / MISMATCH}
         return head | {"warnings": list(self.warnings), "assignment": assignment, "metrics": courses}
 
 
@@ -203,7 +201,7 @@ def _points(
     low, high = lower_bounds(x, tolerated, alpha / 2, upto), -lower_bounds(-x, -margin, alpha / 2, upto)
     means = np.cumsum(x.value)[ends - 1] / ends
     return [
-        Look(float(at), n, float(mean), float(a), float(b), shown(w.log_capital), shown(f.log_capital))
+        Look(float(at), n, float(mean) + 0.0, float(a), float(b), shown(w.log_capital), shown(f.log_capital))
         for at, n, mean, a, b, w, f in zip(times, upto, means, low, high, worse, fine, strict=True)
     ]
 

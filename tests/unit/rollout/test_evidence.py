@@ -20,8 +20,11 @@ from mlops_ray.rollout.evidence import (
     by_assignment,
     capital,
     evidence,
+    evidence_at,
     fractions,
+    log_capitals,
     lower_bound,
+    lower_bounds,
     within,
 )
 
@@ -149,6 +152,28 @@ def test_many_outcomes_are_counted_by_steps_which_costs_little_and_never_gains(
     assert exact[1] - 1e-4 < counted[1] <= exact[1] + 1e-9
     events = within((np.arange(5000) % 7 == 0).astype(float), 0.0, 1.0)
     assert evidence(events, 0.1).log_capital == pytest.approx(math.log(capital(events, 0.1)[-1]))  # ends stay
+
+
+@pytest.mark.parametrize("counted", [2**14, 100])
+def test_all_looks_at_once_say_what_each_look_would_have_said(counted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unpooled, and (few outcomes that differ) counted: the first n outcomes are looked at as if no others had come."""
+    monkeypatch.setattr(module, "_COUNTED", counted)
+    rng = np.random.default_rng(5)
+    share = rng.choice([0.1, 0.5], 600)
+    errors = by_assignment((rng.random(600) < 0.2).astype(float), rng.random(600) < share, share, low=0, high=1)
+    gaps = within(rng.choice([-0.2, 0.0, 0.3], 600), -1.0, 1.0)
+    ends = [1, 20, 250, 600]
+    for x in (errors, gaps):
+        alone = [x.at(slice(end)) for end in ends]
+        assert [e.log_capital for e in evidence_at(x, 0.0, ends)] == pytest.approx(
+            [evidence(part, 0.0).log_capital for part in alone]
+        )
+        np.testing.assert_allclose(
+            log_capitals(x, 0.0, np.array(ends)), np.log([capital(part, 0.0)[-1] for part in alone]), atol=1e-9
+        )
+        np.testing.assert_allclose(
+            lower_bounds(x, 0.0, ALPHA, ends), [lower_bound(part, 0.0, ALPHA) for part in alone], atol=1e-5
+        )
 
 
 def test_a_sure_thing_and_nothing() -> None:
