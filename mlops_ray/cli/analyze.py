@@ -62,7 +62,6 @@ def view(result: Mapping[str, Any]) -> Group:
     bars = result["bars"]
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("metric", overflow="fold")
-    table.add_column("better 0 margin worse", no_wrap=True)
     worse, fine = f"worse (of {bars['worse']:g})", f"fine (of {bars['fine']:g})"
     for name in ("estimate", "interval", "margin", "keys", worse, fine):
         table.add_column(name, justify="right", no_wrap=True)
