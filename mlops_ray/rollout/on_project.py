@@ -92,6 +92,7 @@ class Controller:
         self._agreed = (-1, -math.inf)  # the sequence that Serve was last seen to agree with, and when
         self._busy = threading.Lock()
         self._replicas: dict[str, set[str]] = {}  # of a rollout's canary, as far as they were seen
+        self._rollout: str | None = None  # what the following is about
         self._on_trial = False
         self._logs: dict[str, Following] = {}  # what was read for the open rollout
         self._seen: object = None  # what the last tick found, as far as it can change what the next one does
@@ -159,11 +160,11 @@ class Controller:
             )
         if served is None:
             return {"phase": None, "settled": True, "trouble": None}
+        if row is None or row.id != self._rollout:
+            self._forget(row.id if row else None)
         if row is not None:
             self._hear(row.id, now, lease)
             self._judge(row.id, now, lease)
-        else:
-            self._forget()
         trouble = self._make_so(self._want(now, lease), _AGREED_S if row is None else _TICK_S)
         self._fault(Point.APPLIED)
         if row is not None:
@@ -175,9 +176,9 @@ class Controller:
         self._fault(Point.DONE)
         return {"phase": phase and str(phase), "settled": trouble is None and phase in _SETTLED, "trouble": trouble}
 
-    def _forget(self) -> None:
-        """No rollout is open: let go of what was kept for the last one."""
-        self._on_trial = False
+    def _forget(self, rollout: str | None) -> None:
+        """Another rollout is open now, or none: let go of what was kept for the last one."""
+        self._rollout, self._on_trial = rollout, False
         for kept in (self._logs, self._since, self._replicas):
             kept.clear()
 

@@ -18,7 +18,7 @@ import ray
 from mlops_ray.cluster.background import keep_doing
 from mlops_ray.cluster.on_ray import NAMESPACE, end_actor
 from mlops_ray.config import parse_portable, parse_storage
-from mlops_ray.errors import ConfigError, DataError
+from mlops_ray.errors import DataError
 from mlops_ray.monitoring.on_ray import monitor_name
 from mlops_ray.rollout.on_project import Controller
 from mlops_ray.serving.log.on_collectors import all_answer, ensure_collectors
@@ -131,7 +131,10 @@ class RunningController:
             with self._store.read() as tx:
                 seen = tx.glimpses()
                 changed = [
-                    n for n, g in seen.items() if n not in self._running or self._running[n].sha256 != g.config_sha256
+                    name
+                    for name, glimpse in seen.items()
+                    if self._refused.get(name) != glimpse.config_sha256
+                    and (name not in self._running or self._running[name].sha256 != glimpse.config_sha256)
                 ]
                 texts = {name: tx.project_text(name) for name in changed}
             for name in [name for name in self._running if name not in seen]:
@@ -149,12 +152,10 @@ class RunningController:
             leaving.join(2 * _LEAVE_S)
 
     def _begin(self, name: str, text: str, sha256: str) -> None:
-        if self._refused.get(name) == sha256:
-            return
         self._end(name)
         try:
             self._running[name] = _Running(text, sha256, self._store, self._dashboard)
-        except ConfigError as exc:  # the others go on; said once, until the file is another
+        except Exception as exc:  # noqa: BLE001 - the other projects go on; said once, until the file is another
             self._refused[name] = sha256
             _log.error("%s is not under way: %s", name, exc)
 

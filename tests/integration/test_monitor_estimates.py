@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
+from mlops_ray import ledger
 from mlops_ray.cluster.processes import free_port
 from mlops_ray.config import Project, Task, parse_portable
 from mlops_ray.data.profile import Bins, empty
@@ -75,7 +76,7 @@ class World:
         with self.store.begin() as tx:
             tx.save_version(VersionRow("small", 1, "run", "/model", "sha", "data", "registered", START, {}))
             tx.save_serving("small", {"stable": {"version": 1}, "share": 0.0}, 0)
-        brain = Brain(lambda *_: ("nothing to do", None), lambda *_: None, None)  # type: ignore[arg-type]
+        brain = Brain(lambda *_: "nothing to do", lambda *_: None, lambda *_: None, None)  # type: ignore[arg-type]
         self.monitor = Monitor(text, lambda _: brain)
 
     def write(self, week: int) -> None:
@@ -168,11 +169,14 @@ def test_an_estimate_that_alarms_decides_a_retrain_where_the_project_asks_for_it
             tx.save_window(WindowRow("small", START + week * WEEK_S, closed + week * WEEK_S, 1, result))
     decide = brain("", dashboard="").decide
     asked = fakes.project(retraining={"triggers": ["drift", "estimated_performance"]})
-    with store.read() as tx:
-        reason, row = decide(tx, asked, stable, closed + WEEK_S)
-        assert row is not None
-        assert (row.trigger, row.reason, reason) == ("estimated_performance", *["log_loss estimated at 0.7000"] * 2)
-        assert decide(tx, fakes.project(), stable, closed + WEEK_S) == ("nothing to do", None)
+    with store.begin() as tx:
+        assert decide(tx, fakes.project(), stable, closed + WEEK_S, result) == "nothing to do"
         # The window's labels mature later: what the estimate said then has had its say.
-        assert decide(tx, asked, stable, closed + WEEK_S + 2 * DAY_S) == ("nothing to do", None)
+        assert decide(tx, asked, stable, closed + WEEK_S + 2 * DAY_S, result) == "nothing to do"
+        assert tx.retrains("small") == []
+        reason = decide(tx, asked, stable, closed + WEEK_S, result)
+        (row,) = tx.retrains("small")
+        assert (row.trigger, row.reason, reason) == ("estimated_performance", *["log_loss estimated at 0.7000"] * 2)
+        (entry,) = ledger.entries(tx, "small")
+        assert (entry.kind, entry.evidence) == ("retrain decided", told)
     store.close()
