@@ -228,9 +228,7 @@ class Controller:
             after = experiment.advance(plan, before, analysis, now=now, may_go=may_go)
             why = experiment.in_words(before, after, analysis)
         elif not again or analysis.verdict is Verdict.FAIL:
-            after = canary.advance(
-                plan, before, analysis.verdict, now=now, may_go=may_go, exhausted=analysis.exhausted
-            )
+            after = canary.advance(plan, before, analysis.verdict, now=now, may_go=may_go, exhausted=analysis.exhausted)
         self._save(rollout, before, after, lease, why=why, analysis=analysis, looked=(at, n))
 
     def _save(
