@@ -1,7 +1,7 @@
-"""`kill -9` of a controller's process at each of its steps, on SQLite and PostgreSQL, and a process that stands still.
+"""A controller in a process of its own, which SIGKILL ends, or SIGSTOP halts, at its fault points.
 
-The stories are those of `test_rollout_faults`. The controller lives in a process of its own, which asks this one for
-what Serve and the registry say and what time it is, and says where it is; this one kills or stops it there.
+The process says over a pipe where it is and waits; Serve, the registry and the clock stay with the test and go on.
+What a rollout leaves behind must be as if nothing had happened to its controller.
 """
 
 from __future__ import annotations
@@ -9,207 +9,231 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from mlops_ray.rollout import on_project
+from mlops_ray.rollout.canary import Move
 from mlops_ray.rollout.on_project import Controller, Point
+from mlops_ray.serving.versions import Wanted
 from mlops_ray.state import Store
-from tests.integration import test_rollout_faults as faults
-from tests.integration.test_rollout_faults import ENDS, STORIES, Count, Killed, Run, fill, kill_at, project_of, seen_by
 from tests.postgres import Postgres, postgres
+from tests.rollouts import (
+    DAY,
+    OPEN,
+    PASS,
+    STORIES,
+    Count,
+    Killed,
+    Run,
+    Story,
+    World,
+    begin,
+    furnish,
+    give,
+    kill_at,
+    project_of,
+    stand_in,
+)
 
 __all__ = ["postgres"]
 
-template = faults.template
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload([faults.__name__])
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.rollouts"])
+
+TOLD = {
+    "promoted": Story({"bake_s": DAY}, {0: PASS}, {0: begin(2)}, days=6),
+    "rolled back on evidence": STORIES["worse in the ramp"],
+    "aborted in the ramp": Story({}, {0: OPEN}, {0: begin(2), 2: give(Move.ABORT)}, days=4),
+}
+ENDS = {
+    "promoted": ("promoted", 2),
+    "rolled back on evidence": ("rolled back", 1),
+    "aborted in the ramp": ("aborted", 1),
+}
 
 
-def live(name: str, storage: dict[str, str], conn: Connection) -> None:
-    """The controller's process: ticks when it is told to."""
+class WorldAfar(World):
+    """The world of another process, asked over a pipe."""
 
-    def ask(what: str) -> Callable[..., Any]:
-        def call(*args: Any, **named: Any) -> Any:
-            # Stores do not travel; what the world needs of the state database it reads itself.
-            conn.send(("call", what, tuple(a for a in args if not isinstance(a, Store)), named))
-            return conn.recv()
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
 
-        return call
+    def ask(self, what: str, *args: Any) -> Any:
+        self._pipe.send((what, *args))
+        return self._pipe.recv()
 
-    def fault(point: Point) -> None:
-        conn.send(("point", point))
-        conn.recv()
+    def time(self) -> float:
+        return cast(float, self.ask("time"))
 
-    project = project_of(STORIES[name], storage)
-    patched: Any = on_project
-    patched.replica_status = ask("replica_status")
-    patched.application_states = ask("application_states")
-    patched.try_apply = ask("try_apply")
-    patched.live_replicas = lambda dashboard, application: frozenset({"one"})
-    patched.Registry = lambda *_: SimpleNamespace(
-        alias=ask("alias"), set_alias=ask("set_alias"), delete_alias=ask("delete_alias")
+    def replica_status(self, project: str, wanted: Wanted) -> list[dict[str, Any]]:
+        return cast(list[dict[str, Any]], self.ask("replica_status", project, wanted))
+
+    def application_states(self, dashboard: str) -> dict[str, tuple[str, str]]:
+        return cast(dict[str, tuple[str, str]], self.ask("application_states", dashboard))
+
+    def alias(self, name: str) -> int | None:
+        return cast(int | None, self.ask("alias", name))
+
+    def set_alias(self, name: str, version: int) -> None:
+        self.ask("set_alias", name, version)
+
+    def delete_alias(self, name: str) -> None:
+        self.ask("delete_alias", name)
+
+
+def live(pipe: Connection, story: Story, root: Path, state: str) -> None:
+    """What the process does: a tick whenever it is asked for one."""
+    world, project = WorldAfar(pipe), project_of(story, root, state)
+    stand_in(world, story, setattr)
+    controller = Controller(
+        project, Store.open(state), "http://127.0.0.1:1", fault=lambda point: world.ask("at", point)
     )
-    patched.time = SimpleNamespace(time=ask("time"), monotonic=ask("time"))
-    patched.look = lambda store, project, row, plan, at, **_: seen_by(STORIES[name], row, at)
-    controller = Controller(project, Store.open(project.storage.state), "http://127.0.0.1:1", fault=fault)
-    while conn.recv() == "tick":
-        conn.send(("ticked", controller.tick()))
+    while pipe.recv():
+        pipe.send(("told", controller.tick()))
 
 
-class Process:
-    """A controller in a process of its own, as `Run` takes one."""
+class Apart:
+    """A controller in a process of its own."""
 
-    def __init__(self, run: ProcessRun, fault: Callable[[Point], None]) -> None:
-        self._run, self._fault = run, fault
-        self._conn, theirs = _FORKS.Pipe()
-        self.process = _FORKS.Process(target=live, args=(run.name, run.storage, theirs), daemon=True)
-        self.process.start()
-        theirs.close()
+    def __init__(self, run: Run, root: Path, fault: Callable[[Point], None]) -> None:
+        self._world, self._fault = run.world, fault
+        self._pipe, there = PROCESSES.Pipe()
+        story = replace(run.story, ordered={})  # people's orders come from the test
+        self._process = PROCESSES.Process(
+            target=live, args=(there, story, root, run.project.storage.state), daemon=True
+        )
+        self._process.start()
+        there.close()
 
     def tick(self) -> dict[str, Any]:
-        self._conn.send("tick")
-        while True:
-            kind, *said = self._conn.recv()
-            if kind == "ticked":
-                return dict(said[0])
-            if kind == "call":
-                what, args, named = said
-                self._conn.send(self._run.answer(what, args, named))
-                continue
-            try:
-                self._fault(said[0])
-            except Killed:
-                self.kill()
-                raise
-            self._conn.send("go on")
+        """As `Controller.tick`. Raises: Killed, when `fault` does; the process is dead by then."""
+        self._pipe.send(True)
+        while (said := self._pipe.recv())[0] != "told":
+            what, *args = said
+            if what == "at":
+                self._come_by(args[0])
+                self._pipe.send(None)
+            else:
+                self._pipe.send(getattr(self._world, what)(*args))
+        return cast(dict[str, Any], said[1])
+
+    def _come_by(self, point: Point) -> None:
+        try:
+            self._fault(point)
+        except Killed:
+            self.kill()
+            raise
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
 
     def kill(self) -> None:
-        """As `kill -9` does."""
-        pid = self.process.pid
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
-        self.process.join()
-        assert self.process.exitcode == -signal.SIGKILL
-        self._conn.close()
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
 
 
-class ProcessRun(Run):
-    """A story that is told by controllers in processes of their own."""
+class RunApart(Run):
+    """A story whose controllers live in processes of their own, on the state database at `state`."""
 
-    def __init__(self, name: str, storage: dict[str, str], template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        super().__init__(STORIES[name], template, Path(storage["root"]), monkeypatch)
-        self.name, self.storage = name, storage
-        self.processes: list[Process] = []
-        self.project = project_of(STORIES[name], storage)
-        self.store.close()
-        self.store = Store.open(self.project.storage.state)
+    def __init__(self, story: Story, root: Path, state: str) -> None:
+        super().__init__(story, project_of(story, root, state))
+        furnish(self.store)
+        self._root, self.controllers = root, list[Apart]()
 
-    def controller(self, fault: Callable[[Point], None]) -> Any:
-        self.processes.append(Process(self, fault))
-        return self.processes[-1]
-
-    def answer(self, what: str, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        """What the world says."""
-        world = self.world
-        if what == "try_apply":
-            return world.try_apply(self.store, *args, **named)
-        if what in ("alias", "set_alias", "delete_alias"):
-            return getattr(world.registry(self.project, self.store), what)(*args)
-        return getattr(world, what)(*args, **named)
+    def controller(self, fault: Callable[[Point], None]) -> Controller:
+        self.controllers.append(Apart(self, self._root, fault))
+        return cast(Controller, self.controllers[-1])
 
     def tell(self, fault: Callable[[Point], None]) -> dict[str, Any]:
         try:
             return super().tell(fault)
         finally:
-            for process in self.processes:
-                if process.process.is_alive():
-                    process.kill()
+            for controller in self.controllers:
+                controller.kill()
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def make(
-    request: pytest.FixtureRequest, template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str], ProcessRun]:
-    made = 0
-
-    def run(name: str) -> ProcessRun:
-        nonlocal made
-        made += 1
-        storage = {"root": str(tmp_path / f"run{made}")}
-        if request.param == "postgres":
-            server: Postgres = request.getfixturevalue("postgres")
-            storage["state_url"] = server.new_database()
-            fill(storage["state_url"])
-        return ProcessRun(name, storage, template, monkeypatch)
-
-    return run
+Make = Callable[[Story], RunApart]
 
 
-def undisturbed_run(
-    name: str, template: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Any, list[Point]]:
-    """What is left behind where nobody dies, in this process, and where its controller came by."""
-    count = Count()
-    with monkeypatch.context() as patched:
-        return Run(STORIES[name], template, folder, patched).tell(count), count.points
+@pytest.fixture(params=["sqlite", "postgresql"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
+    made: list[RunApart] = []
+
+    def run(story: Story) -> RunApart:
+        root = tmp_path / str(len(made))
+        root.mkdir()
+        if request.param == "postgresql":
+            state = cast(Postgres, request.getfixturevalue("postgres")).new_database()
+        else:
+            state = f"sqlite:///{root / 'state.db'}"
+        made.append(RunApart(story, root, state))
+        return made[-1]
+
+    yield run
+    for one in made:
+        one.store.close()
 
 
-QUICK = ("shadow, ramp, approval, baking", "worse in the ramp")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in STORIES]
-)
-def test_kill_9_at_each_step_loses_repeats_and_reorders_nothing(
-    name: str,
-    make: Callable[[str], ProcessRun],
-    template: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    undisturbed, points = undisturbed_run(name, template, tmp_path / "calm", monkeypatch)
-    assert (undisturbed["rollouts"][0][1]["phase"], undisturbed["answers"]) == ENDS[name]
-    for point in Point:
-        visits = [number for number, visited in enumerate(points) if visited is point]
-        middle = visits[len(visits) // 2]
-        run = make(name)
-        assert run.tell(kill_at(middle)) == undisturbed, point
-        assert len(run.processes) == 2
-
-
-@pytest.mark.parametrize("stopped_at", [Point.DECIDING, Point.COMMITTED, Point.OBSERVED])
-def test_a_process_that_stood_still_past_its_lease_writes_nothing(
-    stopped_at: Point,
-    make: Callable[[str], ProcessRun],
-    template: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """SIGSTOP at a step; another controller takes over and acts; SIGCONT: the first finds that it is fenced."""
-    name = "worse in the ramp"
-    undisturbed, _ = undisturbed_run(name, template, tmp_path / "calm", monkeypatch)
-    run, stops = make(name), []
+def kill_daily(run: RunApart, killed: set[tuple[float, Point]]) -> Callable[[Point], None]:
+    """Kills at each point, once on each day of the story."""
 
     def fault(point: Point) -> None:
-        if point is not stopped_at or stops:
+        with run.store.read() as tx:
+            day = tx.cursor("small", "watermark").at
+        if (day, point) not in killed:
+            killed.add((day, point))
+            raise Killed
+
+    return fault
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_sigkill_at_each_point_loses_repeats_and_reorders_nothing(name: str, make: Make) -> None:
+    undisturbed = make(TOLD[name]).tell(lambda _: None)
+    assert (undisturbed["rollouts"][0][1]["phase"], undisturbed["answers"]) == ENDS[name]
+    run, killed = make(TOLD[name]), set[tuple[float, Point]]()
+    assert run.tell(kill_daily(run, killed)) == undisturbed
+    assert {point for _, point in killed} == set(Point)
+    assert len(run.controllers) == len(killed) + 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", STORIES)
+def test_sigkill_at_each_visit_of_each_point(name: str, make: Make) -> None:
+    count = Count()
+    undisturbed = make(STORIES[name]).tell(count)
+    for number, point in enumerate(count.points):
+        assert make(STORIES[name]).tell(kill_at(number)) == undisturbed, (number, point)
+
+
+@pytest.mark.parametrize("stalled_at", [Point.LEASED, Point.DECIDING, Point.OBSERVED, Point.ALIASING])
+def test_a_holder_that_sigstop_halts_past_its_lease_writes_nothing(stalled_at: Point, make: Make) -> None:
+    """Another process takes over and acts while it is halted; it goes on with what it knew before."""
+    story = TOLD["rolled back on evidence"]
+    undisturbed = make(story).tell(lambda _: None)
+    run = make(story)
+    halts: list[Point] = []
+
+    def fault(point: Point) -> None:
+        if point is not stalled_at or len(halts) == 3:
             return
-        stops.append(point)
-        pid = run.processes[0].process.pid
-        assert pid is not None
-        os.kill(pid, signal.SIGSTOP)
+        holder = run.controllers[0]
+        holder.signal(signal.SIGSTOP)
+        halts.append(point)
         run.world.machine_s += 25.0
-        other = run.controller(lambda _: None)
+        other = run.controllers[1] if halts[1:] else run.controller(lambda _: None)
         for _ in range(3):
-            other.tick()
-        run.world.machine_s += 25.0
-        os.kill(pid, signal.SIGCONT)
+            assert "is held by" not in str(other.tick()["trouble"])
+        run.world.machine_s += 25.0  # its lease is over as well: what refuses the halted one is the fence alone
+        holder.signal(signal.SIGCONT)
 
     assert run.tell(fault) == undisturbed
-    assert stops
-    assert len(run.processes) == 2
+    assert halts
