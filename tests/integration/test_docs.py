@@ -151,7 +151,7 @@ def inline_commands(page: Path) -> Iterator[Command]:
     prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     for code in re.findall(r"`((?:mlops-ray|make) [^`\n]+)`", prose):
         words = tuple(re.sub("<[a-z]+>", "FILE", code).split()) if '"' not in code else tuple(shlex.split(code))
-        if words[0] == "mlops-ray" and not files_of(words) and words[1:2] != ("demo",):
+        if words[0] == "mlops-ray" and not files_of(words) and words[1] not in ("demo", "analyze"):
             words = (*words, "-c", "FILE")
         yield Command(words, frozenset())
 
