@@ -91,7 +91,7 @@ def _object(body: bytes, fields: set[str], example: str) -> dict[str, Any]:
 def _why(found: dict[str, Any], name: str, default: str | None) -> str:
     value = found.get(name, default)
     expected = f"a sentence of 1 to {MOST_WHY:,} characters, none of them NUL"
-    if not isinstance(value, str) or not 1 <= len(value.strip()) <= MOST_WHY or "\0" in value:
+    if not isinstance(value, str) or not value.strip() or len(value) > MOST_WHY or "\0" in value:
         raise _wrong(name, value, expected)
     return value.strip()
 

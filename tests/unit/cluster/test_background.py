@@ -18,8 +18,9 @@ def test_a_turn_that_raises_is_said_and_the_next_one_comes(caplog: pytest.LogCap
         raise OSError("the store is away")
 
     with caplog.at_level(logging.WARNING):
-        keep_doing(work, every_s=0.001, what="monitor of small")
+        doing = keep_doing(work, every_s=0.001, what="monitor of small")
         assert third.wait(30.0)
+        assert doing.end(30.0)  # or it would fill the log, and the heap, of all tests that follow in this process
     assert all(thread.daemon and thread.name == "monitor of small" for thread in turns)
     assert "monitor of small: the store is away" in caplog.text
 

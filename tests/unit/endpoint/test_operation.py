@@ -212,6 +212,7 @@ def test_without_tokens_nobody_approves_but_orders_are_taken(tmp_path: Path) -> 
         ("/rollouts", {"version": 2, "why": ""}, 422, "why: expected a sentence"),
         ("/rollouts", {"version": 2, "why": "a\0b"}, 422, "none of them NUL"),
         ("/rollouts", {"version": 2, "why": "x" * 1001}, 422, "1 to 1,000 characters"),
+        ("/rollouts", {"version": 2, "why": "x" + " " * 1000}, 422, "1 to 1,000 characters"),
         ("/rollouts", {"version": 2, "who": "boss"}, 422, "'who' is not a field of this order"),
         ("/rollouts", [], 422, "must be an object"),
         ("/rollouts/open/pause", {"why": "x"}, 409, "not there"),
