@@ -38,7 +38,9 @@ after the look that it belonged to may change the mean that its key has brought 
 LEAST = 20
 """Keys below which nothing is judged: one bad moment of a cold replica is no property of a version."""
 _MOST = 1e9  # evidence beyond is written as this: JSON knows no infinity
-_OF_ARMS = ("arm", "evidence_better", "better")
+MISMATCH = 0.01
+"""How often outcomes that came of both versions as their shares say are taken for a mismatch."""
+_WHERE_SAID = ("arm", "evidence_better", "better", "lopsided")
 _LABELLED = (plans.LogLoss, plans.Brier, plans.Accuracy, plans.AbsoluteError)
 
 
@@ -50,7 +52,7 @@ class Metric:
     misses the truth at any look with probability at most alpha. largest_key: share of the rows that the heaviest key
     sent. evidence_worse, evidence_fine: the gamblers' capital. needed: how many more keys decide, if it goes on so.
     Of `mode: ab` alone: the arm; evidence_better: capital of the gambler on "better than stable" in the objective,
-    and whether that is proven.
+    and whether that is proven. lopsided: outcomes are missing more often from one version, so nothing is said.
     """
 
     name: str
@@ -68,15 +70,18 @@ class Metric:
     arm: int | None = None
     evidence_better: float | None = None
     better: bool | None = None
+    lopsided: bool | None = None
 
     def in_words(self) -> str:
         """One line for people."""
         sequence = "" if self.low is None or self.high is None else f" in [{self.low:+.4f}, {self.high:+.4f}]"
         of_arm = "" if self.arm is None else f"v{self.arm} "
         better = "" if self.evidence_better is None else f", better {self.evidence_better:.3g}"
+        why = " (outcomes are missing more often from one version)" if self.lopsided else ""
         return (
             f"{of_arm}{self.name}: {self.estimate:+.4f}{sequence} over {self.n_keys} keys (margin {self.margin:g}), "
-            f"evidence worse {self.evidence_worse:.3g}, fine {self.evidence_fine:.3g}{better}: {self.verdict.value}"
+            f"evidence worse {self.evidence_worse:.3g}, fine {self.evidence_fine:.3g}{better}: "
+            f"{self.verdict.value}{why}"
         )
 
 
@@ -110,7 +115,7 @@ class Analysis:
     def to_dict(self) -> dict[str, Any]:
         """As JSON for the ledger: exactly what was seen."""
         metrics = [
-            {name: value for name, value in vars(m).items() if value is not None or name not in _OF_ARMS}
+            {name: value for name, value in vars(m).items() if value is not None or name not in _WHERE_SAID}
             | {"verdict": m.verdict.value}
             for m in self.metrics
         ]
@@ -165,7 +170,8 @@ def analyse(
 class Sample:
     """What a metric is judged by: one difference per key; the canary is worse above `tolerated`.
 
-    looks: index of the look at which each difference was known, never falling.
+    looks: index of the look at which each difference was known, never falling. split: by assignment, of each key
+    whether it was the canary's, less the share in force; None for comparisons on the same row.
     """
 
     differences: Differences
@@ -173,6 +179,26 @@ class Sample:
     tolerated: float
     n_rows: int
     largest_key: float
+    split: Differences | None = None
+
+    @property
+    def is_of_both(self) -> bool:
+        """Whether outcomes of both versions are known in number."""
+        if self.split is None:
+            return True
+        n_canary = int((self.split.value > 0).sum())
+        return min(n_canary, len(self.split) - n_canary) >= LEAST
+
+    @property
+    def is_lopsided(self) -> bool:
+        """Whether outcomes are known more often of one version than keys were its: then those that are missing may be
+        what the versions differ in, and a comparison of the others tells nothing.
+
+        Two gamblers with half a coin each, on "more often" and on "less often" (Lindon and Malek, NeurIPS 2022)."""
+        if self.split is None:
+            return False
+        held = np.logaddexp(evidence(self.split, 0.0).log_capital, evidence(-self.split, 0.0).log_capital)
+        return bool(held - math.log(2) >= -math.log(MISMATCH))
 
 
 @dataclass(frozen=True)
@@ -206,8 +232,10 @@ def judged(
     x, bars = sample.differences, Bars.of(of, alpha=alpha, min_keys=min_keys)
     worse, fine = evidence(x, sample.tolerated), evidence(-x, -margin)
     better = evidence(-x, 0.0).log_capital if is_objective else None
-    verdict, enough = Verdict.INCONCLUSIVE, len(x) >= bars.min_keys and not waits
-    if worse.log_capital >= bars.worse and len(x) >= LEAST:
+    lopsided = sample.is_lopsided
+    comparable = sample.is_of_both and not lopsided
+    verdict, enough = Verdict.INCONCLUSIVE, comparable and len(x) >= bars.min_keys and not waits
+    if worse.log_capital >= bars.worse and comparable and len(x) >= LEAST:
         verdict = Verdict.FAIL
     elif fine.log_capital >= bars.fine and enough:
         verdict = Verdict.PASS
@@ -215,7 +243,7 @@ def judged(
     needed = None
     if verdict is not Verdict.INCONCLUSIVE:
         needed = 0
-    elif to_come:
+    elif to_come and not lopsided:
         needed = max(min(to_come), bars.min_keys - len(x), 0)
     return Metric(
         name=title,
@@ -232,6 +260,7 @@ def judged(
         needed=needed,
         evidence_better=None if better is None else shown(better),
         better=None if better is None else better >= bars.fine and enough,
+        lopsided=lopsided or None,
     )
 
 
@@ -373,7 +402,9 @@ def assigned(
         high=high,
         centre=None if centre is None else np.clip(centre[chosen], low, high),
     )
-    return Sample(found if sign > 0 else -found, looks[chosen], tolerated, len(keys), _largest_key(keys))
+    canary, share = rows.canary[chosen].astype(np.float64), rows.share[chosen]
+    split = Differences(canary - share, -share, 1 - share)
+    return Sample(found if sign > 0 else -found, looks[chosen], tolerated, len(keys), _largest_key(keys), split)
 
 
 def _largest_key(keys: NDArray[Any]) -> float:

@@ -115,7 +115,8 @@ def test_what_was_proven_worse_stays_so() -> None:
 def test_another_share_than_stated_is_found_and_nothing_passes() -> None:
     """The canary's rows count by the share that is stated: with more of them than that it looks better than it is."""
     found, _ = of(log(4000, canary=0.05, got=0.6), plan(analyses=[MONEY]))
-    assert found.courses[0].metric.verdict is Verdict.PASS
+    assert found.courses[0].metric.verdict is Verdict.INCONCLUSIVE
+    assert found.courses[0].metric.lopsided
     assert found.verdict is Verdict.INCONCLUSIVE
     assert found.assignment is not None
     assert found.assignment.decided is not None
@@ -145,3 +146,38 @@ def test_as_json() -> None:
     body = of(log(500, canary=0.05), plan())[0].to_dict()
     assert body["bars"]["worse"] == pytest.approx(math.exp(of(log(500, canary=0.05), plan())[0].bars.worse))
     assert body["metrics"][0]["looks"][-1]["n_keys"] == 500
+
+
+@pytest.mark.parametrize(
+    ("whose", "missing", "rates"),
+    [
+        ("canary", 1.0, (0.05, 0.05)),
+        ("canary", 0.8, (0.10, 0.30)),
+        ("canary", 0.5, (0.05, 0.10)),
+        ("stable", 0.5, (0.30, 0.30)),
+        ("stable", 1.0, (0.05, 0.05)),
+    ],
+)
+def test_outcomes_that_are_missing_more_often_from_one_version_decide_nothing(
+    whose: str, missing: float, rates: tuple[float, float]
+) -> None:
+    """A version of which less is known looks as if less had come of it."""
+    frame = log(6000, stable=rates[0], canary=rates[1])
+    gone = (frame["variant"] == whose).to_numpy() & (np.random.default_rng(9).random(6000) < missing)
+    found, _ = of(frame.with_columns(failed=pl.when(pl.Series(~gone)).then("failed")), plan())
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert found.courses[0].metric.lopsided
+    assert any("known more often of one variant" in warning for warning in found.warnings)
+    assert "missing more often" in found.courses[0].metric.in_words()
+
+
+def test_outcomes_that_are_missing_evenly_decide_as_ever() -> None:
+    frame = log(6000, canary=0.2)
+    gone = np.random.default_rng(9).random(6000) < 0.5
+    found, _ = of(frame.with_columns(failed=pl.when(pl.Series(~gone)).then("failed")), plan())
+    assert found.verdict is Verdict.FAIL
+
+
+def test_of_one_version_alone_nothing_is_said() -> None:
+    frame = log(3000, canary=0.4).filter(pl.col("variant") == "canary")
+    assert of(frame, plan())[0].verdict is Verdict.INCONCLUSIVE
