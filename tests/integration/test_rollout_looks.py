@@ -86,7 +86,7 @@ class Logged:
             "stable_score": stable,
             "canary": pa.array(arm, mask=arm == 1),
             "canary_score": pa.array(theirs, mask=arm == 1),
-            "share": pa.array([0.3] * N, mask=arm == 1),
+            "share": pa.array([1 / 3] * N, mask=arm == 1),
             "rollout": pa.array([TRIAL] * N, mask=arm == 1),
         }
         logs.append(log_uri(self.project), filled(rows, log.prediction_schema(self.project)), 0)
@@ -155,7 +155,7 @@ def test_looks_lie_on_multiples_of_their_span() -> None:
 @pytest.mark.parametrize("affects", [False, True])
 def test_each_arm_is_compared_with_stable_by_its_own_rows(tmp_path: Path, store: Store, affects: bool) -> None:
     """Two arms on a log: one that knows more than stable wins, one that knows less is worse."""
-    of = Logged(tmp_path, store, mode="ab", ab={"share": 0.3}, prediction_affects_outcome=affects)
+    of = Logged(tmp_path, store, mode="ab", ab={"share": 1 / 3}, prediction_affects_outcome=affects)
     of.write_arms()
     found = of.look(START + DAY_S)
     better, worse = found.arms
