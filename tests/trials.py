@@ -115,8 +115,8 @@ def project(folder: Path, **rollout: Any) -> list[Path]:
         ],
         "features": {"numeric": {"columns": ["x", "z"]}, "trusted_types": [troubled.TRUSTED]},
         "search": {"trials": 1, "candidates": [{"estimator": "sklearn.linear_model:LogisticRegression"}]},
-        # A test's machine may stand still for a second, and a row that waits for its version meanwhile is a failure.
-        "serving": {"canary_deadline_s": 3.0},
+        # A test's machine may stand still for seconds, and a row that waits for its version meanwhile is a failure.
+        "serving": {"canary_deadline_s": 15.0},
         "capture": {"commit_s": 0.5, "commit_idle_s": 1.0},
         "monitoring": {"metrics_port": free_port()},
         "rollout": {
