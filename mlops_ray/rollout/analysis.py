@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlops_ray.config import analyses as plans
-from mlops_ray.rollout.evidence import Differences, by_assignment, evidence, lower_bound, within
+from mlops_ray.rollout.evidence import Differences, by_assignment, evidence, lower_bound, split, within
 from mlops_ray.rollout.outcomes import Answers, Outcomes
 from mlops_ray.training.gates.verdict import Verdict, combine
 
@@ -402,9 +402,8 @@ def assigned(
         high=high,
         centre=None if centre is None else np.clip(centre[chosen], low, high),
     )
-    canary, share = rows.canary[chosen].astype(np.float64), rows.share[chosen]
-    split = Differences(canary - share, -share, 1 - share)
-    return Sample(found if sign > 0 else -found, looks[chosen], tolerated, len(keys), _largest_key(keys), split)
+    whose = split(rows.canary[chosen], rows.share[chosen])
+    return Sample(found if sign > 0 else -found, looks[chosen], tolerated, len(keys), _largest_key(keys), whose)
 
 
 def _largest_key(keys: NDArray[Any]) -> float:

@@ -76,6 +76,12 @@ def within(value: Floats, low: float, high: float) -> Differences:
     return Differences(value, np.full_like(value, low), np.full_like(value, high))
 
 
+def split(canary: NDArray[np.bool_], share: Floats) -> Differences:
+    """Of units that were assigned at random whether each was the canary's, less the probability that it should be: mean
+    0 where they were assigned as stated (Lindon and Malek, first example). Both of shape (n,)."""
+    return Differences(canary - share, -share, 1 - share)
+
+
 def by_assignment(
     value: Floats, canary: NDArray[np.bool_], share: Floats, *, low: float, high: float, centre: Floats | None = None
 ) -> Differences:

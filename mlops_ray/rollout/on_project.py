@@ -94,7 +94,7 @@ class Controller:
         self._replicas: dict[str, set[str]] = {}  # of a rollout's canary, as far as they were seen
         self._rollout: str | None = None  # what the following is about
         self._on_trial = False
-        self._logs: dict[str, Following] = {}  # what was read for the open rollout
+        self._log: Following | None = None  # what was read for it, from its first look on
         self._seen: object = None  # what the last tick found, as far as it can change what the next one does
         self._ticked, self._rest_s = -math.inf, _TICK_S
 
@@ -148,7 +148,7 @@ class Controller:
 
     def _has_news(self) -> bool:
         """Whether the log of the version on trial has grown since the last look."""
-        return self._on_trial and any(log.has_news() for log in self._logs.values())
+        return self._on_trial and self._log is not None and self._log.has_news()
 
     def _look(self, lease: Lease) -> dict[str, Any]:
         self._fault(Point.LEASED)
@@ -178,8 +178,8 @@ class Controller:
 
     def _forget(self, rollout: str | None) -> None:
         """Another rollout is open now, or none: let go of what was kept for the last one."""
-        self._rollout, self._on_trial = rollout, False
-        for kept in (self._logs, self._since, self._replicas):
+        self._rollout, self._on_trial, self._log = rollout, False, None
+        for kept in (self._since, self._replicas):
             kept.clear()
 
     # deciding
@@ -216,7 +216,8 @@ class Controller:
         self._on_trial = before.is_looked_at and (plan.mode != "immediate" or before.phase is Phase.BAKING)
         if not self._on_trial or at <= row.created:
             return
-        log, again = self._logs.setdefault(rollout, Following()), at <= looked.at
+        log, again = self._log or Following(), at <= looked.at
+        self._log = log
         if again and not log.has_news():
             return
         n = n_known(self._project, row, plan, at, scan=log.scan)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mlops_ray.config import LogPlan
 from mlops_ray.config.recorded import compared_on_the_same_row
 from mlops_ray.rollout.analysis import LEAST, MISMATCH, Bars, Metric, Sample, first_rows, judged, shown
-from mlops_ray.rollout.evidence import Differences, evidence_at, log_capitals, lower_bounds
+from mlops_ray.rollout.evidence import Differences, evidence_at, log_capitals, lower_bounds, split
 from mlops_ray.rollout.outcomes import Outcomes
 from mlops_ray.rollout.recorded import Recorded, samples
 from mlops_ray.training.gates.verdict import Verdict, combine
@@ -227,7 +227,7 @@ def assignment(outcomes: Outcomes, look_s: float) -> Assignment | None:
         return None
     canary, share = outcomes.canary[first], outcomes.share[first]
     looks, ends = _ends(outcomes.seen[first])
-    x = Differences(canary - share, -share, 1 - share)
+    x = split(canary, share)
     held = np.logaddexp(log_capitals(x, 0.0, ends), log_capitals(-x, 0.0, ends)) - np.log(2)
     off = held >= -np.log(MISMATCH)
     decided = float(looks[off.argmax()] * look_s) if off.any() else None
