@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlops_ray.verbs import Env, Paths, known_store, load
-from mlops_ray.verbs.subjects import orderer
+from mlops_ray.verbs.subjects import orderer, proposer
 
 
 def start(
@@ -18,7 +18,7 @@ def start(
 
     project = load(paths, env).project
     store = known_store(project)
-    who = orderer(project, store, env)
+    who = proposer(project, store, env)
     versions = (version, *beside)
     return steering.start(store, project, versions, supersede=supersede, who=who, why=why, machine_now=time.time())
 
@@ -32,7 +32,7 @@ def move(
 
     project = load(paths, env).project
     store = known_store(project)
-    who = orderer(project, store, env)
+    who = (proposer if order == Move.PROMOTE else orderer)(project, store, env)
     return steering.move(store, project, Move(order), to=to, version=version, who=who, why=why, machine_now=time.time())
 
 

@@ -40,6 +40,21 @@ def orderer(project: Project, store: Store, env: Env) -> str:
     return token_subject(project, store, env) or os_user()
 
 
+def proposer(project: Project, store: Store, env: Env) -> str:
+    """Whose order it is to start or to promote a rollout, whom its approvals then do without.
+
+    Raises: ApprovalRefused where people must approve by token and the order shows none: a login and a token's subject
+        may be one person, whom nothing would tell apart.
+    """
+    subject = token_subject(project, store, env)
+    if subject is None and project.serving.auth == "token" and project.rollout.approval != "none":
+        says = (
+            f"rollout.approval asks for people by their tokens, so put yours into {TOKEN_VARIABLE} for this too"
+        )
+        raise ApprovalRefused(project.project, f"{says}; `mlops-ray token create --help` makes one")
+    return subject or os_user()
+
+
 def token_subject(project: Project, store: Store, env: Env) -> str | None:
     """The subject of the token in `MLOPS_RAY_TOKEN`, whatever its roles; None without one that is valid, and where the
     project asks for none."""

@@ -132,3 +132,15 @@ def test_a_training_records_who_had_it_made(tmp_path: Path) -> None:
     found = _proposed_by(project, store, {"MLOPS_RAY_TOKEN": token})
     assert found == {PROPOSER: subjects.os_user(), PROPOSER_TOKEN: "ann"}
     store.close()
+
+
+@pytest.mark.parametrize("order", [("start", "3"), ("promote",)])
+def test_who_would_propose_must_show_the_token_that_approvals_ask_for(tmp_path: Path, order: tuple[str, ...]) -> None:
+    """Else one person could start a rollout as a login and approve it as a token's subject."""
+    config = made(tmp_path, serving={"auth": "token"}, rollout={"approval": "before_start"})
+    assert "asks for people by their tokens" in refusal("rollout", *order, *config, env={"MLOPS_RAY_TOKEN": ""})
+    assert "asks for people by their tokens" in refusal("rollout", *order, *config, env={"MLOPS_RAY_TOKEN": "mr_x"})
+    token = told("token", "create", "ann", "--role", "operate", *config)["token"]
+    assert "tokens" not in refusal(
+        "rollout", *order, *config, env={"MLOPS_RAY_TOKEN": token}
+    )  # refused for other reasons
