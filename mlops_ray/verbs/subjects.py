@@ -48,9 +48,7 @@ def proposer(project: Project, store: Store, env: Env) -> str:
     """
     subject = token_subject(project, store, env)
     if subject is None and project.serving.auth == "token" and project.rollout.approval != "none":
-        says = (
-            f"rollout.approval asks for people by their tokens, so put yours into {TOKEN_VARIABLE} for this too"
-        )
+        says = f"rollout.approval asks for people by their tokens, so put yours into {TOKEN_VARIABLE} for this too"
         raise ApprovalRefused(project.project, f"{says}; `mlops-ray token create --help` makes one")
     return subject or os_user()
 
