@@ -169,7 +169,8 @@ def test_somebody_is_forgotten_while_requests_go_on(live: Live) -> None:
     done = run("mlops-ray", "log", "forget", *config(live), "--key", key, "--yes", "--json")
     result = json.loads(done.stdout)
     assert result["proven"], result["left"]
-    assert {table: removed["rows"] for table, removed in result["removed"].items()}["predictions"] == 0  # sieved
+    removed = {table: of["rows"] for table, of in result["removed"].items()}
+    assert removed["predictions"] <= 1  # 0: sieved out of the spool; 1: the collector had committed it by then
     assert "1 nodes" in result["spools"][0]
     assert httpx.post(f"{live.url}/feedback", json={"labels": told}).status_code == 202
     with cluster.connected(live.project):
