@@ -12,11 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,18 +21,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-PEERS = {
-    "evidently": ["evidently==0.7.23", "pandas<3"],
-    "nannyml": [
-        "nannyml==0.13.1",
-        "pandas<3",
-        "numpy<2",
-        "scipy<1.14",
-        "scikit-learn<1.6",
-        "category-encoders<2.7",
-        "statsmodels",
-    ],
-}
+from benchmarks import peers  # noqa: E402
+
 NUMERIC = tuple(f"x{i}" for i in range(10))
 CATEGORICAL = ("carrier", "destination")
 Results = dict[str, dict[str, float]]
@@ -50,26 +37,15 @@ def main() -> None:
     options = parser.parse_args()
     data = options.folder / f"drift-{options.rows}.npz"
     if options.serve:
-        serve(CONTESTANTS[options.serve](data))
+        peers.serve(CONTESTANTS[options.serve](data))
         return
     generate(data, options.rows)
-    pythons = {name: environment(options.folder / name, wanted) for name, wanted in PEERS.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
-    found: dict[str, Results] = {}
-    running = {
-        name: start(pythons.get(name.split()[0], sys.executable), name, options.folder, options.rows)
-        for name in CONTESTANTS
+    pythons = {name: peers.environment(options.folder, name) for name in peers.REQUIREMENTS}
+    more = ["--folder", str(options.folder), "--rows", str(options.rows)]
+    commands = {
+        name: [pythons.get(name.split()[0], sys.executable), __file__, "--serve", name, *more] for name in CONTESTANTS
     }
-    try:
-        for warm in (False, *[True] * options.rounds):
-            for name, process in running.items():
-                took, found[name] = ask(process)
-                if warm:
-                    seconds[name].append(took)
-    finally:
-        for process in running.values():
-            process.stdin.close()
-            process.wait()
+    seconds, found = peers.in_turn(commands, options.rounds)
     report(seconds, found, options.rows)
 
 
@@ -90,48 +66,6 @@ def generate(path: Path, n: int) -> None:
             weights = 1 / (np.arange(kinds) + 2 + 2 * moved)
             arrays[f"{side}/{name}"] = rng.choice(names, n, p=weights / weights.sum())
     np.savez(path, **arrays)
-
-
-def environment(folder: Path, wanted: list[str]) -> str:
-    """The Python of an environment that holds `wanted`; made when it is not there."""
-    python = folder / "bin/python"
-    done = folder / "installed.json"
-    if not done.exists() or json.loads(done.read_text(encoding="utf-8")) != wanted:
-        print(f"installing {', '.join(wanted)} into {folder}", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], check=True)
-        done.write_text(json.dumps(wanted), encoding="utf-8")
-    return str(python)
-
-
-# Processes ------------------------------------------------------------------------------------------------------------
-
-
-def start(python: str, name: str, folder: Path, rows: int) -> subprocess.Popen[str]:
-    env = {**os.environ, "DO_NOT_TRACK": "1", "NML_DISABLE_USAGE_LOGGING": "1", "PYTHONWARNINGS": "ignore"}
-    command = [python, __file__, "--serve", name, "--folder", str(folder), "--rows", str(rows)]
-    return subprocess.Popen(
-        command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-
-
-def ask(process: subprocess.Popen[str]) -> tuple[float, Results]:
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write("go\n")
-    process.stdin.flush()
-    for line in process.stdout:
-        if line.startswith("{"):
-            answer = json.loads(line)
-            return answer["seconds"], answer["found"]
-    raise SystemExit(f"{process.args} ended; run it by hand to see why")
-
-
-def serve(once: Callable[[], Results]) -> None:
-    for _ in sys.stdin:
-        begun = time.perf_counter()
-        found = once()
-        print(json.dumps({"seconds": time.perf_counter() - begun, "found": found}), flush=True)
 
 
 # Contestants ----------------------------------------------------------------------------------------------------------

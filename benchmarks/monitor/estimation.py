@@ -11,19 +11,18 @@ estimate is more than 0.002 away from NannyML's, or ours is less than five times
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
+
+from benchmarks import peers  # noqa: E402
 
 CHUNK = 5000
 BLOCK = 1000
@@ -41,62 +40,21 @@ def main() -> None:
     options = parser.parse_args()
     data = options.folder / "synthetic_car_loan.npz"
     if options.serve:
-        serve(CONTESTANTS[options.serve](data))
+        peers.serve(CONTESTANTS[options.serve](data))
         return
     if options.export:
         export(data)
         return
-    from benchmarks.drift import PEERS, environment
-
     options.folder.mkdir(parents=True, exist_ok=True)
-    theirs = environment(options.folder / "nannyml", PEERS["nannyml"])
+    theirs = peers.environment(options.folder, "nannyml")
     if not data.exists():
-        subprocess.run([theirs, __file__, "--export", "--folder", options.folder], check=True, env=quiet())
+        export_there = [theirs, __file__, "--export", "--folder", options.folder]
+        subprocess.run(export_there, check=True, env=peers.silent())
     pythons = {"mlops-ray": sys.executable, "nannyml": theirs}
-    running = {name: start(python, name, options.folder) for name, python in pythons.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in running}
-    found: dict[str, Found] = {}
-    try:
-        for warm in (False, *[True] * options.rounds):
-            for name, process in running.items():
-                took, found[name] = ask(process)
-                if warm:
-                    seconds[name].append(took)
-    finally:
-        for process in running.values():
-            process.communicate()  # closes its input, at which it ends
+    more = ["--folder", str(options.folder)]
+    commands = {name: [python, __file__, "--serve", name, *more] for name, python in pythons.items()}
+    seconds, found = peers.in_turn(commands, options.rounds)
     report(seconds, found, data)
-
-
-# Processes ------------------------------------------------------------------------------------------------------------
-
-
-def quiet() -> dict[str, str]:
-    return {**os.environ, "NML_DISABLE_USAGE_LOGGING": "1", "DO_NOT_TRACK": "1", "PYTHONWARNINGS": "ignore"}
-
-
-def start(python: str, name: str, folder: Path) -> subprocess.Popen[str]:
-    command = [python, __file__, "--serve", name, "--folder", str(folder)]
-    return subprocess.Popen(command, env=quiet(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-
-def ask(process: subprocess.Popen[str]) -> tuple[float, Found]:
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write("go\n")
-    process.stdin.flush()
-    for line in process.stdout:
-        if line.startswith("{"):
-            answer = json.loads(line)
-            return answer["seconds"], answer["found"]
-    raise SystemExit(f"{process.args} ended; run it by hand to see why")
-
-
-def serve(once: Callable[[], Found]) -> None:
-    for _ in sys.stdin:
-        begun = time.perf_counter()
-        found = once()
-        print(json.dumps({"seconds": time.perf_counter() - begun, "found": found}), flush=True)
 
 
 # Contestants ----------------------------------------------------------------------------------------------------------
