@@ -56,6 +56,12 @@ class DataRefused(DataError):
         return "\n  ".join((f"{self.subject}: {self.detail}", self.text, f"the report lies at {self.page}"))
 
 
+class OrderRefused(DataError):
+    """An order whose words do not fit: its reason, or the rollout or the version that it names."""
+
+    exit_code = 2
+
+
 class LogRefused(DataError):
     """A recorded log cannot be analysed. `problems` holds one line per mistake: row, column, value and remedy."""
 
