@@ -230,8 +230,8 @@ def _unmet(anchors: list[Anchor], head: Anchor, claimed: Collection[Anchor]) -> 
     if anchors[0] not in claimed:
         return says
     return (
-        f"{says}. An entry `{RESTORED}` claims that a restored backup gave it up, which proves nothing, for whoever cuts a "
-        f"ledger can write that too; if you know of that restore, say so: --accept-loss {seq}:{sealed}"
+        f"{says}. An entry `{RESTORED}` claims that a restored backup gave it up, which proves nothing: whoever cuts a "
+        f"ledger can write that too. If you know of that restore, say so: --accept-loss {seq}:{sealed}"
     )
 
 
