@@ -111,7 +111,9 @@ def _n_members(document: Any) -> int:
 def _why(found: dict[str, Any], name: str, default: str | None) -> str:
     value = found.get(name, default)
     if not texts.is_reason(value):
-        raise _wrong(name, value, f"a sentence of 1 to {texts.MOST_REASON:,} characters, none of them for control")
+        raise _wrong(
+            name, value, f"a sentence of 1 to {texts.MOST_REASON:,} characters, none of them NUL or another for control"
+        )
     return str(value).strip()
 
 

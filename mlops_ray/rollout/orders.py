@@ -109,7 +109,7 @@ def begin(
         raise IllegalMove("start", "not possible before a first version serves", ("up",))
     stable = served.spec["stable"]["version"]
     if stable in (version, *beside):
-        says = "it is stable already, so there is nothing to roll out; `mlops-ray status` lists the other versions"
+        says = "it is stable already, and a rollout of it would be against itself; `mlops-ray status` lists the others"
         raise OrderRefused(f"v{stable} of {project.project}", says)
     evidence: dict[str, Any] = {"run_id": found.run_id, **(note or {})}
     if others:

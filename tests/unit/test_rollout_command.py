@@ -298,7 +298,7 @@ def test_stored_text_cannot_steer_a_terminal(up: Up) -> None:
 def test_the_stable_version_is_not_rolled_out(up: Up) -> None:
     wrong = up.run("start", "1")
     assert isinstance(wrong.exception, OrderRefused)
-    assert "v1 of quickstart: it is stable already, so there is nothing to roll out" in str(wrong.exception)
+    assert "v1 of quickstart: it is stable already, and a rollout of it would be against itself" in str(wrong.exception)
 
 
 def test_several_versions_side_by_side(up: Up, tmp_path: Path) -> None:

@@ -303,7 +303,7 @@ def test_without_tokens_nobody_approves_but_orders_are_taken(tmp_path: Path) -> 
         ("/versions/4/approve", {}, 422, "reason: expected a sentence"),
         ("/versions/4/approve", {"reason": "x", "who": "ben"}, 422, "'who' is not a field"),
         ("/versions/four/approve", {"reason": "x"}, 404, "'four' is no version's number"),
-        ("/versions/2/reject", {"reason": "x"}, 403, "waits for no approval"),
+        ("/versions/2/reject", {"reason": "x"}, 409, "waits for no approval"),
         ("/rollouts", {"version": 2, "why": "x" * 70_000}, 413, ""),
     ],
 )
