@@ -40,6 +40,10 @@ class Standing:
     approvers: tuple[str, ...] = ()
     """Who has approved, and counts."""
     rejecters: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
+    """Who proposed it, and so cannot approve it."""
+    until: float | None = None
+    """When the first of the approvals that count ceases to, seconds since the epoch; None: never."""
 
     def __str__(self) -> str:
         if self.rejected:
@@ -76,7 +80,10 @@ def standing(
         if row.decision == ApprovalRow.APPROVE and name not in proposers and not has_expired(row, now)
     )
     missing = 0 if policy is None else max(0, policy.approvers - len(approvers))
-    return Standing(missing == 0 and not rejecters, bool(rejecters), missing, approvers, rejecters)
+    ends = [last[name].expires for name in approvers]
+    until = min((end for end in ends if end is not None), default=None)
+    excluded = tuple(sorted(proposers - {""}))
+    return Standing(missing == 0 and not rejecters, bool(rejecters), missing, approvers, rejecters, excluded, until)
 
 
 def has_expired(row: ApprovalRow, now: float) -> bool:

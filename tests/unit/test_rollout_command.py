@@ -23,7 +23,7 @@ from mlops_ray.rollout import experiment, orders
 from mlops_ray.rollout.analysis import Analysis, Metric
 from mlops_ray.rollout.canary import Arm, CanaryState, Phase, Reason
 from mlops_ray.serving.versions import Held, Wanted
-from mlops_ray.state import Store, Tx, VersionRow
+from mlops_ray.state import ApprovalRow, Store, Tx, VersionRow
 from mlops_ray.training.gates.verdict import Verdict
 from mlops_ray.verbs import subjects
 
@@ -293,6 +293,20 @@ def test_stored_text_cannot_steer_a_terminal(up: Up) -> None:
     shown = RUNNER.invoke(cli.app, ["ledger", "show", *config]).output
     assert "\\x1b]0;owned\\x07\\x1b[2J\\u202etxt\\x9b31m\\x0d\\x0a   7  2026" in shown
     assert len(shown.splitlines()) == 2
+
+
+def test_what_is_pending_says_of_whom_approvals_are_asked_and_until_when_they_hold(up: Up, tmp_path: Path) -> None:
+    overlay = tmp_path / "approval.yaml"
+    overlay.write_text("rollout: { approval: before_start, approvers: 2 }\n")
+    up.config += ["-c", str(overlay)]
+    rollout = up.json("start", "2")["rollout"]
+    who = f"(asked of 2 people who may approve, but not {subjects.os_user()}, who proposed it"
+    assert up.json("status")["outlook"]["waits"] == [f"approval: approved by nobody yet; 2 more must {who})"]
+    with up.store.begin() as tx:
+        tx.save_approval(ApprovalRow(up.name, 2, rollout, "ann", "approve", "read it", 4e9 - 9, 4e9))
+    waits = up.json("status")["outlook"]["waits"]
+    holds = "what was given holds until 2096-10-02 07:06 UTC"
+    assert waits == [f"approval: approved by ann; 1 more must {who}; {holds})"]
 
 
 def test_the_stable_version_is_not_rolled_out(up: Up) -> None:
