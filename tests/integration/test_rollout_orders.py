@@ -107,9 +107,7 @@ def test_a_rollback_finds_the_promotion_behind_a_later_trial_that_failed(store: 
 
 
 def test_stable_is_no_canary_of_itself(store: Store, project: Project) -> None:
-    with pytest.raises(
-        DataError, match="v1 of flights: it is stable already, and a rollout of it would be against itself"
-    ):
+    with pytest.raises(DataError, match=r"v1 of flights: it is stable already.* against itself"):
         start(store, project, 1)
 
 

@@ -333,6 +333,7 @@ def test_retrain_takes_a_decision_or_makes_one(verbs: SimpleNamespace) -> None:
 
 
 ROLLOUT = {
+    "id": "x-v2-r1",
     "version": 2,
     "stable": 1,
     "state": {"phase": "ramping", "since": 0.0, "reason": ""},
@@ -352,7 +353,7 @@ def test_rollout_status_in_words(verbs: SimpleNamespace) -> None:
     found = {"rollout": ROLLOUT, "share": 0.1, "stable": 1}
     verbs.rollout = SimpleNamespace(status=lambda paths, env: found)
     done = RUNNER.invoke(cli.app, ["rollout", "status", "-c", "x.yaml"])
-    assert done.output == "v2 against v1: ramping at 10%, since 1970-01-01 00:00\n"
+    assert done.output == "v2 against v1: ramping at 10%, since 1970-01-01 00:00, x-v2-r1\n"
     found = {"rollout": None, "share": 0.0, "stable": 1}
     assert RUNNER.invoke(cli.app, ["rollout", "status", "-c", "x.yaml"]).output == "no rollout is open\n"
 
