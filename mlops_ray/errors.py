@@ -56,6 +56,25 @@ class DataRefused(DataError):
         return "\n  ".join((f"{self.subject}: {self.detail}", self.text, f"the report lies at {self.page}"))
 
 
+class OrderRefused(DataError):
+    """An order whose words do not fit: its reason, or the rollout or the version that it names."""
+
+    exit_code = 2
+
+
+class KeyReused(MlopsRayError):
+    """An Idempotency-Key that came with another order before; `first` names that one."""
+
+    exit_code = 2
+
+    def __init__(self, key: str, first: str) -> None:
+        super().__init__(key, first)
+        self.key, self.first = key, first
+
+    def __str__(self) -> str:
+        return f"the key {self.key!r} came with another order before: {self.first}; give each order a key of its own"
+
+
 class LogRefused(DataError):
     """A recorded log cannot be analysed. `problems` holds one line per mistake: row, column, value and remedy."""
 
@@ -147,6 +166,10 @@ class ApprovalRefused(MlopsRayError):
 
     def __str__(self) -> str:
         return f"{self.subject}: {self.detail}"
+
+
+class NothingWaits(ApprovalRefused):
+    """A rejection where nothing waits for an approval."""
 
 
 class LeaseLost(MlopsRayError):

@@ -3,7 +3,7 @@
 `append` stands in the transaction of the state change that it records. `verify` finds edits, insertions, inner removals
 and reordering; a tail that was cut off, or a chain rewritten from some point on, shows only against an *anchor*, a
 (seq, hash) kept outside the database (a tag of the registry, an export). An anchor vouches for everything up to its
-entry and for nothing after it.
+entry and for nothing after it. Nothing that the ledger says excuses an anchor: who can cut it can write into it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ GENESIS = "0" * 64
 
 RESTORED = "restored"
 """Kind of the entry that a restored backup adds; its evidence names under `GAVE_UP` the anchors, [seq, hash] each, of
-entries that came after the backup and that the restored chain does not hold."""
+entries that came after the backup and that the restored chain does not hold. That is a claim: it excuses nothing."""
 GAVE_UP = "gave_up"
 
 Anchor = tuple[int, str]
@@ -69,7 +70,8 @@ class Verification:
     """What `verify` can say. `head` is (seq, hash) of the last entry that holds: keep it as the next anchor.
 
     `problem` is None when nothing is wrong; `anchored` tells whether an anchor was given and met, `proven` up to which
-    entry anchors vouch; `given_up` names anchors that the chain does not hold because of a restored backup.
+    entry anchors vouch. `unmet` are the anchors that an otherwise unbroken chain does not hold and nobody has accepted,
+    `claimed` those of them that an entry `restored` says a backup gave up; `accepted`: those that a person has.
     """
 
     ok: bool
@@ -78,7 +80,9 @@ class Verification:
     problem: str | None
     anchored: bool
     proven: int = 0
-    given_up: tuple[Anchor, ...] = ()
+    unmet: tuple[Anchor, ...] = ()
+    claimed: tuple[Anchor, ...] = ()
+    accepted: tuple[Anchor, ...] = ()
 
     def __str__(self) -> str:
         if self.problem is not None:
@@ -89,9 +93,9 @@ class Verification:
             said.append(f"whether entries after {self.proven} were cut off or rewritten, nothing here can say")
         else:
             said.append("without an anchor a cut tail or a rewritten chain would not show")
-        if self.given_up:
-            names = ", ".join(str(seq) for seq, _ in self.given_up)
-            said.append(f"anchors of entries {names} are not met: a restored backup gave those up, as its entry says")
+        if self.accepted:
+            names = ", ".join(str(seq) for seq, _ in self.accepted)
+            said.append(f"anchors of entries {names} are not met, and whoever asked accepts that")
         return "; ".join(said)
 
 
@@ -126,12 +130,15 @@ def append(
 
 
 def entries(tx: Tx, project: str, since_seq: int = 0, kinds: Collection[str] | None = None) -> list[Entry]:
-    """Entries with seq above `since_seq`, oldest first; only those of `kinds` when given."""
+    """Entries with seq above `since_seq`, oldest first; only those of `kinds` when given.
+
+    Raises: DataError naming the entry that cannot be read any more."""
     query = select(LEDGER).where(LEDGER.c.project == project, LEDGER.c.seq > since_seq).order_by(LEDGER.c.seq)
     if kinds is not None:
         query = query.where(LEDGER.c.kind.in_(kinds))
-    found = tx.connection.execute(query).mappings()
-    return [Entry(**{**row, "evidence": json.loads(row["evidence"])}) for row in found]
+    with _any_text(tx):
+        found = tx.connection.execute(query).mappings().all()
+    return [_entry(row) for row in found]
 
 
 def head(tx: Tx, project: str) -> Anchor:
@@ -141,32 +148,45 @@ def head(tx: Tx, project: str) -> Anchor:
     return int(seq), str(sealed)
 
 
-def verify(tx: Tx, project: str, *anchors: Anchor) -> Verification:
+def verify(tx: Tx, project: str, *anchors: Anchor, accepted: Collection[Anchor] = ()) -> Verification:
     """Walk the chain from its first entry. `anchors` are heads that were noted outside the database earlier; the empty
-    chain's vouches for nothing."""
-    n, at, problem, given_up = 0, (0, GENESIS), None, set[Anchor]()
+    chain's vouches for nothing. Those that the chain does not hold are a problem, unless they are among `accepted`: a
+    person names these, and never the ledger."""
+    n, at, problem, claimed = 0, (0, GENESIS), None, set[Anchor]()
     waiting: dict[int, set[str]] = {}
     for seq, sealed in anchors:
         if seq > 0:
             waiting.setdefault(seq, set()).add(sealed)
     proven, unmet = 0, set[Anchor]()
     query = select(LEDGER).where(LEDGER.c.project == project).order_by(LEDGER.c.seq).execution_options(yield_per=500)
-    for row in tx.connection.execute(query).mappings():
-        n += 1
-        if problem is None:
-            problem = _flaw(row, at)
-        if problem is None:
-            at = (row["seq"], row["hash"])
-            wanted = waiting.pop(at[0], set())
-            proven = at[0] if at[1] in wanted else proven
-            unmet |= {(at[0], sealed) for sealed in wanted - {at[1]}}
-            if row["kind"] == RESTORED:
-                given_up |= _gave_up(row)
+    with _any_text(tx):
+        for row in tx.connection.execute(query).mappings():
+            n += 1
+            if problem is None:
+                problem = _flaw(row, at)
+            if problem is None:
+                at = (row["seq"], row["hash"])
+                wanted = waiting.pop(at[0], set())
+                proven = at[0] if at[1] in wanted else proven
+                unmet |= {(at[0], sealed) for sealed in wanted - {at[1]}}
+                if row["kind"] == RESTORED:
+                    claimed |= _gave_up(row)
+    lost, missing = set[Anchor](), list[Anchor]()
     if problem is None:
         unmet |= {(seq, sealed) for seq, hashes in waiting.items() for sealed in hashes}
-        problem = _unmet(sorted(unmet - given_up), at)
-    anchored = problem is None and proven > 0
-    return Verification(problem is None, n, at, problem, anchored, proven, tuple(sorted(unmet & given_up)))
+        lost, missing = unmet & set(accepted), sorted(unmet - set(accepted))
+        problem = _unmet(missing, at, claimed)
+    return Verification(
+        problem is None,
+        n,
+        at,
+        problem,
+        problem is None and proven > 0,
+        proven,
+        tuple(missing),
+        tuple(anchor for anchor in missing if anchor in claimed),
+        tuple(sorted(lost)),
+    )
 
 
 def parse_anchor(text: str) -> Anchor:
@@ -198,14 +218,21 @@ def parse_anchors(text: str, name: str) -> list[Anchor]:
     return found
 
 
-def _unmet(anchors: list[Anchor], head: Anchor) -> str | None:
-    """What the first anchor that the chain does not hold shows."""
+def _unmet(anchors: list[Anchor], head: Anchor, claimed: Collection[Anchor]) -> str | None:
+    """What the first anchor that the chain does not hold shows, and what the ledger claims of it."""
     if not anchors:
         return None
-    seq = anchors[0][0]
+    seq, sealed = anchors[0]
     if seq <= head[0]:
-        return f"entry {seq} is not the anchored one: the chain was rewritten"
-    return f"the anchor names entry {seq}, the chain ends at {head[0]}: its tail was cut"
+        says = f"entry {seq} is not the anchored one: the chain was rewritten"
+    else:
+        says = f"the anchor names entry {seq}, the chain ends at {head[0]}: its tail was cut"
+    if anchors[0] not in claimed:
+        return says
+    return (
+        f"{says}. An entry `{RESTORED}` claims that a restored backup gave it up, which proves nothing: whoever cuts a "
+        f"ledger can write that too. If you know of that restore, say so: --accept-loss {seq}:{sealed}"
+    )
 
 
 def _gave_up(row: RowMapping) -> set[Anchor]:
@@ -217,19 +244,52 @@ def _gave_up(row: RowMapping) -> set[Anchor]:
 def _flaw(row: RowMapping, head: tuple[int, str]) -> str | None:
     """What is wrong with the entry that stands after `head`, or None."""
     seq = row["seq"]
+    if type(seq) is not int:
+        return f"an entry after {head[0]} was edited: its number is none"
     if seq != head[0] + 1:
         return f"entry {seq} stands where {head[0] + 1} should: entries were removed or inserted"
     if row["prev"] != head[1]:
         return f"entry {seq} does not continue entry {head[0]}: one of them was replaced"
     try:
-        evidence = json.loads(row["evidence"])
-        same_text = canonical(evidence, "evidence") == row["evidence"]
-        sealed = _seal({**{k: v for k, v in row.items() if k != "hash"}, "evidence": evidence})
-    except (ValueError, TypeError, DataError):
+        entry = _entry(row)
+        same_text = canonical(entry.evidence, "evidence") == row["evidence"]
+        sealed = _seal({k: v for k, v in vars(entry).items() if k != "hash"})
+    except DataError:
         return f"entry {seq} was edited: it cannot be read any more"
     if not same_text or sealed != row["hash"]:
         return f"entry {seq} was edited: its hash does not fit its content"
     return None
+
+
+def _entry(row: RowMapping) -> Entry:
+    """Raises: DataError naming an entry that no release wrote so."""
+    try:
+        for name, value in row.items():
+            if isinstance(LEDGER.c[name].type, Text):
+                storable(value, f"ledger.{name}")
+        evidence = json.loads(row["evidence"])
+        if not isinstance(evidence, dict) or not isinstance(row["at"], float):
+            raise TypeError("of another type")
+    except (ValueError, TypeError, RecursionError, DataError) as exc:
+        says = f"entry {row['seq']} was edited: it cannot be read any more; `mlops-ray ledger verify` says what holds"
+        raise DataError(f"ledger of {row['project']!r}", says) from exc
+    return Entry(**{**row, "evidence": evidence})
+
+
+@contextmanager
+def _any_text(tx: Tx) -> Iterator[None]:
+    """Read texts that are no UTF-8 as lone surrogates (PEP 383), which nothing of ours holds. SQLite keeps any bytes
+    and its driver fails at the whole query; PostgreSQL refuses them when they are written."""
+    driver: Any = tx.connection.connection.dbapi_connection
+    if tx.connection.dialect.name != "sqlite":
+        yield
+        return
+    was = driver.text_factory
+    driver.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
+    try:
+        yield
+    finally:
+        driver.text_factory = was
 
 
 def _seal(fields: Mapping[str, Any]) -> str:

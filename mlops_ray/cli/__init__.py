@@ -23,6 +23,7 @@ from mlops_ray.cli.profile import drift, profile
 from mlops_ray.cli.schema import schema_app
 from mlops_ray.cli.scoring import score
 from mlops_ray.errors import DataRefused, GateRejected, MlopsRayError
+from mlops_ray.texts import harmless, harmless_lines
 
 app = typer.Typer(
     name="mlops-ray",
@@ -59,14 +60,18 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except MlopsRayError as exc:
-        Console(stderr=True).print(f"[bold red]error[/] {escape(str(exc))}", soft_wrap=True, highlight=False)
+        Console(stderr=True).print(
+            f"[bold red]error[/] {escape(harmless_lines(str(exc)))}", soft_wrap=True, highlight=False
+        )
         sys.exit(exc.exit_code)
     except Exception as exc:
         if os.environ.get("MLOPS_RAY_DEBUG"):
             raise
         says = f"{type(exc).__name__}: {str(exc).strip() or 'no message'}"
         hint = "set MLOPS_RAY_DEBUG=1 to see where"
-        Console(stderr=True).print(f"[bold red]fault[/] {escape(says)}; {hint}", soft_wrap=True, highlight=False)
+        Console(stderr=True).print(
+            f"[bold red]fault[/] {escape(harmless_lines(says))}; {hint}", soft_wrap=True, highlight=False
+        )
         sys.exit(1)
 
 
@@ -190,7 +195,7 @@ def status(config: Config, as_json: AsJson = False) -> None:
     if as_json:
         say(result, True, str)
     else:
-        table_console().print(status_table(result))
+        table_console().print(status_table(harmless(result)))
 
 
 @app.command()

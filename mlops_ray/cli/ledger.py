@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from mlops_ray.cli.output import AsJson, Config, day, say, writable
+from mlops_ray.texts import harmless
 
 app = typer.Typer(no_args_is_help=True, help="Read and verify the chained record of every decision.")
 
@@ -55,7 +56,7 @@ def show(
     def lines(result: dict[str, Any]) -> str:
         return "\n".join(
             f"{e['seq']:4d}  {day(e['at'])}  {e['kind']} {e['subject']} by {e['who']}: {e['why']}"
-            for e in result["entries"]
+            for e in harmless(result["entries"])
         ) or (f"none of {result['n']} entries is so" if result["n"] else "no entries yet")
 
     say(ledger.show(config, os.environ, since=since, kind=kind, subject=subject), as_json, lines)
@@ -68,18 +69,25 @@ def verify(
     anchors: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A file with a head a line, or an export.")
     ] = None,
+    accept_loss: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SEQ:HASH", help="A head that you know to be lost, such as by a restored backup."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Prove that no entry was changed, inserted or taken out; exit code 1 when one was.
+    """Prove that no entry was changed, inserted or taken out; exit code 3 when one was, or when that is not proven.
 
-    Heads that promotions left in MLflow are looked at by themselves. What no head vouches for is said.
+    Heads that promotions left in MLflow are looked at by themselves, and the decisions that rollouts, retrains and the
+    serving configuration come from must stand in the ledger. What no head vouches for is said. A head that the ledger
+    does not hold is excused only by name, with --accept-loss, whatever the ledger says of it.
     """
     from mlops_ray.verbs import ledger
 
-    result = ledger.verify(config, os.environ, anchors=anchor or (), anchors_file=anchors)
+    lost = accept_loss or ()
+    result = ledger.verify(config, os.environ, anchors=anchor or (), anchors_file=anchors, accept_loss=lost)
     say(result, as_json, lambda r: str(r["says"]))
     if not result["ok"]:
-        raise typer.Exit(1)
+        raise typer.Exit(3)
 
 
 @app.command()
@@ -108,4 +116,4 @@ def at_(config: Config, time: Time, as_json: AsJson = False) -> None:
     from mlops_ray.verbs import ledger
 
     found = ledger.at(config, os.environ, time)
-    say(found.to_dict(), as_json, lambda _: "\n".join(found.lines()))
+    say(found.to_dict(), as_json, lambda _: "\n".join(harmless(found.lines())))

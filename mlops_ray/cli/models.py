@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlops_ray.cli.output import AsJson, Config, progress, say, table_console, writable
+from mlops_ray.texts import harmless, harmless_lines
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -52,7 +53,7 @@ def card(
             path.write_text(text, encoding="utf-8")
             typer.echo(f"the card of v{version} is in {path}")
     if html is None and markdown is None:
-        typer.echo(found["markdown"])
+        typer.echo(harmless_lines(found["markdown"]))
 
 
 def reproduce(
@@ -134,7 +135,7 @@ def _tree(node: Node) -> Tree:
     from rich.markup import escape
     from rich.tree import Tree
 
-    tree = Tree(escape(node.text))
+    tree = Tree(escape(harmless(node.text)))
     for child in node.children:
         tree.add(_tree(child))
     return tree

@@ -14,6 +14,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from mlops_ray.texts import harmless_lines
+
 Config = Annotated[
     list[Path],
     typer.Option(
@@ -44,11 +46,11 @@ def writable(path: Path | None) -> Path | None:
 
 
 def say(result: dict[str, Any], as_json: bool, line: Callable[[dict[str, Any]], str]) -> None:
-    """Print a verb's result: one JSON document, or what `line` makes of it."""
+    """Print a verb's result: one JSON document, or what `line` makes of it, without what a terminal would obey."""
     if as_json:
         typer.echo(json.dumps(result, default=str))
     else:
-        Console().print(escape(line(result)), soft_wrap=True, highlight=False)
+        Console().print(escape(harmless_lines(line(result))), soft_wrap=True, highlight=False)
 
 
 def table_console() -> Console:

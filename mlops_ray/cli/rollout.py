@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from mlops_ray.cli.output import AsJson, Config, day, say, table_console
+from mlops_ray.texts import harmless
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,7 +23,13 @@ app = typer.Typer(
     ),
 )
 
-Why = Annotated[str, typer.Option(help="Reason for the ledger.")]
+Why = Annotated[str, typer.Option(help="Reason for the ledger: a sentence in one line, 1,000 characters at most.")]
+Of = Annotated[
+    str | None,
+    typer.Option(
+        "--rollout", metavar="ID", help="The rollout that you mean; if orders are about another by now: exit code 2."
+    ),
+]
 # Between two looks of `status --watch`, which read the state database only: it tells nobody that it has changed.
 _WATCH_S = 1.0
 
@@ -77,7 +84,7 @@ def status(
         return
     from mlops_ray.cli.rollout_view import view
 
-    table_console().print(view(result["outlook"]))
+    table_console().print(view(harmless(result["outlook"])))
 
 
 def _watch(config: Config, as_json: bool) -> None:
@@ -103,7 +110,7 @@ def _watch(config: Config, as_json: bool) -> None:
                         typer.echo(json.dumps(found, default=str))
                     shown = told
                 else:
-                    live.update(view(found["outlook"]), refresh=True)
+                    live.update(view(harmless(found["outlook"])), refresh=True)
                 if ended(found["outlook"]):
                     return
                 time.sleep(_WATCH_S)
@@ -152,28 +159,35 @@ def explain(
         return
     from mlops_ray.cli.rollout_view import explained
 
-    table_console().print(explained(result))
+    table_console().print(explained(harmless(result)))
 
 
 def _ordered(
-    config: Config, name: str, why: str, as_json: bool, to: int | None = None, version: int | None = None
+    config: Config,
+    name: str,
+    of: str | None,
+    why: str,
+    as_json: bool,
+    *,
+    to: int | None = None,
+    version: int | None = None,
 ) -> None:
     from mlops_ray.verbs import rollout as verbs
 
-    result = verbs.move(config, os.environ, name, why, to=to, version=version)
-    say(result, as_json, lambda r: f"the rollout is {r['phase']}")
+    result = verbs.move(config, os.environ, name, why, of=of, to=to, version=version)
+    say(result, as_json, lambda r: f"rollout {r['rollout']} is {r['phase']}")
 
 
 @app.command("pause")
-def pause(config: Config, why: Why = "ordered by hand", as_json: AsJson = False) -> None:
+def pause(config: Config, rollout: Of = None, why: Why = "ordered by hand", as_json: AsJson = False) -> None:
     """Hold the rollout at its present share. What is proven worse is still taken out."""
-    _ordered(config, "pause", why, as_json)
+    _ordered(config, "pause", rollout, why, as_json)
 
 
 @app.command("resume")
-def resume(config: Config, why: Why = "ordered by hand", as_json: AsJson = False) -> None:
+def resume(config: Config, rollout: Of = None, why: Why = "ordered by hand", as_json: AsJson = False) -> None:
     """Go on with a paused rollout; the step's time begins anew."""
-    _ordered(config, "resume", why, as_json)
+    _ordered(config, "resume", rollout, why, as_json)
 
 
 @app.command("promote")
@@ -182,6 +196,7 @@ def promote(
     version: Annotated[
         int | None, typer.Option(help="Which of several that are on trial; may be left out where there is one.")
     ] = None,
+    rollout: Of = None,
     why: Why = "ordered by hand",
     as_json: AsJson = False,
 ) -> None:
@@ -189,13 +204,16 @@ def promote(
 
     Where the plan asks for approval before promotion, the rollout waits for it here too.
     """
-    _ordered(config, "promote", why, as_json, version=version)
+    _ordered(config, "promote", rollout, why, as_json, version=version)
 
 
 @app.command("abort")
-def abort(config: Config, why: Why = "ordered by hand", as_json: AsJson = False) -> None:
-    """Take the new version out; stable answers everything."""
-    _ordered(config, "abort", why, as_json)
+def abort(config: Config, rollout: Of = None, why: Why = "ordered by hand", as_json: AsJson = False) -> None:
+    """Take the new version out; stable answers everything.
+
+    mlops-ray rollout abort -c configs/flights.yaml --rollout flights-v7-r3 --why "complaints"
+    """
+    _ordered(config, "abort", rollout, why, as_json)
 
 
 @app.command("rollback")
@@ -204,22 +222,28 @@ def rollback(
     to: Annotated[
         int | None, typer.Option(metavar="VERSION", help="A version that was stable before. Default: the last one.")
     ] = None,
+    rollout: Of = None,
     why: Why = "ordered by hand",
     as_json: AsJson = False,
 ) -> None:
     """Go back to the version before the last promotion, at once while it is kept warm, or to another earlier one.
 
+    With --to it works at any time: an open rollout is ended, and a new one makes the older version stable as soon as
+    all replicas have loaded it and its golden requests hold.
+
     mlops-ray rollout rollback -c configs/flights.yaml --to 3 --why "complaints"
     """
-    _ordered(config, "rollback", why, as_json, to)
+    _ordered(config, "rollback", rollout, why, as_json, to=to)
 
 
 def _line(result: dict[str, Any]) -> str:
-    row = result["rollout"]
+    row = harmless(result["rollout"])
     if not row:
         return "no rollout is open"
     state = row["state"]
     share = f" at {result['share']:.0%}" if result.get("share") else ""
     why = f" ({state['reason']})" if state["reason"] else ""
     versions = ", ".join(f"v{arm['version']}" for arm in state.get("arms", ())) or f"v{row['version']}"
-    return f"{versions} against v{row['stable']}: {state['phase']}{share}{why}, since {day(state['since'])}"
+    return (
+        f"{versions} against v{row['stable']}: {state['phase']}{share}{why}, since {day(state['since'])}, {row['id']}"
+    )

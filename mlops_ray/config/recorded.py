@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from mlops_ray.config.analyses import (
     AbsoluteError,
@@ -19,8 +19,10 @@ from mlops_ray.config.analyses import (
     LoggedLatency,
     LogLoss,
 )
-from mlops_ray.config.base import Config, Share
+from mlops_ray.config.base import DAY_S, Config, Share
 
+LEAST_SHARE = 1e-6
+"""With less, a hundred million keys give the canary a hundred; and odds between the two lose their digits."""
 _OF_LABELS = (LogLoss, Brier, Accuracy, AbsoluteError)
 _OF_CLASSES = (LogLoss, Brier, Accuracy, Disagreement)
 
@@ -70,7 +72,7 @@ class LogPlan(Config):
 
     columns: LogColumns = LogColumns()
     variants: Variants = Variants()
-    share: Share | None = None
+    share: Annotated[float, Field(ge=LEAST_SHARE, le=1 - LEAST_SHARE)] | None = None
     """The canary's share, where it was the same in the whole log."""
     analyses: LoggedAnalyses
     """As in a project's `rollout:`; each that is not about labels and scores names its column."""
@@ -81,7 +83,7 @@ class LogPlan(Config):
     """Below so many of the canary's rows every verdict is inconclusive."""
     max_requests: PositiveInt | None = None
     """Rows after so many of the canary's are not looked at."""
-    look_s: PositiveFloat = 60.0
+    look_s: Annotated[float, Field(ge=0.001, le=366 * DAY_S)] = 60.0
     """Time between two looks at the evidence; looking often costs no error probability."""
     prediction_affects_outcome: bool = False
     """Whether what happens depends on the answer. Quality is compared by assignment then, though both scores are

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlops_ray.endpoint.orders import LARGEST_VERSION, MOST_ARMS, MOST_WHY, ROLLOUT_ID
+from mlops_ray.endpoint.orders import LARGEST_VERSION, MOST_ARMS, ROLLOUT_ID
 from mlops_ray.rollout.canary import LEGAL, Move, Phase
 from mlops_ray.serving.protocols.bodies import JSON
-from mlops_ray.serving.protocols.parts import Operation, answered, refusals
+from mlops_ray.serving.protocols.parts import PARAMETERS, Operation, answered, refusals
 from mlops_ray.serving.protocols.schemas import of_object
+from mlops_ray.texts import CONTROLS, MOST_REASON
 
 TAGS = (("operation", "Rollouts and approvals, as `mlops-ray rollout` and `mlops-ray approve` have them."),)
 
-# Not of spaces alone, and without NUL.
-_WHY = {"type": "string", "minLength": 1, "maxLength": MOST_WHY, "pattern": r"^[^\u0000]*[^\s\u0000][^\u0000]*$"}
+# Not of spaces alone, and without control characters.
+_WHY = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": MOST_REASON,
+    "pattern": rf"^[^{CONTROLS}]*[^\s{CONTROLS}][^{CONTROLS}]*$",
+}
 _VERSION = {"type": "integer", "minimum": 1, "maximum": LARGEST_VERSION}
 _ROLLOUT = {
     "name": "rollout",
@@ -29,6 +35,15 @@ _NUMBER = {
     "description": "The version's number.",
     "schema": _VERSION,
 }
+_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": (
+        "Sent again with the same body by the same subject, the order changes nothing and is answered as it was; with "
+        "another body it is refused (422)."
+    ),
+    "schema": PARAMETERS["Idempotency-Key"]["schema"],
+}
 WHICH = {Move.PROMOTE: "version", Move.ROLLBACK: "to"}
 """Orders that may name a version, and in which field."""
 _SAYS = {
@@ -36,7 +51,7 @@ _SAYS = {
     Move.RESUME: "Let a paused rollout go on",
     Move.PROMOTE: "Promote without waiting for evidence",
     Move.ABORT: "End the rollout; stable answers all again",
-    Move.ROLLBACK: "Go back to the version before, or to an older one",
+    Move.ROLLBACK: "Go back to the version before, or to an older one whatever is under way",
 }
 
 
@@ -91,13 +106,15 @@ def _post(
     of: dict[str, Any] | None = None,
     status: int = 200,
     needs_body: bool = True,
+    keyed: bool = True,
 ) -> dict[str, Any]:
     given = answered({JSON: {"schema": answer}}, versioned=False, says="It is saved.")
+    parameters = [*([of] if of else []), *([_KEY] if keyed else [])]
     return {
         "tags": ["operation"],
         "summary": summary,
         "description": description,
-        **({"parameters": [of]} if of else {}),
+        **({"parameters": parameters} if parameters else {}),
         "requestBody": {"required": needs_body, "content": {JSON: {"schema": body, "example": example}}},
         "responses": {str(status): given, **refusals(400, 404, 408, 409, 413, 415, 422, 500, 503)},
     }
@@ -140,6 +157,6 @@ def _decide(decision: str) -> dict[str, Any]:
     answer = {"type": "object", "description": "What all decisions come to: `approved`, `missing`, `says`."}
     says = "Of a version that waits for it, else of its open rollout. You are the subject of your token."
     body, example = of_object({"reason": _WHY}, ["reason"]), {"reason": "read its card"}
-    found = _post(f"{decision.capitalize()} a version", says, body, answer, example, of=_NUMBER)
+    found = _post(f"{decision.capitalize()} a version", says, body, answer, example, of=_NUMBER, keyed=False)
     found["responses"] |= refusals(403)  # also where a token has the role: nobody approves what they proposed
     return found

@@ -2,8 +2,8 @@
 
 Each request is some queries of the state database, in threads of their own: the event loop, on which predictions are
 answered, never waits for a database. An order is saved with its entry in the ledger before the answer leaves. Sent
-again, it is refused with 409 where it was carried out: the phase does not allow it any more. (A promotion that bakes is
-the exception: `promote` ends the baking.)
+again with the same Idempotency-Key it changes nothing and is answered as it was. Without a key it is a new order, which
+the phase may allow or not: a second `promote` ends the baking.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from mlops_ray.errors import (
     BadRequest,
     DataError,
     IllegalMove,
+    KeyReused,
     ModelNotFound,
+    NothingWaits,
 )
 from mlops_ray.governance import approvals
 from mlops_ray.rollout import steering
@@ -96,6 +98,7 @@ class _Desk:
         """`POST /rollouts`"""
         demand_json(call)
         asked, who, now = orders.start(call.body), call.demand(Role.OPERATE), call.now
+        request = orders.request(_key(call), asked, "start")
         found = await self._ordered(
             lambda: steering.start(
                 self._store,
@@ -105,6 +108,7 @@ class _Desk:
                 who=who,
                 why=asked.why,
                 machine_now=now,
+                request=request,
             )
         )
         location = f"/{self._project.project}/rollouts/{found['rollout']}"
@@ -117,11 +121,20 @@ class _Desk:
             demand_json(call)
             asked, of = orders.move(call.body, which=described.WHICH.get(order)), _rollout(call)
             who, now = call.demand(Role.OPERATE), call.now
-            which = {described.WHICH[order]: asked.which} if order in described.WHICH else {}
+            request = orders.request(_key(call), asked, f"{order} of {of}")
             return _json(
                 await self._ordered(
                     lambda: steering.move(
-                        self._store, self._project, order, of=of, who=who, why=asked.why, machine_now=now, **which
+                        self._store,
+                        self._project,
+                        order,
+                        of=of,
+                        to=asked.which if order is Move.ROLLBACK else None,
+                        version=asked.which if order is Move.PROMOTE else None,
+                        who=who,
+                        why=asked.why,
+                        machine_now=now,
+                        request=request,
                     )
                 )
             )
@@ -159,7 +172,9 @@ class _Desk:
             raise BadRequest(404, "no such version", str(exc)) from exc
         except IllegalMove as exc:
             raise BadRequest(409, "not possible now", str(exc), {"expected": list(exc.legal)}) from exc
-        except (ApprovalPending, DataError) as exc:
+        except KeyReused as exc:
+            raise BadRequest(422, "Idempotency-Key is already used", str(exc)) from exc
+        except (ApprovalPending, DataError, NothingWaits) as exc:
             raise BadRequest(409, "not possible now", str(exc)) from exc
         except ApprovalRefused as exc:
             raise BadRequest(403, "not yours to decide", str(exc)) from exc
@@ -170,6 +185,11 @@ class _Desk:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         except SQLAlchemyError as exc:
             raise BackendUnavailable("the state database", f"{type(exc).__name__}; try again shortly") from exc
+
+
+def _key(call: Call) -> str | None:
+    """The client's Idempotency-Key."""
+    return call.id if call.repeatable else None
 
 
 def _rollout(call: Call) -> str:

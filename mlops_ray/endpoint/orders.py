@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from mlops_ray import texts
 from mlops_ray.errors import BadRequest
+from mlops_ray.rollout.repeats import Request
 from mlops_ray.serving.protocols.bodies import JSON, parse_json, refuse_repeated
 from mlops_ray.serving.protocols.cells import integer, kind, shown
 from mlops_ray.serving.protocols.problem import pointed
 
-MOST_WHY = 1000
-"""Characters of a reason."""
 MOST_ARMS = 20
 """Versions of one rollout."""
 LARGEST_VERSION = 10**9 - 1
@@ -62,6 +62,13 @@ def move(body: bytes, *, which: str | None) -> Moved:
     return Moved(_why(found, "why", "ordered over HTTP"), version)
 
 
+def request(key: str | None, asked: Start | Moved, order: str) -> Request | None:
+    """What makes an order one that may come again: the client's Idempotency-Key, if any, and all that it says.
+
+    Args: order: what is ordered of which rollout."""
+    return None if key is None else Request.of(key, {"order": order, **asdict(asked)})
+
+
 def reason(body: bytes) -> str:
     """`{"reason": "..."}`"""
     return _why(_object(body, {"reason"}, '{"reason": "read its card"}'), "reason", None)
@@ -84,16 +91,30 @@ def _object(body: bytes, fields: set[str], example: str) -> dict[str, Any]:
         name = min(extra)
         detail = f"{shown(name)} is not a field of this order; these are: {', '.join(sorted(fields))}"
         raise pointed(BadRequest(422, "unknown field", detail, {"field": name}), name)
-    refuse_repeated(body, len(document))
+    refuse_repeated(body, _n_members(document))
     return document
+
+
+def _n_members(document: Any) -> int:
+    """Members of all objects in a document."""
+    n, left = 0, [document]
+    while left:
+        one = left.pop()
+        if isinstance(one, dict):
+            n += len(one)
+            left += one.values()
+        elif isinstance(one, list):
+            left += one
+    return n
 
 
 def _why(found: dict[str, Any], name: str, default: str | None) -> str:
     value = found.get(name, default)
-    expected = f"a sentence of 1 to {MOST_WHY:,} characters, none of them NUL"
-    if not isinstance(value, str) or not value.strip() or len(value) > MOST_WHY or "\0" in value:
-        raise _wrong(name, value, expected)
-    return value.strip()
+    if not texts.is_reason(value):
+        raise _wrong(
+            name, value, f"a sentence of 1 to {texts.MOST_REASON:,} characters, none of them NUL or another for control"
+        )
+    return str(value).strip()
 
 
 def _number(name: str, value: Any) -> int:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from mlops_ray import ledger
 from mlops_ray.config import Project
-from mlops_ray.errors import ApprovalRefused
+from mlops_ray.errors import ApprovalRefused, NothingWaits
 from mlops_ray.rollout.approval import PROPOSALS, Policy, Standing, has_expired, proposers, standing
 from mlops_ray.state import ApprovalRow, Store, Tx, VersionRow
 
@@ -51,7 +51,7 @@ def reject(
     until the same subject approves. Proposers may reject what they proposed.
 
     Args: as of `approve`.
-    Raises: ModelNotFound; ApprovalRefused where nothing waits for an approval.
+    Raises: ModelNotFound; NothingWaits where nothing waits for an approval.
     """
     return _decide(tx, project, version, "reject", who=who, why=why, now=now, policy=policy)
 
@@ -89,7 +89,7 @@ def _decide(
     if asked is None:
         if decision == "reject":
             says = "waits for no approval; take it out with `mlops-ray rollout abort`, or `mlops-ray rollout rollback`"
-            raise ApprovalRefused(f"v{version} of {project}", says)
+            raise NothingWaits(f"v{version} of {project}", says)
         return Decided(row, "", Standing(approved=True, rejected=False, missing=0), recorded=False)
     entries = ledger.entries(tx, project, kinds=PROPOSALS)
     proposed_by = proposers(row, entries, rollout=rollout)

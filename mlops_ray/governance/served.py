@@ -13,6 +13,7 @@ from mlops_ray.ledger import Entry
 from mlops_ray.rollout.canary import TAKEN_BACK, Phase
 
 _FIRST = "promoted"
+_ORDERS = ("rollout promote", "rollout rollback")  # whereupon a version becomes stable
 _SHARE = re.compile(r" at ([0-9.e-]+)$")
 # Phases of a rollout in which its version answers some keys, or all. Others but its ends change nothing.
 _CANARY = (Phase.RAMPING, Phase.PAUSED, Phase.PENDING)
@@ -142,7 +143,7 @@ def _who_let(found: Served, entries: Sequence[Entry]) -> dict[str, Any]:
     mine = [e for e in entries if e.seq < made.seq and _version(e) == found.stable]
     rollouts = {None, found.rollout, _rollout(made)}
     approvals = tuple(e for e in mine if e.kind == APPROVED and _rollout(e) in rollouts)
-    orders = [e for e in mine if e.kind == "rollout promote" and _rollout(e) == _rollout(made) is not None]
+    orders = [e for e in mine if e.kind in _ORDERS and _rollout(e) == _rollout(made) is not None]
     return {"approvals": approvals, "order": orders[-1] if orders else None}
 
 

@@ -40,10 +40,16 @@ class Standing:
     approvers: tuple[str, ...] = ()
     """Who has approved, and counts."""
     rejecters: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
+    """Who proposed it, and so cannot approve it."""
+    until: float | None = None
+    """When the first of the approvals that count ceases to, seconds since the epoch; None: never."""
 
     def __str__(self) -> str:
         if self.rejected:
             return f"rejected by {', '.join(self.rejecters)}"
+        if self.approved and not self.approvers:
+            return "in need of no approval"
         given = f"approved by {', '.join(self.approvers)}" if self.approvers else "approved by nobody yet"
         return given if self.approved else f"{given}; {self.missing} more must"
 
@@ -74,7 +80,10 @@ def standing(
         if row.decision == ApprovalRow.APPROVE and name not in proposers and not has_expired(row, now)
     )
     missing = 0 if policy is None else max(0, policy.approvers - len(approvers))
-    return Standing(missing == 0 and not rejecters, bool(rejecters), missing, approvers, rejecters)
+    ends = [last[name].expires for name in approvers]
+    until = min((end for end in ends if end is not None), default=None)
+    excluded = tuple(sorted(proposers - {""}))
+    return Standing(missing == 0 and not rejecters, bool(rejecters), missing, approvers, rejecters, excluded, until)
 
 
 def has_expired(row: ApprovalRow, now: float) -> bool:
@@ -83,17 +92,22 @@ def has_expired(row: ApprovalRow, now: float) -> bool:
 
 
 def proposers(version: VersionRow, entries: Iterable[Entry], *, rollout: str = "") -> frozenset[str]:
-    """Who proposed a version, or one rollout of it: had it trained, ordered its retrain, started its rollout, ordered
-    its promotion.
+    """Who proposed a version: had it trained, ordered its retrain, started a rollout of it, ordered its promotion.
 
-    What was not recorded is not known: releases before approvals had subjects kept nobody's name with a training.
-    Args: entries: of the project's ledger. rollout: its id, or "" for the version itself.
+    Of any rollout of it, also of those that have ended: who may not approve the first may not approve the second that
+    a colleague starts. What was not recorded is not known: releases before approvals had subjects kept nobody's name
+    with a training. Args: entries: of the project's ledger. rollout: id of one that is about it too, or "".
     """
-    about = {version.tags.get("decision"), rollout} - {None, ""}
-    started = {
-        entry.who
-        for entry in entries
-        if entry.kind in PROPOSALS and (entry.subject in about or entry.evidence.get("rollout") in about)
-    }
+    name, known = f"v{version.version}", [entry for entry in entries if entry.kind in PROPOSALS]
+    about = {version.tags.get("decision"), name} - {None}
+    rollouts = {rollout} | {e.evidence.get("rollout") for e in known if e.subject == name or name in _beside(e)}
+    rollouts -= {None, ""}
+    started = {e.who for e in known if e.subject in about or e.evidence.get("rollout") in rollouts}
     trained = {str(version.tags[tag]) for tag in (PROPOSER, PROPOSER_TOKEN) if version.tags.get(tag)}
     return frozenset(trained | started)
+
+
+def _beside(entry: Entry) -> Collection[str]:
+    """Versions that a rollout was started with beside the one that its entry is about."""
+    found = entry.evidence.get("beside")
+    return found if isinstance(found, dict) else ()

@@ -5,16 +5,16 @@ Functions over a transaction, but for `first_version`, which makes its own; `now
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from mlops_ray import ledger
 from mlops_ray.config import Project, RolloutPlan
-from mlops_ray.errors import ApprovalPending, DataError, IllegalMove
+from mlops_ray.errors import ApprovalPending, IllegalMove, OrderRefused
 from mlops_ray.monitoring.clock import decision_now
 from mlops_ray.rollout import approval, canary, experiment, schedule, traffic
-from mlops_ray.rollout.canary import Arm, CanaryState, Move, Phase
+from mlops_ray.rollout.canary import Arm, CanaryState, Move, Phase, Reason
 from mlops_ray.serving.versions import Held, Wanted
 from mlops_ray.state import RolloutRow, Store, Tx, VersionRow
 
@@ -91,13 +91,14 @@ def begin(
     who: str,
     why: str,
     now: float,
+    note: Mapping[str, Any] | None = None,
 ) -> str:
     """Start a rollout of a registered version against stable; its id.
 
     Args: beside: further versions, where the plan's mode is `ab`. supersede: whether it takes the place of an open one
-        that is not decided yet.
+        that is not decided yet. note: further evidence for the ledger.
     Raises: ModelNotFound; ApprovalPending; IllegalMove when another rollout is open, or nothing is served yet;
-        DataError for versions that the plan has no room for.
+        OrderRefused for the stable version; DataError for versions that the plan has no room for.
     """
     served, found = tx.serving(project.project), tx.version(project.project, version)
     others = [tx.version(project.project, other) for other in beside]
@@ -108,8 +109,9 @@ def begin(
         raise IllegalMove("start", "not possible before a first version serves", ("up",))
     stable = served.spec["stable"]["version"]
     if stable in (version, *beside):
-        raise IllegalMove("start", f"against itself (v{stable} is stable)", ())
-    evidence: dict[str, Any] = {"run_id": found.run_id}
+        says = "it is stable already, and a rollout of it would be against itself; `mlops-ray status` lists the others"
+        raise OrderRefused(f"v{stable} of {project.project}", says)
+    evidence: dict[str, Any] = {"run_id": found.run_id, **(note or {})}
     if others:
         evidence["beside"] = {f"v{one.version}": one.run_id for one in others}
     return save_start(
@@ -200,39 +202,88 @@ def order(
     who: str,
     why: str,
     now: float,
+    note: Mapping[str, Any] | None = None,
 ) -> CanaryState:
     """An operator's order on the open rollout (or, for a rollback, the last one), saved with its ledger entry.
 
     What follows from it for serving is saved with it, so that replicas hear of it at once and not at the controller's
-    next tick. Args: to: for a rollback, a version that was stable before; None: the one before the last promotion.
-        version: for a promotion, the one that is meant; may be left out where only one is on trial.
-    Raises: IllegalMove; DataError for a version that never was stable, or is not on trial.
+    next tick. Args: to: for a rollback, the version to go back to (`go_back`); None: the one before the last promotion.
+        version: for a promotion, the one that is meant; may be left out where only one is on trial. note: further
+        evidence for the ledger.
+    Raises: IllegalMove; OrderRefused for a version that there is no way back to; DataError for one not on trial.
     """
-    name, row = project.project, orderable(tx, project, move)
     if to is not None:
-        _demand_served_before(tx, name, to, _stable(tx, name))
+        return go_back(tx, project, to, who=who, why=why, now=now, note=note)[1]
+    row = concerned(tx, project)
+    if row is None:
+        raise IllegalMove(move, "not there", ("start",))
     before = CanaryState.from_dict(row.state)
     if move is Move.PROMOTE and move in canary.LEGAL[before.phase]:
         version = experiment.promoted(before, row.version, version)
     after = canary.move(plan_of(row), before, move, now=max(now, before.changed), version=version)
-    evidence = {} if to is None else {"to": to}
-    transition(tx, row, after, kind=f"rollout {move}", who=who, why=why, evidence=evidence)
-    if to is not None:
-        traffic.back_to(tx, name, to)
-    save_wanted(tx, name, now=now)
+    transition(tx, row, after, kind=f"rollout {move}", who=who, why=why, evidence=dict(note or {}))
+    save_wanted(tx, project.project, now=now)
     return after
 
 
-def orderable(tx: Tx, project: Project, move: Move) -> RolloutRow:
-    """The rollout that an order would be about: the open one, else the one that made stable what it is.
+def go_back(
+    tx: Tx, project: Project, to: int, *, who: str, why: str, now: float, note: Mapping[str, Any] | None = None
+) -> tuple[str, CanaryState]:
+    """Make an older version stable again, whatever is under way: as `kubectl rollout undo --to-revision`.
 
-    Raises: IllegalMove where there is none."""
+    An open rollout ends, in the same transaction. Where `to` served before it, that is all, and at once. Else a rollout
+    of `to` begins that compares nothing: stable's replicas load the version and check its golden requests before they
+    flip together, and who cannot load it stays with what there is. It waits for no approval and no schedule, and does
+    not bake. What is kept warm is loaded, and becomes stable at once.
+    Returns: the rollout that takes `to` back to all traffic, or that ended with it, and its state.
+    Raises: OrderRefused for a version that cannot be gone back to, with those that can; ModelNotFound.
+    """
+    name, stable, note = project.project, _stable(tx, project.project), dict(note or {})
+    known = targets(tx, name)
+    if to not in known:
+        named = ", ".join(f"v{version}" for version in known) or "none"
+        what = "is stable" if to == stable else "never was stable, was taken back, or may not serve"
+        raise OrderRefused(f"v{to} of {name}", f"it {what}, so there is no way back to it; these were: {named}")
+    rollout, row = f"{name}-v{to}-r{len(tx.rollouts(name)) + 1}", concerned(tx, project)
+    ended = None
+    is_before = row is not None and (row.version, row.stable) == (stable, to)
+    if row is not None and (row.ended is None or is_before):
+        before = CanaryState.from_dict(row.state)
+        move = Move.ROLLBACK if Move.ROLLBACK in canary.LEGAL[before.phase] else Move.ABORT
+        after = canary.move(plan_of(row), before, move, now=max(now, before.changed))
+        evidence = {"to": to, **note} if is_before else {"by": rollout}
+        transition(tx, row, after, kind=f"rollout {move}", who=who, why=why, evidence=evidence)
+        ended, now = row.id, max(now, before.changed)
+        if is_before:
+            save_wanted(tx, name, now=now)
+            return row.id, after
+    body = _at_once(project).model_dump(mode="json")
+    state, against = CanaryState(Phase.PROMOTING, 0, now, Reason.OPERATOR), _stable(tx, name)
+    assert against is not None, "what can be gone back to was stable before something that is"
+    tx.save_rollout(RolloutRow(rollout, name, to, against, body, state.to_dict(), now))
+    found = {"rollout": rollout, "against": against, "run_id": tx.version(name, to).run_id}
+    ledger.append(tx, name, "rollout started", f"v{to}", who, why, found, now)
+    found = {"rollout": rollout, "to": to, "ended": ended, "state": state.to_dict()} | note
+    ledger.append(tx, name, f"rollout {Move.ROLLBACK}", f"v{to}", who, why, found, now)
+    if traffic.is_held(tx, name, to):
+        traffic.flip(tx, rollout)
+    save_wanted(tx, name, now=now)
+    return rollout, state
+
+
+def _at_once(project: Project) -> RolloutPlan:
+    """The project's plan without anything that would hold up a way back."""
+    judged = project.rollout.judged_by(project.task)
+    hurried = {"mode": "immediate", "approval": "none", "bake_s": 0.0, "analyses": judged}
+    return project.rollout.model_copy(update=hurried)
+
+
+def concerned(tx: Tx, project: Project) -> RolloutRow | None:
+    """The rollout that an order would be about: the open one, else the one that made stable what it is, else None."""
     stable = _stable(tx, project.project)
     row = tx.open_rollout(project.project)
     if row is None and stable is not None:
         row = traffic.last_promotion(tx, project.project, stable)
-    if row is None:
-        raise IllegalMove(move, "not there", ("start",))
     return row
 
 
@@ -241,14 +292,13 @@ def _stable(tx: Tx, project: str) -> int | None:
     return served.spec["stable"]["version"] if served else None
 
 
-def _demand_served_before(tx: Tx, project: str, version: int, stable: int | None) -> None:
+def targets(tx: Tx, project: str) -> tuple[int, ...]:
+    """Versions that a rollback may name: once stable and not taken back since, still registered, allowed to serve, and
+    not stable now."""
     rollouts = tx.rollouts(project)
     once = {row.stable for row in rollouts} | {row.version for row in rollouts if row.state["phase"] == Phase.PROMOTED}
-    once -= {stable}
-    if version not in once:
-        known = ", ".join(f"v{v}" for v in sorted(once)) or "none"
-        what = "is stable" if version == stable else "never was stable, or was taken back"
-        raise DataError(f"v{version} of {project}", f"it {what}, so there is no way back to it; these were: {known}")
+    there = {row.version for row in tx.versions(project) if row.may_serve}
+    return tuple(sorted((once & there) - {_stable(tx, project)}))
 
 
 def save_wanted(tx: Tx, project: str, *, now: float, fence: int = 0) -> None:

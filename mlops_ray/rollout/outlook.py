@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from mlops_ray.config import RolloutPlan
@@ -96,6 +97,15 @@ def _arms(state: CanaryState, share: float, analysis: Mapping[str, Any]) -> Iter
         }
 
 
+def _asked(plan: RolloutPlan, said: Standing) -> str:
+    """Of whom approvals are still asked, and until when those hold that were given."""
+    but = f", but not {' or '.join(said.excluded)}, who proposed it" if said.excluded else ""
+    of = f"asked of {plan.approvers} {'person' if plan.approvers == 1 else 'people'} who may approve{but}"
+    if said.until is None:
+        return f"{said} ({of})"
+    return f"{said} ({of}; what was given holds until {datetime.fromtimestamp(said.until, UTC):%Y-%m-%d %H:%M} UTC)"
+
+
 def _named(metric: Mapping[str, Any]) -> str:
     return str(metric["name"]) if metric.get("arm") is None else f"v{metric['arm']} {metric['name']}"
 
@@ -112,7 +122,7 @@ def _waits(
     held = [f"the schedule: {shut}"] if shut is not None else []
     if state.phase is Phase.PENDING:
         asks = plan.asks_before_start if state.origin is Phase.STARTING else plan.approval == "before_promotion"
-        return [*([f"approval: {said}"] if asks and not said.approved else []), *held]
+        return [*([f"approval: {_asked(plan, said)}"] if asks and not said.approved else []), *held]
     if state.phase is Phase.STARTING:
         return ["its replica to start"]
     if state.phase is Phase.PAUSED:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mlops_ray.config import LogPlan
 from mlops_ray.config.analyses import Business, LoggedAnalysis, LoggedErrors, LoggedLatency
+from mlops_ray.config.recorded import LEAST_SHARE
 from mlops_ray.errors import LogRefused
 from mlops_ray.rollout.analysis import Sample, assigned, of_slice, sample
 from mlops_ray.rollout.outcomes import Answers, Outcomes, Told
@@ -261,10 +262,9 @@ class _Check:
     def shares(self, values: pl.Series) -> Floats:
         """The share in force at each row."""
         found = self.number(values)
-        outside = ~((found > 0) & (found < 1))
-        self._wrong(
-            values, outside, "is no share between 0 and 1; leave out rows from when one variant answered everybody"
-        )
+        outside = ~((found >= LEAST_SHARE) & (found <= 1 - LEAST_SHARE))
+        within = f"between 0 and 1 (at least {LEAST_SHARE:g} from either)"
+        self._wrong(values, outside, f"is no share {within}; leave out rows from when one variant answered everybody")
         return np.where(outside, 0.5, found)
 
     def number(self, values: pl.Series) -> Floats:

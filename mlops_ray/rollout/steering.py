@@ -10,10 +10,11 @@ from typing import Any
 
 from mlops_ray import ledger
 from mlops_ray.config import Project
-from mlops_ray.errors import DataError
+from mlops_ray.errors import DataError, OrderRefused
 from mlops_ray.rollout import orders
 from mlops_ray.rollout.canary import CanaryState, Move
 from mlops_ray.rollout.outlook import outlook
+from mlops_ray.rollout.repeats import Request, answered
 from mlops_ray.state import RolloutRow, Store, Tx
 
 OPEN = "open"
@@ -21,18 +22,32 @@ OPEN = "open"
 
 
 def start(
-    store: Store, project: Project, versions: Sequence[int], *, supersede: bool, who: str, why: str, machine_now: float
+    store: Store,
+    project: Project,
+    versions: Sequence[int],
+    *,
+    supersede: bool,
+    who: str,
+    why: str,
+    machine_now: float,
+    request: Request | None = None,
 ) -> dict[str, Any]:
     """Start a rollout of a registered version, or of several side by side where the plan's mode is `ab`; `rollout`: its
     id.
 
-    Args: versions: at least one. supersede: it takes the place of an open one that is not decided yet.
-    Raises: ModelNotFound, ApprovalPending, IllegalMove when one is open; DataError for more than the plan tries."""
+    Args: versions: at least one. supersede: it takes the place of an open one that is not decided yet. request: the
+        same again starts nothing and is answered as it was.
+    Raises: ModelNotFound, ApprovalPending, IllegalMove when one is open; DataError for more than the plan tries;
+        KeyReused."""
     first, *others = versions
 
     def run(tx: Tx) -> str:
-        now = orders.decision_time(tx, project, machine_now)
-        return orders.begin(tx, project, first, beside=others, supersede=supersede, who=who, why=why, now=now)
+        if (entry := answered(tx, project.project, who, request)) is not None:
+            return str(entry.evidence["rollout"])
+        now, note = orders.decision_time(tx, project, machine_now), request.note if request else None
+        return orders.begin(
+            tx, project, first, beside=others, supersede=supersede, who=who, why=why, now=now, note=note
+        )
 
     return {"rollout": store.run(run)}
 
@@ -48,21 +63,29 @@ def move(
     who: str,
     why: str,
     machine_now: float,
+    request: Request | None = None,
 ) -> dict[str, Any]:
     """Give an operator's order; `phase`, `step` and `reason` that follow, and the `rollout`.
 
     Args: of: the id of the rollout that is meant; OPEN: the open one, or for a rollback the last. to: of a rollback,
-        the version to go back to. version: of a promotion, which of those on trial.
-    Raises: IllegalMove; DataError for a `to` that never was stable, a `version` that is not on trial, and where `of` is
-        not what orders are about now.
+        the version to go back to: `rollout` is then the one that takes it back. version: of a promotion, which of those
+        on trial. request: the same request again changes nothing and is answered as it was.
+    Raises: IllegalMove; OrderRefused for a `to` that there is no way back to, and where `of` is not what orders are
+        about now; DataError for a `version` that is not on trial; KeyReused.
     """
 
     def run(tx: Tx) -> tuple[str, CanaryState]:
-        row = orders.orderable(tx, project, order)
-        if of not in (OPEN, row.id):
-            raise DataError(of, f"orders are about {row.id} now; give its id, or `{OPEN}`")
-        now = orders.decision_time(tx, project, machine_now)
-        return row.id, orders.order(tx, project, order, to=to, version=version, who=who, why=why, now=now)
+        if (entry := answered(tx, project.project, who, request)) is not None:
+            return entry.evidence["rollout"], CanaryState.from_dict(entry.evidence["state"])
+        row = orders.concerned(tx, project)
+        if of not in (OPEN, row and row.id):
+            says = "no rollout is open" if row is None else f"orders are about {row.id} now ({row.state['phase']})"
+            raise OrderRefused(f"rollout {of}", f"{says}; `mlops-ray rollout history` lists what there were")
+        now, note = orders.decision_time(tx, project, machine_now), request.note if request else None
+        if to is not None:
+            return orders.go_back(tx, project, to, who=who, why=why, now=now, note=note)
+        after = orders.order(tx, project, order, version=version, who=who, why=why, now=now, note=note)
+        return row.id if row else "", after
 
     rollout, state = store.run(run)
     return {"rollout": rollout, "phase": str(state.phase), "step": state.step, "reason": str(state.reason)}

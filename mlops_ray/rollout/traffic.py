@@ -101,6 +101,12 @@ def back_to(tx: Tx, project: str, version: int) -> None:
     tx.save_serving(project, replace(calm, stable=held(tx, project, version)).spec(), served.fence)
 
 
+def is_held(tx: Tx, project: str, version: int) -> bool:
+    """Whether stable's replicas are told to hold this version, answering or not."""
+    served = tx.serving(project)
+    return served is not None and version in {each.version for each in Wanted.of(served).held}
+
+
 def held(tx: Tx, project: str, version: int) -> Held:
     """Where a version's artifact stands. Raises: ModelNotFound."""
     found = tx.version(project, version)

@@ -140,7 +140,8 @@ def train(
 
     Args: resume: take up the newest search over the same rows and settings that did not end well. page, junit: files
         for the gates' report as HTML and as JUnit XML, written whether they pass or not.
-    Raises: DataError without a dataset version; GateRejected (exit code 3) with the gates' reasons and their report.
+    Raises: DataError without a dataset version; GateRejected (exit code 3) with the gates' reasons and their report;
+        ApprovalRefused where people must approve by token and none is shown.
     """
     from mlops_ray.cluster.on_ray import connected
     from mlops_ray.data.lineage import last_prepared
@@ -150,6 +151,7 @@ def train(
 
     project = load(paths, env).project
     store = open_store(project)
+    tags = _proposed_by(project, store, env)
     dataset = last_prepared(project.storage.path("data", project.project))
     if dataset is None:
         raise DataError(project.project, "there is no dataset version yet; run `mlops-ray prepare` first")
@@ -161,7 +163,7 @@ def train(
             dataset,
             store=store,
             champion=champion,
-            tags=_proposed_by(project, store, env),
+            tags=tags,
             now=time.time(),
             resume=resume,
             on_progress=on_progress,
@@ -185,10 +187,13 @@ def train(
 
 
 def _proposed_by(project: Project, store: Store, env: Env) -> dict[str, str]:
-    """Tags of a version that say who had it trained, and so may not approve it."""
-    from mlops_ray.rollout.approval import PROPOSER, PROPOSER_TOKEN
-    from mlops_ray.verbs.subjects import os_user, token_subject
+    """Tags of a version that say who had it trained, and so may not approve it.
 
+    Raises: ApprovalRefused where people must approve by token and none is shown."""
+    from mlops_ray.rollout.approval import PROPOSER, PROPOSER_TOKEN
+    from mlops_ray.verbs.subjects import os_user, proposer, token_subject
+
+    proposer(project, store, env, trains=True)
     token = token_subject(project, store, env)
     return {PROPOSER: os_user()} | ({PROPOSER_TOKEN: token} if token else {})
 
@@ -299,15 +304,17 @@ def down(paths: Paths, env: Env) -> dict[str, Any]:
 def run(paths: Paths, env: Env, on_progress: Progress = _silent) -> dict[str, Any]:
     """Prepare, train and deploy: a first version serves at once, a later one goes through a rollout.
 
-    Raises: GateRejected, DataError, BackendUnavailable; IllegalMove when a rollout is open that may not be superseded.
+    Raises: GateRejected, DataError, BackendUnavailable; IllegalMove when a rollout is open that may not be superseded;
+        ApprovalRefused as of `train`.
     """
     from mlops_ray.cluster import on_ray as cluster
     from mlops_ray.rollout import orders
-    from mlops_ray.verbs.subjects import orderer
+    from mlops_ray.verbs.subjects import proposer
 
     loaded = load(paths, env)
     project, supersede = loaded.project, loaded.project.rollout.supersede
     store = _reach(project)
+    who = proposer(project, store, env, trains=True)
     with store.read() as tx:
         orders.demand_room(tx.open_rollout(project.project), supersede=supersede)
     started = _start(loaded.project, on_progress)
@@ -321,7 +328,7 @@ def run(paths: Paths, env: Env, on_progress: Progress = _silent) -> dict[str, An
         raise
     rollout = None
     if deployed["stable"] != trained["version"]:
-        version, who, why = trained["version"], orderer(project, store, env), "deployed by `run`"
+        version, why = trained["version"], "deployed by `run`"
 
         def begin(tx: Tx) -> str:
             now = orders.decision_time(tx, project, time.time())
@@ -338,16 +345,21 @@ def retrain(
 
     Args: if_changed: only where code or project file would make another model than the newest version's; else the
         result's `status` is "unchanged".
-    Raises: GateRejected when the candidate was refused; DataError, also for a decision that is unknown or has ended.
+    Raises: GateRejected when the candidate was refused; DataError, also for a decision that is unknown or has ended;
+        ApprovalRefused for an order where people must approve by token and none is shown.
     """
     from mlops_ray.cluster.on_ray import connected
     from mlops_ray.errors import DataError, GateRejected
     from mlops_ray.retraining import on_ray as retraining
     from mlops_ray.state import RetrainRow
-    from mlops_ray.verbs.subjects import orderer
+    from mlops_ray.texts import reason as checked
+    from mlops_ray.verbs.subjects import proposer
 
+    reason = checked(reason)
     project = load(paths, env).project
     store = open_store(project)
+    # A decision that stands is carried out for whoever made it: by a job of ours, which has nobody's token.
+    who = "" if decision is not None else proposer(project, store, env, trains=True)
     row = None
     if decision is not None:
         with store.read() as tx:
@@ -363,7 +375,6 @@ def retrain(
         trigger, reason = retraining.CODE, f"changed: {'; '.join(changed)}"
     with connected(project, start_local=True):
         # Recorded only now: an order that finds no cluster would stay open, and hold back those to come.
-        who = orderer(project, store, env)
         row = row or retraining.order(store, project, reason, who=who, trigger=trigger, made_of=made_of)
         result = retraining.retrain(project, store, row)
     if result["status"] == "rejected":

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from mlops_ray.ledger import Anchor
 
 
+# Of decisions that are missing, in a sentence.
+_SHOWN = 5
+
+
 def show(
     paths: Paths, env: Env, *, since: float | None = None, kind: str | None = None, subject: str | None = None
 ) -> dict[str, Any]:
@@ -40,15 +44,23 @@ def show(
 
 
 def verify(
-    paths: Paths, env: Env, *, anchors: Sequence[str] = (), anchors_file: str | Path | None = None
+    paths: Paths,
+    env: Env,
+    *,
+    anchors: Sequence[str] = (),
+    anchors_file: str | Path | None = None,
+    accept_loss: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Whether the project's chain is unbroken, against all heads that promotions have left in MLflow and those that are
-    given; `says` names what cannot be proven, `unasked` why MLflow could not be asked.
+    given, and whether it holds what the state's rows say was decided; `says` names what cannot be proven, `unasked` why
+    MLflow could not be asked, `unrecorded` which decisions are missing.
 
-    Args: anchors: as SEQ:HASH. anchors_file: with one a line, or an export.
+    Args: anchors: as SEQ:HASH. anchors_file: with one a line, or an export. accept_loss: heads, as SEQ:HASH, that need
+        not be met, because whoever asks knows why they are lost.
     Raises: DataError for an anchor that cannot be read.
     """
     from mlops_ray import ledger
+    from mlops_ray.governance.unrecorded import unrecorded
 
     project = load(paths, env).project
     given = [ledger.parse_anchor(text) for text in anchors]
@@ -58,12 +70,24 @@ def verify(
         except (OSError, UnicodeDecodeError) as exc:
             raise DataError(str(anchors_file), f"cannot be read as a file of anchors ({exc})") from exc
         given += ledger.parse_anchors(text, str(anchors_file))
+    lost = [ledger.parse_anchor(text) for text in accept_loss]
     store = known_store(project)
     kept, unasked = _kept(project)
     with store.read() as tx:
-        found = ledger.verify(tx, project.project, *given, *kept)
+        found = ledger.verify(tx, project.project, *given, *kept, accepted=lost)
+        # Of a chain that does not hold there is nothing more to say than where it breaks.
+        missing = unrecorded(tx, project.project) if found.ok else ()
     says = str(found) + (f"; {unasked}" if unasked else "")
-    return asdict(found) | {"says": says, "anchors": {"given": len(given), "mlflow": len(kept)}, "unasked": unasked}
+    if missing:
+        more = f"; and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        says = f"ledger is broken: it does not say {'; '.join(missing[:_SHOWN])}{more}, as the state's rows do"
+    return asdict(found) | {
+        "ok": found.ok and not missing,
+        "says": says,
+        "unrecorded": list(missing),
+        "anchors": {"given": len(given), "mlflow": len(kept)},
+        "unasked": unasked,
+    }
 
 
 def export(paths: Paths, env: Env, output: str | Path | None = None) -> dict[str, Any]:

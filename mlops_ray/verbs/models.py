@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mlops_ray.config import Project
 from mlops_ray.errors import ModelNotFound
+from mlops_ray.texts import reason
 from mlops_ray.verbs import Env, Paths, Progress, _silent, known_store, load
 from mlops_ray.verbs.subjects import TOKEN_VARIABLE
 
@@ -90,6 +91,7 @@ def _decided(
     from mlops_ray.governance import approvals
     from mlops_ray.verbs.subjects import approver
 
+    why = reason(why)
     project = load(paths, env).project
     store = known_store(project)
     who = approver(project, store, env, token_env)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from mlops_ray.texts import reason
 from mlops_ray.verbs import Env, Paths, known_store, load
 from mlops_ray.verbs.subjects import orderer, proposer
 
@@ -13,9 +14,12 @@ from mlops_ray.verbs.subjects import orderer, proposer
 def start(
     paths: Paths, env: Env, version: int, why: str, *, beside: Sequence[int] = (), supersede: bool = False
 ) -> dict[str, Any]:
-    """Start a rollout of a registered version, and of those `beside` it: see `steering.start`."""
+    """Start a rollout of a registered version, and of those `beside` it: see `steering.start`.
+
+    Raises: also OrderRefused for a `why` that is no reason."""
     from mlops_ray.rollout import steering
 
+    why = reason(why)
     project = load(paths, env).project
     store = known_store(project)
     who = proposer(project, store, env)
@@ -24,16 +28,29 @@ def start(
 
 
 def move(
-    paths: Paths, env: Env, order: str, why: str, *, to: int | None = None, version: int | None = None
+    paths: Paths,
+    env: Env,
+    order: str,
+    why: str,
+    *,
+    of: str | None = None,
+    to: int | None = None,
+    version: int | None = None,
 ) -> dict[str, Any]:
-    """Give an operator's order to the rollout: see `steering.move`."""
+    """Give an operator's order to the rollout, or to the one with the id `of` and no other: see `steering.move`.
+
+    Raises: also OrderRefused for a `why` that is no reason."""
     from mlops_ray.rollout import steering
     from mlops_ray.rollout.canary import Move
 
+    why = reason(why)
     project = load(paths, env).project
     store = known_store(project)
     who = (proposer if order == Move.PROMOTE else orderer)(project, store, env)
-    return steering.move(store, project, Move(order), to=to, version=version, who=who, why=why, machine_now=time.time())
+    given, now = Move(order), time.time()
+    return steering.move(
+        store, project, given, of=of or steering.OPEN, to=to, version=version, who=who, why=why, machine_now=now
+    )
 
 
 def status(paths: Paths, env: Env, *, of: str | None = None) -> dict[str, Any]:

@@ -40,15 +40,20 @@ def orderer(project: Project, store: Store, env: Env) -> str:
     return token_subject(project, store, env) or os_user()
 
 
-def proposer(project: Project, store: Store, env: Env) -> str:
-    """Whose order it is to start or to promote a rollout, whom its approvals then do without.
+def proposer(project: Project, store: Store, env: Env, *, trains: bool = False) -> str:
+    """Whose order it is to start or to promote a rollout, or to make a version (`trains`), whom its approvals then do
+    without.
 
     Raises: ApprovalRefused where people must approve by token and the order shows none: a login and a token's subject
         may be one person, whom nothing would tell apart.
     """
-    subject = token_subject(project, store, env)
-    if subject is None and project.serving.auth == "token" and project.rollout.approval != "none":
-        says = f"rollout.approval asks for people by their tokens, so put yours into {TOKEN_VARIABLE} for this too"
+    subject, asks = token_subject(project, store, env), None
+    if trains and project.gates.approval is not False:
+        asks = "gates.approval"
+    elif project.rollout.approval != "none":
+        asks = "rollout.approval"
+    if subject is None and project.serving.auth == "token" and asks is not None:
+        says = f"{asks} asks for people by their tokens, so put yours into {TOKEN_VARIABLE} for this too"
         raise ApprovalRefused(project.project, f"{says}; `mlops-ray token create --help` makes one")
     return subject or os_user()
 

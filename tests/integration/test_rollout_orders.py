@@ -107,7 +107,7 @@ def test_a_rollback_finds_the_promotion_behind_a_later_trial_that_failed(store: 
 
 
 def test_stable_is_no_canary_of_itself(store: Store, project: Project) -> None:
-    with pytest.raises(IllegalMove, match="against itself"):
+    with pytest.raises(DataError, match=r"v1 of flights: it is stable already.* against itself"):
         start(store, project, 1)
 
 
@@ -232,10 +232,28 @@ def test_a_rollback_goes_to_any_version_that_was_stable_and_to_no_other(store: S
         promoted(store, start(store, project, version))
     with pytest.raises(DataError, match=r"v3 of flights: it is stable.*these were: v1, v2"):
         order(store, project, Move.ROLLBACK, to=3)
-    assert order(store, project, Move.ROLLBACK, to=1).phase is Phase.ROLLED_BACK
-    assert stable(store) == 1
+    assert order(store, project, Move.ROLLBACK, to=1).phase is Phase.PROMOTING
+    assert (stable(store), [held.version for held in wanted(store).warm]) == (3, [1])
     with store.read() as tx:
         assert ledger.entries(tx, "flights")[-1].evidence["to"] == 1
+        row = tx.open_rollout("flights")
+    assert row is not None
+    store.run(lambda tx: traffic.flip(tx, row.id))
+    assert stable(store) == 1
+
+
+def test_a_rollback_to_an_older_version_ends_what_bakes_first(store: Store, project: Project) -> None:
+    promoted(store, start(store, project, 2))
+    baking = start(store, planned(project, bake_s=60), 3)
+    become(store, baking, Phase.PROMOTING)
+    store.run(lambda tx: traffic.flip(tx, baking))
+    become(store, baking, Phase.BAKING)
+    assert order(store, project, Move.ROLLBACK, to=1).phase is Phase.PROMOTING
+    assert (stable(store), [held.version for held in wanted(store).warm]) == (2, [1])  # at once, until v1 is loaded
+    with store.read() as tx:
+        ended = tx.rollout(baking)
+    assert ended is not None
+    assert ended.state["phase"] == "rolled back"
 
 
 def test_what_bakes_goes_back_at_once(store: Store, project: Project) -> None:

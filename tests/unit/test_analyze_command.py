@@ -51,6 +51,31 @@ def test_exit_codes_say_the_verdict(log: dict[str, Any], verdict: str, code: int
     assert "errors:failed" in shown.output
 
 
+@pytest.mark.parametrize("share", ["1e-320", "0.99999999"])
+def test_a_share_in_the_log_that_nobody_can_judge_by_is_refused(share: str, tmp_path: Path) -> None:
+    words = write(tmp_path, plan=PLAN.replace("share: 0.5\n", ""))
+    frame = pl.read_csv(tmp_path / "log.csv").with_columns(share=pl.lit(share))
+    frame.write_csv(tmp_path / "log.csv")
+    done = RUNNER.invoke(cli.app, words)
+    assert isinstance(done.exception, LogRefused), done.output
+    assert "is no share between 0 and 1 (at least 1e-06 from either)" in str(done.exception)
+
+
+def test_rows_that_failed_need_no_latency(tmp_path: Path) -> None:
+    """An empty cell is no number: it counts for no key, and where none has one nothing is shown."""
+    words = write(tmp_path, plan=PLAN.replace("]\n", ", { metric: latency, column: ms, above_ms: 9, margin: 0.05 }]\n"))
+    frame = pl.read_csv(tmp_path / "log.csv")
+    frame.with_columns(ms=pl.when(pl.col("failed") == 0).then(5.0)).write_csv(tmp_path / "log.csv")
+    found = json.loads(RUNNER.invoke(cli.app, [*words, "--json"]).output)["metrics"]
+    assert (found[0]["n_keys"], found[1]["n_keys"]) == (3000, 3000 - frame["failed"].sum())
+    frame.with_columns(ms=pl.lit("")).write_csv(tmp_path / "log.csv")
+    done = RUNNER.invoke(cli.app, words)
+    assert done.exit_code == 4, done.output
+    shown = next(line for line in done.output.splitlines() if line.startswith("latency"))
+    assert "nan" not in done.output
+    assert "+0" not in shown
+
+
 def test_the_page_is_written(tmp_path: Path) -> None:
     done = RUNNER.invoke(cli.app, [*write(tmp_path), "--html", str(tmp_path / "report.html")])
     assert done.exit_code == 0, done.output
@@ -70,6 +95,10 @@ def test_as_it_stood_earlier(tmp_path: Path) -> None:
         (PLAN + "variants: { stable: x, canary: x }\n", "stable and canary are both 'x'; name the two"),
         ("share: 0.5\nanalyses: [{ metric: brier }]\n", "brier needs columns.label"),
         (PLAN + "columns: { score: a, stable_score: b, canary_score: c }\n", "columns"),
+        (PLAN + "look_s: 1e30\n", "look_s"),
+        (PLAN + "look_s: 1e-30\n", "look_s"),
+        (PLAN.replace("0.5", "1e-320", 1), "share"),
+        (PLAN.replace("0.5", "0.99999999", 1), "share"),
         (PLAN + "min_requests: 9\nmax_requests: 3\n", "min_requests 9 is above max_requests 3"),
     ],
 )

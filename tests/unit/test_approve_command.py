@@ -134,6 +134,16 @@ def test_a_training_records_who_had_it_made(tmp_path: Path) -> None:
     store.close()
 
 
+@pytest.mark.parametrize("order", [("train",), ("retrain",), ("run",)])
+@pytest.mark.parametrize("blocks", [{"gates": {"approval": True}}, {"rollout": {"approval": "before_promotion"}}])
+def test_who_would_make_a_version_must_show_it_too(
+    tmp_path: Path, order: tuple[str, ...], blocks: dict[str, Any]
+) -> None:
+    """Before anything is done; the version then counts as proposed by the token's subject."""
+    config = made(tmp_path, serving={"auth": "token"}, **blocks)
+    assert "asks for people by their tokens" in refusal(*order, *config, env={"MLOPS_RAY_TOKEN": ""})
+
+
 @pytest.mark.parametrize("order", [("start", "3"), ("promote",)])
 def test_who_would_propose_must_show_the_token_that_approvals_ask_for(tmp_path: Path, order: tuple[str, ...]) -> None:
     """Else one person could start a rollout as a login and approve it as a token's subject."""

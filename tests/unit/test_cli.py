@@ -307,14 +307,16 @@ def test_a_page_that_cannot_be_written_is_said_before_the_work(
 def test_orders_reach_the_rollout_with_their_reason(verbs: SimpleNamespace, order: str) -> None:
     given: list[Any] = []
 
-    def move(paths: Any, env: Any, name: str, why: str, *, to: int | None, version: int | None) -> dict[str, Any]:
-        given.append(([str(p) for p in paths], name, why, to, version))
-        return {"phase": "paused"}
+    def move(paths: Any, env: Any, name: str, why: str, *, of: str, to: int, version: int) -> dict[str, Any]:
+        given.append(([str(p) for p in paths], name, why, of, to, version))
+        return {"rollout": "r1", "phase": "paused"}
 
     verbs.rollout = SimpleNamespace(move=move)
-    done = RUNNER.invoke(cli.app, ["rollout", order, "-c", "a.yaml", "-c", "b.yaml", "--why", "noise"])
-    assert (done.exit_code, done.output) == (0, "the rollout is paused\n")
-    assert given == [(["a.yaml", "b.yaml"], order, "noise", None, None)]
+    done = RUNNER.invoke(
+        cli.app, ["rollout", order, "-c", "a.yaml", "-c", "b.yaml", "--why", "noise", "--rollout", "r1"]
+    )
+    assert (done.exit_code, done.output) == (0, "rollout r1 is paused\n")
+    assert given == [(["a.yaml", "b.yaml"], order, "noise", "r1", None, None)]
 
 
 def test_retrain_takes_a_decision_or_makes_one(verbs: SimpleNamespace) -> None:
@@ -331,6 +333,7 @@ def test_retrain_takes_a_decision_or_makes_one(verbs: SimpleNamespace) -> None:
 
 
 ROLLOUT = {
+    "id": "x-v2-r1",
     "version": 2,
     "stable": 1,
     "state": {"phase": "ramping", "since": 0.0, "reason": ""},
@@ -350,7 +353,7 @@ def test_rollout_status_in_words(verbs: SimpleNamespace) -> None:
     found = {"rollout": ROLLOUT, "share": 0.1, "stable": 1}
     verbs.rollout = SimpleNamespace(status=lambda paths, env: found)
     done = RUNNER.invoke(cli.app, ["rollout", "status", "-c", "x.yaml"])
-    assert done.output == "v2 against v1: ramping at 10%, since 1970-01-01 00:00\n"
+    assert done.output == "v2 against v1: ramping at 10%, since 1970-01-01 00:00, x-v2-r1\n"
     found = {"rollout": None, "share": 0.0, "stable": 1}
     assert RUNNER.invoke(cli.app, ["rollout", "status", "-c", "x.yaml"]).output == "no rollout is open\n"
 

@@ -27,6 +27,7 @@ PACKAGE = ROOT / "mlops_ray"
 # do not know each other.
 ORDER = (
     {"errors"},
+    {"texts"},
     {"config"},
     {"migrations"},
     {"state"},

@@ -4,6 +4,7 @@ import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -119,7 +120,8 @@ def test_an_anchor_vouches_up_to_its_entry_and_that_is_said(store: Store) -> Non
         assert "entry 3 is not the anchored one" in str(twice)
 
 
-def test_what_a_restored_backup_gave_up_is_named_and_nothing_else_is_excused(store: Store) -> None:
+def test_an_entry_that_claims_a_loss_excuses_nothing_and_a_person_does_by_name(store: Store) -> None:
+    """Whoever cuts the tail can write the entry of a restored backup as well."""
     with store.begin() as tx:
         written = _fill(tx)
         lost = [(e.seq, e.hash) for e in written[3:]]
@@ -127,11 +129,48 @@ def test_what_a_restored_backup_gave_up_is_named_and_nothing_else_is_excused(sto
             _remove(tx, entry)
         assert not verify(tx, "p", lost[-1]).ok
         listed = [list(lost[-1]), ["4", 4], 7, ["5"]]  # and what no release writes
-        append(tx, "p", RESTORED, "backup", "ann", "the disk was lost", {GAVE_UP: listed}, 9.0)
-        found = verify(tx, "p", lost[-1], (2, written[1].hash))
-        assert (found.ok, found.given_up, found.proven) == (True, (lost[-1],), 2)
-        assert "anchors of entries 6 are not met: a restored backup gave those up" in str(found)
+        append(tx, "p", RESTORED, "backup", "eve", "the disk was lost", {GAVE_UP: listed}, 9.0)
+        forged = verify(tx, "p", lost[-1], (2, written[1].hash))
+        assert (forged.ok, forged.unmet, forged.claimed, forged.proven) == (False, (lost[-1],), (lost[-1],), 2)
+        assert "its tail was cut. An entry `restored` claims that a restored backup gave it up" in str(forged)
+        assert f"--accept-loss 6:{lost[-1][1]}" in str(forged)
         assert not verify(tx, "p", lost[0]).ok
+        assert "gave it up" not in str(verify(tx, "p", lost[0]))
+        known = verify(tx, "p", lost[-1], (2, written[1].hash), accepted=[lost[-1]])
+        assert (known.ok, known.accepted, known.unmet, known.proven) == (True, (lost[-1],), (), 2)
+        assert "anchors of entries 6 are not met, and whoever asked accepts that" in str(known)
+        assert not verify(tx, "p", *lost, accepted=[lost[-1]]).ok
+        assert not verify(tx, "p", lost[-1], accepted=[(6, "ab" * 32)]).ok
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"evidence": "[" * 50_000},
+        {"evidence": '{"a":' * 50_000},
+        {"evidence": "[]"},
+        {"who": b"\xff\xfe"},
+        {"evidence": b'{"a":"\xff"}'},
+        {"at": "noon"},
+    ],
+)
+def test_an_entry_that_cannot_be_read_is_named(tmp_path: Path, damage: dict[str, Any]) -> None:
+    """On SQLite, which keeps whatever bytes it is given."""
+    store = Store.open(f"sqlite:///{tmp_path}/state.db")
+    with store.begin() as tx:
+        _fill(tx)
+        (name, value), *_ = damage.items()
+        expression = "CAST(? AS TEXT)" if isinstance(value, bytes) else "?"
+        tx.connection.exec_driver_sql(f"UPDATE ledger SET {name} = {expression} WHERE seq = 3", (value,))
+    with store.read() as tx:
+        found = verify(tx, "p")
+        assert (found.ok, found.head[0], found.problem) == (False, 2, "entry 3 was edited: it cannot be read any more")
+        with pytest.raises(
+            DataError, match=r"entry 3 was edited: it cannot be read any more; `mlops-ray ledger verify`"
+        ):
+            entries(tx, "p")
+        assert len(tx.connection.exec_driver_sql("SELECT seq FROM ledger").all()) == N
+    store.close()
 
 
 @pytest.mark.parametrize("text", ["", "7", "7:abc", "x:" + "ab" * 32, "-1:" + "ab" * 32, "7:" + "AB" * 32])

@@ -12,7 +12,9 @@ from typer.testing import CliRunner, Result
 from mlops_ray import ledger
 from mlops_ray.cli import app
 from mlops_ray.errors import BackendUnavailable, DataError
-from mlops_ray.state import Store
+from mlops_ray.rollout.canary import CanaryState, Phase
+from mlops_ray.serving.versions import Held, Wanted
+from mlops_ray.state import ApprovalRow, RetrainRow, RolloutRow, Store, VersionRow
 from mlops_ray.training import on_registry
 
 ROOT = Path(__file__).parents[2]
@@ -82,8 +84,12 @@ def test_verify_says_what_it_cannot_prove_and_takes_anchors(config: list[str], t
         tx.connection.exec_driver_sql("DELETE FROM ledger WHERE seq = 3")
     store.close()
     assert run("verify", *config).exit_code == 0
-    cut = run("verify", *config, "--anchors", str(export), "--json", code=1)
+    cut = run("verify", *config, "--anchors", str(export), "--json", code=3)
     assert "its tail was cut" in json.loads(cut.stdout)["problem"]
+    lost = f"{seq}:{sealed}"
+    assert (
+        "whoever asked accepts that" in run("verify", *config, "--anchors", str(export), "--accept-loss", lost).stdout
+    )
     assert isinstance(CliRunner().invoke(app, ["ledger", "verify", *config, "--anchor", "3"]).exception, DataError)
 
 
@@ -92,7 +98,7 @@ def test_verify_looks_at_the_heads_in_mlflow_and_says_when_it_cannot(
 ) -> None:
     (tmp_path / "mlflow.db").touch()
     monkeypatch.setattr(on_registry, "anchors", lambda project: [(3, "ab" * 32)])
-    assert "entry 3 is not the anchored one" in run("verify", *config, code=1).stdout
+    assert "entry 3 is not the anchored one" in run("verify", *config, code=3).stdout
 
     def away(project: object) -> list[ledger.Anchor]:
         raise BackendUnavailable("MLflow", "nothing answers")
@@ -100,6 +106,33 @@ def test_verify_looks_at_the_heads_in_mlflow_and_says_when_it_cannot(
     monkeypatch.setattr(on_registry, "anchors", away)
     said = run("verify", *config).stdout
     assert "were not looked at: MLflow is not available" in said
+
+
+def test_decisions_that_the_state_knows_of_and_the_ledger_does_not_are_told(config: list[str], tmp_path: Path) -> None:
+    """An emptied ledger is a chain without a fault; the rows beside it are not without decisions."""
+    store = Store.open(f"sqlite:///{tmp_path}/state.db")
+    ended = CanaryState(Phase.ABORTED, 0, 9.0).to_dict()
+    with store.begin() as tx:
+        tx.save_rollout(RolloutRow("r1", "quickstart", 2, 1, {}, ended, 1.7e9, 9.0))
+        tx.save_retrain(RetrainRow("t1", "quickstart", "drift", "", 1.0, "s", "failed", {}, 2.0))
+        tx.save_version(VersionRow("quickstart", 2, "run", "/m/2", "0" * 64, "d@1", "registered", 1.0, {}))
+        tx.save_approval(ApprovalRow("quickstart", 2, "", "ben", "approve", "read it", 1.7e9))
+        tx.save_serving("quickstart", Wanted(stable=Held(1, "/m/1", "0" * 64)).spec(), 0)
+    found = json.loads(run("verify", *config, "--json", code=3).stdout)
+    missing = ["that rollout r1 is aborted", "that retrain t1 was decided", "that retrain t1 is failed"]
+    assert (found["ok"], found["problem"], found["unrecorded"]) == (False, None, missing)
+    with store.begin() as tx:
+        evidence = {"rollout": "r1", "state": ended}
+        ledger.append(tx, "quickstart", "rollout abort", "v2", "ann", "", evidence, 1.7e9 + 130)
+        ledger.append(tx, "quickstart", "retrain decided", "t1", "mlops_ray", "", {}, 1.7e9 + 130)
+        ledger.append(tx, "quickstart", "retrain failed", "t1", "mlops_ray", "", {}, 1.7e9 + 130)
+    run("verify", *config)
+    with store.begin() as tx:
+        tx.connection.exec_driver_sql("DELETE FROM ledger")
+    store.close()
+    said = run("verify", *config, code=3).stdout
+    assert "it does not say that rollout r1 started; that rollout r1 is aborted; that retrain t1 was decided" in said
+    assert "that retrain t1 is failed; that ben decided to approve v2; and 1 more" in said
 
 
 def test_at_says_who_served_and_who_approved(config: list[str]) -> None:

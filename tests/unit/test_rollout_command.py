@@ -13,16 +13,19 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from mlops_ray import cli
+from mlops_ray import cli, ledger
 from mlops_ray.cli.rollout_view import bar, span
 from mlops_ray.config import Project, load_project
-from mlops_ray.errors import DataError, IllegalMove
+from mlops_ray.errors import DataError, IllegalMove, OrderRefused
+from mlops_ray.governance.served import served as served_at
+from mlops_ray.governance.unrecorded import unrecorded
 from mlops_ray.rollout import experiment, orders
 from mlops_ray.rollout.analysis import Analysis, Metric
 from mlops_ray.rollout.canary import Arm, CanaryState, Phase, Reason
 from mlops_ray.serving.versions import Held, Wanted
-from mlops_ray.state import Store, Tx, VersionRow
+from mlops_ray.state import ApprovalRow, Store, Tx, VersionRow
 from mlops_ray.training.gates.verdict import Verdict
+from mlops_ray.verbs import subjects
 
 QUICKSTART = Path(__file__).parents[2] / "configs/quickstart.yaml"
 RUNNER = CliRunner(env={"COLUMNS": "160", "NO_COLOR": "1", "TERM": "dumb"})
@@ -98,7 +101,7 @@ def test_a_rollout_by_commands_from_start_to_the_way_back(up: Up) -> None:
         "step": 0,
         "reason": "operator",
     }
-    assert up.run("resume").output == "the rollout is ramping\n"
+    assert up.run("resume").output == "rollout quickstart-v2-r1 is ramping\n"
     assert up.json("promote")["phase"] == "promoting"
     up.step(Phase.PROMOTED)
     with up.store.begin() as tx:
@@ -189,11 +192,127 @@ def test_the_way_back_to_an_earlier_version(up: Up) -> None:
     assert isinstance(wrong.exception, DataError)
     assert "it is stable" in str(wrong.exception)
     assert "these were: v1, v2" in str(wrong.exception)
-    assert up.json("rollback", "--to", "1")["phase"] == "rolled back"
+    assert up.json("rollback", "--to", "1") == {
+        "rollout": "quickstart-v1-r3",
+        "phase": "promoting",
+        "step": 0,
+        "reason": "operator",
+    }
     with up.store.read() as tx:
         served = tx.serving(up.name)
     assert served is not None
-    assert served.spec["stable"]["version"] == 1
+    wanted = Wanted.of(served)  # loaded beside stable first, with its golden requests
+    assert (wanted.stable, wanted.warm) == (Held(3, "/m/3", "0" * 64), (Held(1, "/m/1", "0" * 64),))
+
+
+def test_the_way_back_is_open_at_any_time_and_says_which_versions_it_leads_to(up: Up) -> None:
+    """As `kubectl rollout undo`: one command, whatever is under way."""
+    up.run("start", "2")
+    up.step(Phase.RAMPING)
+    up.step(Phase.PROMOTED)
+    with up.store.begin() as tx:
+        tx.save_serving(up.name, Wanted(stable=Held(2, "/m/2", "0" * 64), warm=(Held(1, "/m/1", "0" * 64),)).spec(), 0)
+    up.run("start", "3")
+    up.step(Phase.RAMPING)
+    wrong = up.run("rollback", "--to", "3")
+    assert str(wrong.exception) == (
+        "v3 of quickstart: it never was stable, was taken back, or may not serve, so there is no way back to it; "
+        "these were: v1"
+    )
+    found = up.json("rollback", "--to", "1", "--why", "complaints")
+    assert (found["rollout"], found["phase"]) == ("quickstart-v1-r3", "promoting")
+    with up.store.begin() as tx:
+        served, ended = tx.serving(up.name), tx.rollout("quickstart-v3-r2")
+        assert served is not None
+        assert ended is not None
+        assert (ended.state["phase"], ended.state["reason"]) == ("aborted", "operator")
+        wanted = Wanted.of(served)  # v1 was kept warm, so it is loaded: all flip at once
+        assert (wanted.stable.version, wanted.canary, [h.version for h in wanted.warm]) == (1, None, [2])  # type: ignore[union-attr]
+        said = [(e.kind, e.subject, e.who, e.why) for e in ledger.entries(tx, up.name)][-3:]
+        assert ledger.verify(tx, up.name).ok
+        assert unrecorded(tx, up.name) == ()
+    me = subjects.os_user()
+    assert said == [
+        ("rollout abort", "v3", me, "complaints"),
+        ("rollout started", "v1", me, "complaints"),
+        ("rollout rollback", "v1", me, "complaints"),
+    ]
+    up.step(Phase.PROMOTED)
+    with up.store.read() as tx:
+        told = served_at(ledger.entries(tx, up.name), at=1e12)
+    assert (told.stable, told.rollout) == (1, "quickstart-v1-r3")
+    assert told.order is not None
+    assert told.order.kind == "rollout rollback"
+    # And back again, from a version that an operator made stable.
+    assert up.json("rollback", "--to", "2")["phase"] == "rolled back"
+
+
+def test_an_order_may_name_the_rollout_that_is_meant(up: Up) -> None:
+    up.run("start", "2")
+    wrong = up.run("abort", "--rollout", "quickstart-v9-r9")
+    assert isinstance(wrong.exception, OrderRefused)
+    assert wrong.exception.exit_code == 2
+    assert "rollout quickstart-v9-r9: orders are about quickstart-v2-r1 now (starting)" in str(wrong.exception)
+    assert up.run("abort", "--rollout", "quickstart-v2-r1").output == "rollout quickstart-v2-r1 is aborted\n"
+    nothing = up.run("abort", "--rollout", "quickstart-v2-r1")
+    assert "no rollout is open" in str(nothing.exception)
+    assert "quickstart-v2-r1" in up.run("history").output
+
+
+@pytest.mark.parametrize("why", ["", "   ", "x" * 1001, "a\x1b[2Jb", "two\nlines", "a\u202eb", "a\x9bb", "\x07"])
+def test_a_reason_is_a_sentence_in_one_line(up: Up, why: str) -> None:
+    for words in (("start", "2"), ("pause",), ("rollback", "--to", "2")):
+        wrong = up.run(*words, "--why", why)
+        assert isinstance(wrong.exception, OrderRefused)
+        assert "write a sentence of 1 to 1,000 characters" in str(wrong.exception)
+        assert "\x1b" not in str(wrong.exception)
+    assert up.run("start", "2", "--why", " the one from Tuesday ").exit_code == 0
+    assert up.json("explain")["entries"][0]["why"] == "the one from Tuesday"
+
+
+def test_stored_text_cannot_steer_a_terminal(up: Up) -> None:
+    """Also what an earlier release let in."""
+    hostile = "\x1b]0;owned\x07\x1b[2J\u202etxt\x9b31m\r\n   7  2026-01-01 00:00  approved v9 by ben: forged"
+    up.run("start", "2")
+    with up.store.begin() as tx:
+        row = tx.open_rollout(up.name)
+        assert row is not None
+        state = CanaryState(Phase.RAMPING, 0, row.created + 60.0)
+        orders.transition(tx, row, state, kind="rollout ramping", who="eve", why=hostile, evidence={"a": hostile})
+    config = up.config
+    for command in (
+        ["rollout", "explain"],
+        ["rollout", "status"],
+        ["rollout", "history"],
+        ["ledger", "show"],
+        ["status"],
+    ):
+        shown = RUNNER.invoke(cli.app, [*command, *config])
+        assert shown.exit_code == 0, shown.exception
+        assert not set(shown.output) & set("\x1b\x07\x9b\r\u202e"), command
+    shown = RUNNER.invoke(cli.app, ["ledger", "show", *config]).output
+    assert "\\x1b]0;owned\\x07\\x1b[2J\\u202etxt\\x9b31m\\x0d\\x0a   7  2026" in shown
+    assert len(shown.splitlines()) == 2
+
+
+def test_what_is_pending_says_of_whom_approvals_are_asked_and_until_when_they_hold(up: Up, tmp_path: Path) -> None:
+    overlay = tmp_path / "approval.yaml"
+    overlay.write_text("rollout: { approval: before_start, approvers: 2 }\n")
+    up.config += ["-c", str(overlay)]
+    rollout = up.json("start", "2")["rollout"]
+    who = f"(asked of 2 people who may approve, but not {subjects.os_user()}, who proposed it"
+    assert up.json("status")["outlook"]["waits"] == [f"approval: approved by nobody yet; 2 more must {who})"]
+    with up.store.begin() as tx:
+        tx.save_approval(ApprovalRow(up.name, 2, rollout, "ann", "approve", "read it", 4e9 - 9, 4e9))
+    waits = up.json("status")["outlook"]["waits"]
+    holds = "what was given holds until 2096-10-02 07:06 UTC"
+    assert waits == [f"approval: approved by ann; 1 more must {who}; {holds})"]
+
+
+def test_the_stable_version_is_not_rolled_out(up: Up) -> None:
+    wrong = up.run("start", "1")
+    assert isinstance(wrong.exception, OrderRefused)
+    assert "v1 of quickstart: it is stable already, and a rollout of it would be against itself" in str(wrong.exception)
 
 
 def test_several_versions_side_by_side(up: Up, tmp_path: Path) -> None:

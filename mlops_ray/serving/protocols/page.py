@@ -288,7 +288,7 @@ def _routes(project: Project, release: str, also: Also) -> str:
             (
                 f'<span class="{method}">{method.upper()}</span>',
                 f"<code>{_text(path)}</code>",
-                _text(operation["summary"]),
+                _markdown(operation["summary"]),
                 *([f"<code>{operation['security'][0]['bearer'][0]}</code>"] if tokens else []),
             )
             for path, methods in document["paths"].items()

@@ -154,6 +154,87 @@ def test_the_way_back_is_over_http_too(up: Up) -> None:
     assert served.spec["stable"]["version"] == 1
 
 
+def test_an_order_that_comes_again_under_its_key_is_answered_as_it_was(up: Up) -> None:
+    """A client that heard no answer sends again; a promotion must not end its own baking by that."""
+
+    def post(path: str, body: Any, key: str, who: str = "ann") -> httpx.Response:
+        return up.ask("POST", path, who, json=body, headers={"Idempotency-Key": key})
+
+    started = [post("/rollouts", {"version": 2, "why": "new"}, "start-1") for _ in range(2)]
+    assert [(r.status_code, r.json(), r.headers["location"]) for r in started[:1] * 2] == [
+        (r.status_code, r.json(), r.headers["location"]) for r in started
+    ]
+    up.step(Phase.RAMPING)
+    first = post("/rollouts/open/promote", {"why": "enough"}, "promote-1")
+    assert first.json()["phase"] == "promoting"
+    up.step(Phase.BAKING)
+    n = len(up.entries())
+    again = post("/rollouts/open/promote", {"why": "enough"}, "promote-1")
+    assert (again.status_code, again.json()) == (200, first.json())
+    assert len(up.entries()) == n
+    assert up.ask("GET", "/rollouts/open").json()["outlook"]["phase"] == "baking"
+    for path, body in (("/rollouts/open/promote", {"why": "other"}), ("/rollouts/open/rollback", {"why": "enough"})):
+        other = post(path, body, "promote-1")
+        assert (other.status_code, other.json()["title"]) == (422, "Idempotency-Key is already used")
+        assert "rollout promote v2" in other.json()["detail"]
+    assert post("/rollouts/open/promote", {"why": "enough"}, "promote-1", who="ben").json()["phase"] == "promoted"
+    assert post("/rollouts/open/promote", {"why": "enough"}, "promote-1").json() == first.json()
+
+
+def test_one_key_sent_by_many_at_once_is_one_order(up: Up) -> None:
+    async def run() -> list[httpx.Response]:
+        async with up.client() as client:
+            headers = {"Idempotency-Key": "k"}
+            sends = [client.post("/rollouts", json={"version": 2}, headers=headers) for _ in range(8)]
+            return await asyncio.gather(*sends)
+
+    answers = asyncio.run(run())
+    assert {(r.status_code, r.json()["rollout"]) for r in answers} == {(201, f"{up.name}-v2-r1")}
+    assert len(up.entries()) == 1
+
+
+def test_a_refused_order_leaves_its_key_free(up: Up) -> None:
+    headers = {"Idempotency-Key": "k"}
+    assert up.ask("POST", "/rollouts", json={"version": 1}, headers=headers).status_code == 409
+    assert up.ask("POST", "/rollouts", json={"version": 2}, headers=headers).status_code == 201
+
+
+@pytest.mark.parametrize("why", ["a\x1b[2Jb", "two\nlines", "a\u202eb", "a\u009bb", "a\u0000b", " ", "x" * 1001])
+def test_a_reason_is_a_sentence_in_one_line(up: Up, why: str) -> None:
+    refused = up.post("/rollouts", {"version": 2, "why": why})
+    assert refused.status_code == 422
+    assert refused.json()["errors"][0]["field"] == "why"
+
+
+def test_what_is_wrong_with_a_nested_body_is_told(up: Up) -> None:
+    nested = up.post("/rollouts", {"version": {"a": 1, "b": [{"c": 2}]}})
+    assert (nested.status_code, nested.json()["title"]) == (422, "wrong value")
+    assert "version: expected a version's number" in nested.json()["detail"]
+    twice = up.ask(
+        "POST", "/rollouts", content=b'{"version": {"a": 1, "a": 2}}', headers={"Content-Type": "application/json"}
+    )
+    assert "names a member twice" in twice.json()["detail"]
+
+
+def test_a_rejection_where_nothing_waits_is_a_conflict(up: Up) -> None:
+    refused = up.post("/versions/2/reject", {"reason": "no"})
+    assert (refused.status_code, refused.json()["title"]) == (409, "not possible now")
+    assert up.post("/versions/2/approve", {"reason": "yes"}).json()["says"] == "in need of no approval"
+
+
+def test_who_proposed_a_version_once_never_approves_it(tmp_path: Path) -> None:
+    """Also not in a rollout that a colleague starts afterwards."""
+    up = Up(tmp_path, fakes.project(serving={"auth": "token"}, rollout={"approval": "before_start"}))
+    up.post("/rollouts", {"version": 2})
+    assert up.post("/rollouts/open/abort").status_code == 200
+    second = up.post("/rollouts", {"version": 2}, who="ben").json()["rollout"]
+    assert second.endswith("r2")
+    for name in ("ann", "ben"):
+        refused = up.post("/versions/2/approve", {"reason": "mine"}, who=name)
+        assert (refused.status_code, refused.json()["title"]) == (403, "not yours to decide")
+    assert up.post("/versions/2/approve", {"reason": "read it"}, who="eve").json()["approved"] is True
+
+
 def test_approvers_are_who_their_tokens_say_and_never_proposers(tmp_path: Path) -> None:
     up = Up(tmp_path, fakes.project(serving={"auth": "token"}, rollout={"approval": "before_promotion"}))
     assert up.post("/rollouts", {"version": 4}).status_code == 409
@@ -222,7 +303,7 @@ def test_without_tokens_nobody_approves_but_orders_are_taken(tmp_path: Path) -> 
         ("/versions/4/approve", {}, 422, "reason: expected a sentence"),
         ("/versions/4/approve", {"reason": "x", "who": "ben"}, 422, "'who' is not a field"),
         ("/versions/four/approve", {"reason": "x"}, 404, "'four' is no version's number"),
-        ("/versions/2/reject", {"reason": "x"}, 403, "waits for no approval"),
+        ("/versions/2/reject", {"reason": "x"}, 409, "waits for no approval"),
         ("/rollouts", {"version": 2, "why": "x" * 70_000}, 413, ""),
     ],
 )

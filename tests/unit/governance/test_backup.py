@@ -116,14 +116,17 @@ def test_a_state_is_put_back_as_it_was_and_says_so(store: Store, other: Store) -
     with store.read() as tx:
         after = everything(tx)
         assert everything(tx, "neighbour") == neighbour
-        found = ledger.verify(tx, "small", (lost[-1].seq, lost[-1].hash), head)
+        anchor = (lost[-1].seq, lost[-1].hash)
+        found = ledger.verify(tx, "small", anchor, head, accepted=[anchor])
+        assert ledger.verify(tx, "small", anchor, head).claimed == (anchor,)
+        assert not ledger.verify(tx, "small", anchor, head).ok
     restored = after["ledger"].pop()
     assert (restored["kind"], restored["who"], restored["why"]) == ("restored", "eve", "disk lost")
     (serving,), (was,) = after.pop("serving"), before.pop("serving")
     assert (serving["spec"], serving["fence"]) == (was["spec"], 7)
     assert serving["seq"] > was["seq"] + 1  # higher than what replicas may hold
     assert after == before
-    assert (found.ok, found.proven, found.given_up) == (True, head[0], ((lost[-1].seq, lost[-1].hash),))
+    assert (found.ok, found.proven, found.accepted) == (True, head[0], (anchor,))
 
 
 def test_an_anchor_that_the_backup_contradicts_is_never_given_up(store: Store, other: Store) -> None:

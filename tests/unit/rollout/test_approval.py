@@ -77,7 +77,7 @@ def test_who_proposed_it() -> None:
         entry("rollout started", "v3", "kim", "r1"),
         entry("rollout pause", "v3", "lea", "r1"),
     ]
-    assert proposers(trained, entries) == {"root", "ann of sales", "ben"}
+    assert proposers(trained, entries) == {"root", "ann of sales", "ben", "kim"}
     assert proposers(trained, entries, rollout="r1") == {"root", "ann of sales", "ben", "kim"}
 
 

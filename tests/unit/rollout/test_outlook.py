@@ -51,7 +51,7 @@ def test_keys_to_go_are_unknown_where_one_metric_does_not_know() -> None:
         (
             CanaryState(Phase.PENDING, 0, 0.0, origin=Phase.STARTING),
             {"approval": "before_start", "approvers": 2},
-            ("approval: approved by nobody yet; 2 more must",),
+            ("approval: approved by nobody yet; 2 more must (asked of 2 people who may approve)",),
         ),
         (
             CanaryState(Phase.PENDING, 0, 0.0, origin=Phase.STARTING),

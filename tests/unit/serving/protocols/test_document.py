@@ -218,6 +218,11 @@ def test_the_policy_allows_the_pages_own_style_and_nothing_else() -> None:
 
 
 @projects
+def test_code_between_backquotes_is_code_on_the_page(project: Project) -> None:
+    assert "`" not in page.docs(project, release="1.2.3").body.decode()
+
+
+@projects
 def test_the_page_names_every_column_route_and_status(project: Project) -> None:
     found = shown(project)
     assert {spec.name for spec in Form.of(project).columns} <= set(found.cells)
