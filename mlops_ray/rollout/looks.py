@@ -14,8 +14,8 @@ from mlops_ray.config.analyses import Accuracy, Disagreement
 from mlops_ray.config.rollout import SHADOWS
 from mlops_ray.data import lake
 from mlops_ray.rollout import experiment
-from mlops_ray.rollout.analysis import Analysis, analyse
-from mlops_ray.rollout.canary import CanaryState
+from mlops_ray.rollout.analysis import KEPT, Analysis, analyse
+from mlops_ray.rollout.canary import CanaryState, Phase
 from mlops_ray.rollout.outcomes import Among, Outcomes, Reads, from_log
 from mlops_ray.serving.artifacts import local
 from mlops_ray.serving.log import tables as log
@@ -84,10 +84,11 @@ def _look(
         min_requests=plan.min_requests,
         max_requests=plan.max_requests,
         has_objective=among is not None,
+        kept=KEPT if plan.bake_s else 0.0,
     )
     if not found.exhausted or plan.max_requests is None:
         return found
-    last = seen.until(plan.max_requests).seen.max() * plan.look_s
+    last = seen.seen[seen.asked & seen.counted(plan.max_requests)].max() * plan.look_s
     return replace(found, exhausted=bool(last + project.monitoring.label_horizon_s <= at))
 
 
@@ -103,6 +104,7 @@ def outcomes(
 ) -> Outcomes:
     """The rollout's rows before decision time `at`, as its plan's analyses take them. among: of one arm only."""
     tables = _tables(scan, project, row, plan, at)
+    bakes = CanaryState.from_dict(row.state).phase is Phase.BAKING
     stable, canary = _reads(store, project, row, plan)
     return from_log(
         tables["predictions"],
@@ -117,6 +119,7 @@ def outcomes(
         shadow=tables.get("shadow"),
         feedback=tables.get("values"),
         among=among,
+        promoted=row.version if bakes else None,
     )
 
 
@@ -143,7 +146,8 @@ def _tables(scan: Scan, project: Project, row: RolloutRow, plan: RolloutPlan, at
         "predictions": scan(log_uri(project), since, until, _columns(project, plan)),
         "labels": scan(labels_uri(project), since, until, log.label_schema(project)),
     }
-    if plan.mode in SHADOWS:  # a shadow's answers stand under the day on which they were given
+    # A shadow's answers stand under the day on which they were given.
+    if plan.mode in SHADOWS or row.state["phase"] == Phase.BAKING:
         found["shadow"] = scan(shadow_uri(project), since, _LAST_DAY, log.shadow_schema(project))
     if plan.business:
         found["values"] = scan(values_uri(project), since, until, log.VALUES_SCHEMA)

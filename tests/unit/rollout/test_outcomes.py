@@ -181,6 +181,80 @@ def test_a_shadows_answers_stand_where_a_canarys_would() -> None:
     np.testing.assert_array_equal(found.share, [np.nan, np.nan, 0.1])  # nobody was assigned to a shadow
 
 
+def copies(*rows: tuple[str, int, float | None]) -> pa.Table:
+    """What the version before stable said of rows, as (prediction id, who answered, score)."""
+    schema = pa.schema(
+        [
+            ("prediction_id", pa.string()),
+            ("at", TIME),
+            ("stable", pa.int64()),
+            ("shadow_score", FLOAT),
+            ("shadow_score_us", pa.float32()),
+            ("rollout", pa.string()),
+        ]
+    )
+    found = [
+        {"prediction_id": i, "at": at(9), "stable": v, "shadow_score": s, "shadow_score_us": 7.0, "rollout": "r"}
+        for i, v, s in rows
+    ]
+    return pa.Table.from_pylist(found, schema=schema)
+
+
+def test_while_it_bakes_the_roles_are_exchanged() -> None:
+    """Version 2 was the canary of row a, and is stable in b to d; version 1 saw copies of b and c, and failed c."""
+    table = predictions(
+        canary("a", 5, canary=2, score_us=10, canary_score_us=20),
+        {"id": "b", "t": 6, "stable_score": 0.9, "score_us": 30},
+        {"id": "c", "t": 7, "stable_score": 0.9},
+        {"id": "d", "t": 8, "stable_score": 0.9},
+    )
+    known = labels(*((name, None, 8, 1.0) for name in "abcd"))
+    found = read(table, known, shadow=copies(("b", 2, 0.3), ("c", 2, None)), promoted=2)
+    np.testing.assert_allclose(found.stable.of_label, [0.2, 0.3, np.nan])
+    np.testing.assert_allclose(found.candidate.of_label, [0.6, 0.9, 0.9])
+    np.testing.assert_allclose(found.stable.us, [10, 7, 7])
+    np.testing.assert_allclose(found.candidate.us, [20, 30, np.nan])
+    assert found.baking.tolist() == [False, True, True]
+    assert found.asked.tolist() == [True, False, False]
+    np.testing.assert_array_equal(found.share, [0.1, np.nan, np.nan])  # nobody is assigned to the version before
+
+
+def test_a_shadow_that_was_promoted_is_heard_in_both_roles() -> None:
+    table = predictions(*({"id": name, "t": 5, "stable_score": 0.2} for name in "ab"))
+    found = read(table, shadow=copies(("a", 1, 0.7), ("b", 2, 0.7)), promoted=2)
+    assert found.baking.tolist() == [False, True]
+    np.testing.assert_allclose(found.stable.squares, [0.68, 0.58])
+    np.testing.assert_allclose(found.candidate.squares, [0.58, 0.68])
+
+
+def test_by_assignment_nothing_is_assigned_while_it_bakes() -> None:
+    table = predictions(
+        canary("a", 5, canary=2),
+        {"id": "b", "t": 6, "stable_score": 0.2},
+        canary("c", 7, canary=2),
+        {"id": "d", "t": 8, "stable_score": 0.9},
+    )
+    found = read(table, shadow=copies(("d", 2, 0.3)), promoted=2, prediction_affects_outcome=True)
+    np.testing.assert_array_equal(found.share, [0.1, 0.1, 0.1, np.nan])
+    assert found.baking.tolist() == [False, False, False, True]
+
+
+def test_the_winner_of_several_is_heard_while_it_bakes() -> None:
+    table = predictions(
+        canary("a", 1, key="k1", canary=2, share=0.2),
+        canary("b", 2, key="k2", canary=3, share=0.2),
+        {"id": "c", "t": 8, "key": "k2", "stable_score": 0.9},
+    )
+    found = read(table, shadow=copies(("c", 2, 0.3)), promoted=2, among=Among(2, 0.2, 2))
+    assert found.baking.tolist() == [False, True]
+
+
+def test_what_bakes_does_not_count_among_the_most_requests() -> None:
+    table = predictions(*(canary(n, 5, canary=2) for n in "ab"), {"id": "c", "t": 6, "stable_score": 0.9})
+    found = read(table, shadow=copies(("c", 2, 0.3)), promoted=2)
+    assert found.until(1).baking.tolist() == [False, True]
+
+
 def test_numbers_that_feedback_sends_by_name() -> None:
     table = predictions(
         canary("a", 1, share=0.1), {"id": "b", "t": 2, "stable_score": 0.5, "key": "k"}, canary("c", 3, share=0.1)
