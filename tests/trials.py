@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -231,11 +231,25 @@ class Ended:
         return f"v{self.version} {self.phase} ({self.reason}){by} after {self.n_rows} of its rows"
 
 
-def tried(live: Live, version: int, *, within_s: float = 240.0) -> Ended:
-    """A rollout of this version, from its start until every replica has heard of its end. Ray must be connected."""
-    rollout = rollouts.start(live.paths, os.environ, version, "a trial")["rollout"]
+def tried(
+    live: Live,
+    version: int,
+    *,
+    paths: Sequence[Path] = (),
+    bakes: Callable[[], object] = lambda: None,
+    within_s: float = 240.0,
+) -> Ended:
+    """A rollout of this version, from its start until every replica has heard of its end. Ray must be connected.
+
+    Args: paths: of project files whose plan it follows, in place of those that are up. bakes: called once it bakes."""
+    rollout = rollouts.start(list(paths) or live.paths, os.environ, version, "a trial")["rollout"]
     eventually(lambda: _phase(live, rollout) in (Phase.PROMOTING, *ENDED), within_s)
     decided = time.time()
+    eventually(lambda: _phase(live, rollout) in (Phase.BAKING, *ENDED), within_s)
+    if _phase(live, rollout) is Phase.BAKING:
+        bakes()
+        eventually(lambda: _phase(live, rollout) in ENDED, within_s)
+        decided = time.time()
     eventually(lambda: _phase(live, rollout) in ENDED, within_s)
     eventually(lambda: _all_know(live), 30.0)
     told = time.time()
@@ -320,6 +334,23 @@ def trial(live: Live, kind: Kind, folder: Path) -> Trial:
     return Trial(tuple(ended), traffic, load)
 
 
+def baked(live: Live, turns: str, folder: Path, *, bake_s: float) -> Trial:
+    """A rollout of a version that is as good as stable until it is promoted, and then does what `turns` says (as
+    `troubled` has it; nothing where empty). Args: folder: for the version and its plan, made here."""
+    folder.mkdir()
+    version = troubled.register(live.project, live.store, folder / "artifact", folder / "trouble")
+    plan = folder / "bakes.yaml"
+    plan.write_text(yaml.safe_dump({"rollout": {"bake_s": bake_s}}), encoding="utf-8")
+    traffic = Traffic(live, f"v{version}", late_s=1.0)
+    ended: list[Ended] = []
+
+    def turn() -> None:
+        (folder / "trouble").write_text(turns, encoding="utf-8")
+
+    load = traffic.run(lambda: ended.append(tried(live, version, paths=[*live.paths, plan], bakes=turn)))
+    return Trial(tuple(ended), traffic, load)
+
+
 def equals(live: Live, n: int) -> Trial:
     """`n` rollouts of stable's artifact under new numbers, one after the other, one load; prints how each ended."""
     traffic, ended = Traffic(live, "equal", late_s=1.0, requests_per_s=100.0), list[Ended]()
@@ -355,7 +386,12 @@ def wanted(live: Live) -> Wanted:
 def _all_know(live: Live) -> bool:
     """Whether nothing is on trial, and every replica has heard of that."""
     now, replicas = wanted(live), replica_status(NAME, Wanted())
-    return now.canary is None and bool(replicas) and all(r["sequence"] >= now.sequence for r in replicas)
+    return (
+        now.canary is None
+        and now.before is None
+        and bool(replicas)
+        and all(r["sequence"] >= now.sequence for r in replicas)
+    )
 
 
 def _committed(live: Live, look: float, by: float) -> float:

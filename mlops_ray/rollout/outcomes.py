@@ -174,6 +174,8 @@ def from_log(
     rows = rows.with_columns(asked=pl.col("rollout").eq_missing(rollout))
     # Only comparisons by assignment take in the rows that stable answered on its own.
     rows = _assigned(rows) if prediction_affects_outcome or feedback is not None else rows.filter("asked")
+    if among is not None:
+        rows = rows.with_columns(share=pl.when(pl.col("share").is_not_null()).then("of_key"))
     known = {str(c): float(i) for i, c in enumerate(dict.fromkeys([*stable.classes, *canary.classes]))}
     label = _labels(rows, task, known)
     told = {} if feedback is None else _feedback(rows, addressed(feedback, predictions), known_by, look_s)
@@ -222,21 +224,23 @@ def _answered(version: int | None) -> pl.Expr:
 
 
 def _of_arm(rows: pl.DataFrame, rollout: str, among: Among) -> pl.DataFrame:
-    """The rows of an arm, and those that belong to no arm.
+    """The rows of an arm, and those that belong to no arm; `of_key`: the share that was in force for a row's key.
 
     A key that was another arm's is nobody's: what that arm answered may still be at work. The share is the probability
-    that a key which is the arm's or stable's is the arm's; stable's part grows when another arm is dropped.
+    that a key which is the arm's or stable's is the arm's, when the rollout first met it: stable's part grows when
+    another arm is dropped, by keys that come later, and a key that was met before has been assigned already, however
+    often it comes again and whenever its outcome is known.
     """
     others = pl.col("rollout").eq_missing(rollout) & (pl.col("canary") != among.version)
     theirs = rows.filter(others)["key"].drop_nulls().unique()
     alone = pl.col("rollout").is_null() & pl.col("key").is_in(theirs.implode()).fill_null(False)
+    began = rows.filter(pl.col("rollout").eq_missing(rollout))["at"].min()
     event_s = pl.col("event_time").dt.epoch("us") / 1e6
-    live = among.n - sum(((event_s >= at).cast(pl.Int64) for at in among.out), pl.lit(0))
+    met = event_s.filter(pl.col("at") >= pl.lit(began)).min().over("key")
+    met = pl.when(pl.col("key").is_null()).then(event_s).otherwise(met)
+    live = among.n - sum(((met >= at).cast(pl.Int64) for at in among.out), pl.lit(0))
     stables = 1 - among.share * live
-    share = among.share / (among.share + stables)
-    return rows.filter(~(others | alone)).with_columns(
-        share=pl.when(pl.col("share").is_not_null()).then(share).otherwise(None)
-    )
+    return rows.filter(~(others | alone)).with_columns(of_key=among.share / (among.share + stables))
 
 
 def _assigned(rows: pl.DataFrame) -> pl.DataFrame:

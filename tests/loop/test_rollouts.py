@@ -86,6 +86,41 @@ def test_a_quietly_worse_version_is_found_out_by_late_labels(live: Live, tmp_pat
     found_out(live, "quietly worse", tmp_path)
 
 
+def baked(live: Live, turns: str, folder: Path, *, bake_s: float) -> tuple[Trial, Ended]:
+    trial = trials.baked(live, turns, folder / "version", bake_s=bake_s)
+    (ended,) = trial.ended
+    print(f"turns {turns or 'nothing'}: {ended}")
+    unharmed(live, trial)
+    return trial, ended
+
+
+def test_a_version_that_turns_bad_as_stable_is_taken_back_by_evidence_while_it_bakes(
+    live: Live, tmp_path: Path
+) -> None:
+    before = trials.wanted(live).stable
+    trial, ended = baked(live, "constant", tmp_path, bake_s=120.0)
+    assert (ended.phase, ended.reason) == ("rolled back", "evidence")
+    assert set(ended.failed) & {"log_loss", "disagreement"}
+    with live.store.read() as tx:
+        entry = next(e for e in reversed(ledger.entries(tx, NAME)) if e.kind == "rollout rolled back")
+    by = [m for m in entry.evidence["analysis"]["metrics"] if m["verdict"] == "fail"]
+    assert all(m["n_baking"] >= 20 for m in by)
+    assert before is not None
+    assert trials.wanted(live).stable == before
+    assert answering(trial, ended) == {("stable", before.version)}
+    assert ("stable", ended.version) in {(a.variant, a.version) for a in trial.traffic.answers}
+
+
+@pytest.mark.slow
+def test_a_good_version_bakes_through_and_is_heard_meanwhile(live: Live, tmp_path: Path) -> None:
+    trial, ended = baked(live, "", tmp_path, bake_s=6.0)
+    assert (ended.phase, ended.reason) == ("promoted", "evidence")
+    assert answering(trial, ended) == {("stable", ended.version)}
+    with live.store.read() as tx:
+        entry = next(e for e in reversed(ledger.entries(tx, NAME)) if e.kind == "rollout promoted")
+    assert min(m["n_baking"] for m in entry.evidence["analysis"]["metrics"] if m["name"] != "failures") > 100
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["slow", "throws", "constant"])
 def test_a_version_that_misbehaves_is_found_out_before_a_label_has_come(live: Live, tmp_path: Path, kind: str) -> None:

@@ -9,7 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from mlops_ray.config.analyses import LogLoss
 from mlops_ray.errors import DataError
+from mlops_ray.rollout.analysis import sample
 from mlops_ray.rollout.outcomes import Among, Outcomes, Reads, from_log
 
 TIME = pa.timestamp("us", tz="UTC")
@@ -313,6 +315,32 @@ def test_rows_of_one_arm_are_compared_with_stables_own() -> None:
     )
     found = read(table, prediction_affects_outcome=True, among=Among(2, 0.2, 2, (6.0,)))
     assert found.canary.tolist() == [True, False, True, False, True]
-    np.testing.assert_allclose(found.share, [0.25, 0.25, 0.2, 0.2, 0.2])
+    # Key k1 was assigned while both arms were there, and comes again.
+    np.testing.assert_allclose(found.share, [0.25, 0.25, 0.25, 0.2, 0.25])
     paired = read(table, among=Among(3, 0.2, 2, (6.0,)))
     assert (len(paired.keys), paired.canary.all()) == (1, True)
+
+
+def test_keys_that_come_again_after_an_arm_was_dropped_are_compared_as_they_were_assigned() -> None:
+    """Two arms with 0.2 each; the other is dropped halfway. Every key comes in both halves but for new ones, and only
+    what came in the second half has an outcome: the arm's part of these keys is as their shares say."""
+    rng, n = np.random.default_rng(4), 4000
+    points, rows = rng.random(n), []
+    for i, point in enumerate(points):
+        mine = {"key": f"k{i}", "stable_score": 0.3, "score_us": 1.0}
+        arm = 2 if point < 0.2 else 3 if point < 0.4 else None
+        given = {"canary": arm, "rollout": "r", "share": 0.2, "canary_score": 0.3} if arm else {}
+        if i < n // 2:
+            rows.append({"id": f"a{i}", "t": 1 + i / n, **mine, **given})
+        if arm == 3:
+            given = {}
+        rows.append({"id": f"b{i}", "t": 10 + i / n, **mine, **given})
+    rows.append(canary("last", 20, key="last", canary=2, share=0.2))
+    told = labels(*((row["id"], None, 30.0, float(rng.random() < 0.3)) for row in rows if row["id"].startswith("b")))
+    found = read(predictions(*rows), told, prediction_affects_outcome=True, among=Among(2, 0.2, 2, (5.0,)))
+    heard = sample(LogLoss(margin=0.02), found)
+    assert heard is not None
+    assert heard.split is not None
+    assert len(heard.split) > 3000
+    assert not heard.is_lopsided
+    assert abs(heard.split.value.mean()) < 3 * 0.5 / np.sqrt(len(heard.split))
