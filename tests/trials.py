@@ -237,12 +237,15 @@ def tried(
     *,
     paths: Sequence[Path] = (),
     bakes: Callable[[], object] = lambda: None,
+    beside: Sequence[int] = (),
     within_s: float = 240.0,
 ) -> Ended:
     """A rollout of this version, from its start until every replica has heard of its end. Ray must be connected.
 
-    Args: paths: of project files whose plan it follows, in place of those that are up. bakes: called once it bakes."""
-    rollout = rollouts.start(list(paths) or live.paths, os.environ, version, "a trial")["rollout"]
+    Args: paths: of project files whose plan it follows, in place of those that are up. bakes: called once it bakes.
+        beside: versions that are tried side by side with it."""
+    found = rollouts.start(list(paths) or live.paths, os.environ, version, "a trial", beside=beside)
+    rollout = found["rollout"]
     eventually(lambda: _phase(live, rollout) in (Phase.PROMOTING, *ENDED), within_s)
     decided = time.time()
     eventually(lambda: _phase(live, rollout) in (Phase.BAKING, *ENDED), within_s)
@@ -253,7 +256,7 @@ def tried(
     eventually(lambda: _phase(live, rollout) in ENDED, within_s)
     eventually(lambda: _all_know(live), 30.0)
     told = time.time()
-    row = _row(live, rollout)
+    row = row_of(live, rollout)
     look = row.state.get(orders.LOOK, {"at": 0.0, "analysis": {"metrics": (), "n_requests": 0}})
     return Ended(
         version,
@@ -339,16 +342,40 @@ def baked(live: Live, turns: str, folder: Path, *, bake_s: float) -> Trial:
     `troubled` has it; nothing where empty). Args: folder: for the version and its plan, made here."""
     folder.mkdir()
     version = troubled.register(live.project, live.store, folder / "artifact", folder / "trouble")
-    plan = folder / "bakes.yaml"
-    plan.write_text(yaml.safe_dump({"rollout": {"bake_s": bake_s}}), encoding="utf-8")
+    paths = planned(live, folder / "bakes.yaml", bake_s=bake_s)
     traffic = Traffic(live, f"v{version}", late_s=1.0)
     ended: list[Ended] = []
 
     def turn() -> None:
         (folder / "trouble").write_text(turns, encoding="utf-8")
 
-    load = traffic.run(lambda: ended.append(tried(live, version, paths=[*live.paths, plan], bakes=turn)))
+    load = traffic.run(lambda: ended.append(tried(live, version, paths=paths, bakes=turn)))
     return Trial(tuple(ended), traffic, load)
+
+
+def registered(live: Live, folder: Path, *troubles: str) -> list[int]:
+    """New versions of stable's artifact, each with this trouble; an empty one is the artifact itself."""
+    found = []
+    for trouble in troubles:
+        if not trouble:
+            found.append(troubled.again(live.project, live.store))
+            continue
+        place = folder / f"{len(found)}-{trouble}"
+        place.mkdir(parents=True)
+        found.append(troubled.register(live.project, live.store, place / "artifact", place / "trouble"))
+        (place / "trouble").write_text(trouble, encoding="utf-8")
+    return found
+
+
+def planned(live: Live, file: Path, **rollout: Any) -> list[Path]:
+    """Project files whose plan says this as well. Args: file: made here."""
+    file.write_text(yaml.safe_dump({"rollout": rollout}), encoding="utf-8")
+    return [*live.paths, file]
+
+
+def promoted_at_once(live: Live, version: int, folder: Path) -> None:
+    """Stable from now on, without comparison."""
+    tried(live, version, paths=planned(live, folder / "at-once.yaml", mode="immediate"))
 
 
 def equals(live: Live, n: int) -> Trial:
@@ -364,7 +391,7 @@ def equals(live: Live, n: int) -> Trial:
     return Trial(tuple(ended), traffic, load)
 
 
-def _row(live: Live, rollout: str) -> RolloutRow:
+def row_of(live: Live, rollout: str) -> RolloutRow:
     with live.store.read() as tx:
         row = tx.rollout(rollout)
     assert row is not None
@@ -372,7 +399,7 @@ def _row(live: Live, rollout: str) -> RolloutRow:
 
 
 def _phase(live: Live, rollout: str) -> Phase:
-    return Phase(_row(live, rollout).state["phase"])
+    return Phase(row_of(live, rollout).state["phase"])
 
 
 def wanted(live: Live) -> Wanted:
@@ -387,7 +414,7 @@ def _all_know(live: Live) -> bool:
     """Whether nothing is on trial, and every replica has heard of that."""
     now, replicas = wanted(live), replica_status(NAME, Wanted())
     return (
-        now.canary is None
+        not now.on_trial
         and now.before is None
         and bool(replicas)
         and all(r["sequence"] >= now.sequence for r in replicas)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from mlops_ray.serving.log import on_collectors
 from mlops_ray.serving.on_apply import replica_status
 from mlops_ray.serving.versions import Wanted
 from mlops_ray.training.on_registry import Registry
-from tests import trials
+from tests import side_by_side, trials
 from tests.load import eventually
 from tests.loop.conftest import ROOT, Live, brought_up, in_the_log
 from tests.trials import NAME, Ended, Trial
@@ -119,6 +120,30 @@ def test_a_good_version_bakes_through_and_is_heard_meanwhile(live: Live, tmp_pat
     with live.store.read() as tx:
         entry = next(e for e in reversed(ledger.entries(tx, NAME)) if e.kind == "rollout promoted")
     assert min(m["n_baking"] for m in entry.evidence["analysis"]["metrics"] if m["name"] != "failures") > 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_command", [False, True])
+def test_of_three_versions_side_by_side_the_better_one_wins_and_the_others_go(
+    live: Live, tmp_path: Path, by_command: bool
+) -> None:
+    """Stable is worse than it could be; of the arms one is better, one answers a constant, one throws."""
+    worse, better, *bad = trials.registered(live, tmp_path, "shift", "", "constant", "raise")
+    trials.promoted_at_once(live, worse, tmp_path)
+    found = side_by_side.experiment(live, [better, *bad], tmp_path, by_command=better if by_command else None)
+    print(found.ended, found.dropped, found.shares, found.n_keys, found.gone_s)
+    assert (found.chosen, found.ended.phase) == (better, "promoted")
+    assert found.ended.reason == ("operator" if by_command else "evidence")
+    assert found.dropped == dict.fromkeys(bad, "evidence")
+    assert found.wrong == 0
+    tolerated = 4 * math.sqrt(0.2 * 0.8 / found.n_keys)
+    assert {v: share for v, share in found.shares.items() if abs(share - 0.2) > tolerated} == {}
+    assert found.gone_s.keys() == set(bad)
+    stable = trials.wanted(live).stable
+    assert stable is not None
+    assert stable.version == better
+    assert set(found.load.statuses) == {"200"}, found.load.failed
+    assert set(found.traffic.feedback) == {"202"}
 
 
 @pytest.mark.slow
