@@ -246,7 +246,7 @@ def tried(
         beside: versions that are tried side by side with it."""
     found = rollouts.start(list(paths) or live.paths, os.environ, version, "a trial", beside=beside)
     rollout = found["rollout"]
-    eventually(lambda: _phase(live, rollout) in (Phase.PROMOTING, *ENDED), within_s)
+    eventually(lambda: _phase(live, rollout) in (Phase.PROMOTING, Phase.BAKING, *ENDED), within_s)
     decided = time.time()
     eventually(lambda: _phase(live, rollout) in (Phase.BAKING, *ENDED), within_s)
     if _phase(live, rollout) is Phase.BAKING:
@@ -411,13 +411,14 @@ def wanted(live: Live) -> Wanted:
 
 
 def _all_know(live: Live) -> bool:
-    """Whether nothing is on trial, and every replica has heard of that."""
+    """Whether nothing is on trial, and every replica has heard of that and answers with what is stable."""
     now, replicas = wanted(live), replica_status(NAME, Wanted())
     return (
         not now.on_trial
         and now.before is None
         and bool(replicas)
         and all(r["sequence"] >= now.sequence for r in replicas)
+        and (now.stable is None or {r["stable"] for r in replicas} == {now.stable.version})
     )
 
 
