@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -231,15 +231,32 @@ class Ended:
         return f"v{self.version} {self.phase} ({self.reason}){by} after {self.n_rows} of its rows"
 
 
-def tried(live: Live, version: int, *, within_s: float = 240.0) -> Ended:
-    """A rollout of this version, from its start until every replica has heard of its end. Ray must be connected."""
-    rollout = rollouts.start(live.paths, os.environ, version, "a trial")["rollout"]
-    eventually(lambda: _phase(live, rollout) in (Phase.PROMOTING, *ENDED), within_s)
+def tried(
+    live: Live,
+    version: int,
+    *,
+    paths: Sequence[Path] = (),
+    bakes: Callable[[], object] = lambda: None,
+    beside: Sequence[int] = (),
+    within_s: float = 240.0,
+) -> Ended:
+    """A rollout of this version, from its start until every replica has heard of its end. Ray must be connected.
+
+    Args: paths: of project files whose plan it follows, in place of those that are up. bakes: called once it bakes.
+        beside: versions that are tried side by side with it."""
+    found = rollouts.start(list(paths) or live.paths, os.environ, version, "a trial", beside=beside)
+    rollout = found["rollout"]
+    eventually(lambda: _phase(live, rollout) in (Phase.PROMOTING, Phase.BAKING, *ENDED), within_s)
     decided = time.time()
+    eventually(lambda: _phase(live, rollout) in (Phase.BAKING, *ENDED), within_s)
+    if _phase(live, rollout) is Phase.BAKING:
+        bakes()
+        eventually(lambda: _phase(live, rollout) in ENDED, within_s)
+        decided = time.time()
     eventually(lambda: _phase(live, rollout) in ENDED, within_s)
     eventually(lambda: _all_know(live), 30.0)
     told = time.time()
-    row = _row(live, rollout)
+    row = row_of(live, rollout)
     look = row.state.get(orders.LOOK, {"at": 0.0, "analysis": {"metrics": (), "n_requests": 0}})
     return Ended(
         version,
@@ -320,6 +337,47 @@ def trial(live: Live, kind: Kind, folder: Path) -> Trial:
     return Trial(tuple(ended), traffic, load)
 
 
+def baked(live: Live, turns: str, folder: Path, *, bake_s: float) -> Trial:
+    """A rollout of a version that is as good as stable until it is promoted, and then does what `turns` says (as
+    `troubled` has it; nothing where empty). Args: folder: for the version and its plan, made here."""
+    folder.mkdir()
+    version = troubled.register(live.project, live.store, folder / "artifact", folder / "trouble")
+    paths = planned(live, folder / "bakes.yaml", bake_s=bake_s)
+    traffic = Traffic(live, f"v{version}", late_s=1.0)
+    ended: list[Ended] = []
+
+    def turn() -> None:
+        (folder / "trouble").write_text(turns, encoding="utf-8")
+
+    load = traffic.run(lambda: ended.append(tried(live, version, paths=paths, bakes=turn)))
+    return Trial(tuple(ended), traffic, load)
+
+
+def registered(live: Live, folder: Path, *troubles: str) -> list[int]:
+    """New versions of stable's artifact, each with this trouble; an empty one is the artifact itself."""
+    found = []
+    for trouble in troubles:
+        if not trouble:
+            found.append(troubled.again(live.project, live.store))
+            continue
+        place = folder / f"{len(found)}-{trouble}"
+        place.mkdir(parents=True)
+        found.append(troubled.register(live.project, live.store, place / "artifact", place / "trouble"))
+        (place / "trouble").write_text(trouble, encoding="utf-8")
+    return found
+
+
+def planned(live: Live, file: Path, **rollout: Any) -> list[Path]:
+    """Project files whose plan says this as well. Args: file: made here."""
+    file.write_text(yaml.safe_dump({"rollout": rollout}), encoding="utf-8")
+    return [*live.paths, file]
+
+
+def promoted_at_once(live: Live, version: int, folder: Path) -> None:
+    """Stable from now on, without comparison."""
+    tried(live, version, paths=planned(live, folder / "at-once.yaml", mode="immediate"))
+
+
 def equals(live: Live, n: int) -> Trial:
     """`n` rollouts of stable's artifact under new numbers, one after the other, one load; prints how each ended."""
     traffic, ended = Traffic(live, "equal", late_s=1.0, requests_per_s=100.0), list[Ended]()
@@ -333,7 +391,7 @@ def equals(live: Live, n: int) -> Trial:
     return Trial(tuple(ended), traffic, load)
 
 
-def _row(live: Live, rollout: str) -> RolloutRow:
+def row_of(live: Live, rollout: str) -> RolloutRow:
     with live.store.read() as tx:
         row = tx.rollout(rollout)
     assert row is not None
@@ -341,7 +399,7 @@ def _row(live: Live, rollout: str) -> RolloutRow:
 
 
 def _phase(live: Live, rollout: str) -> Phase:
-    return Phase(_row(live, rollout).state["phase"])
+    return Phase(row_of(live, rollout).state["phase"])
 
 
 def wanted(live: Live) -> Wanted:
@@ -353,9 +411,15 @@ def wanted(live: Live) -> Wanted:
 
 
 def _all_know(live: Live) -> bool:
-    """Whether nothing is on trial, and every replica has heard of that."""
+    """Whether nothing is on trial, and every replica has heard of that and answers with what is stable."""
     now, replicas = wanted(live), replica_status(NAME, Wanted())
-    return now.canary is None and bool(replicas) and all(r["sequence"] >= now.sequence for r in replicas)
+    return (
+        not now.on_trial
+        and now.before is None
+        and bool(replicas)
+        and all(r["sequence"] >= now.sequence for r in replicas)
+        and (now.stable is None or {r["stable"] for r in replicas} == {now.stable.version})
+    )
 
 
 def _committed(live: Live, look: float, by: float) -> float:

@@ -9,6 +9,24 @@ So P(FAIL at any look | no metric worse than tolerated) <= alpha, shared over th
 P(PASS at any look | some metric worse by its margin) <= alpha, each metric at full alpha: the one that is worse would
 have to pass as well. Why the gamblers keep that however often one looks stands in `evidence`.
 
+**Baking.** Once the version is stable, the one before it sees copies of its rows, so that keys are heard that the trial
+did not hear: the same losses, with the roles exchanged. What the trial has lost on *worse* would take as long to be won
+back, and a version that turns bad late must be found out soon. So where a plan bakes, the gambler on *worse* plays with
+1 - `KEPT` of the coin from the start, and puts the rest on the keys that are first heard while the version bakes:
+
+    M = (1 - KEPT) E(all keys) + KEPT E(keys first heard while it bakes),     M = (1 - KEPT) E(all keys) + KEPT before.
+
+P(FAIL at any look of ramp and baking | no metric worse) <= alpha still. Proof: given all keys before it, a key that is
+heard for the first time has a mean of at most what is tolerated, so E(all keys) is a nonnegative supermartingale. The
+promotion is a stopping time, for it is decided by keys that were heard before. E(keys while it bakes) is 1 until then,
+and multiplies by factors of conditional mean at most 1 afterwards (whether a key counts as heard while baking depends
+on when its row was answered, not on what came of it): a nonnegative supermartingale too. A convex combination of
+supermartingales that begin at 1 is one that begins at 1, and Ville's inequality bounds it; alpha is shared over metrics
+as before. (Ramdas, Grünwald, Vovk and Shafer, "Game-theoretic statistics and safe anytime-valid inference", Statistical
+Science 2023, on mixtures and on bets that begin late; Ville 1939.) A key that the trial has heard is not heard again:
+given what it brought then, its mean is another, and E would be none. For fewer than 20 keys the second purse is counted
+as 1 at most, which is below M.
+
 The unit is the key, not the row: rows of a key are alike, and tests on rows reject equal canaries far too often. A key
 enters once per metric. Compared on the same row, with the mean over the rows of the first look at which the metric
 knew of the key; compared by assignment, with the first row whose outcome was known. Rows of later looks never change
@@ -26,7 +44,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlops_ray.config import analyses as plans
-from mlops_ray.rollout.evidence import Differences, by_assignment, evidence, lower_bound, split, within
+from mlops_ray.rollout.evidence import Differences, Evidence, by_assignment, evidence, lower_bound, split, within
 from mlops_ray.rollout.outcomes import Answers, Outcomes
 from mlops_ray.training.gates.verdict import Verdict, combine
 
@@ -35,12 +53,15 @@ Floats = NDArray[np.float64]
 SPENT = 0.8
 """Part of alpha that the gamblers may use up. The rest is for what their proof leaves out: a row that is committed
 after the look that it belonged to may change the mean that its key has brought already."""
+KEPT = 0.2
+"""Part of the coin on "worse" that waits for the keys that are first heard while the version bakes. For it the trial's
+bar is a quarter higher (0.22 in logarithms, of some 3), baking's own five times."""
 LEAST = 20
 """Keys below which nothing is judged: one bad moment of a cold replica is no property of a version."""
 _MOST = 1e9  # evidence beyond is written as this: JSON knows no infinity
 MISMATCH = 0.01
 """How often outcomes that came of both versions as their shares say are taken for a mismatch."""
-_WHERE_SAID = ("arm", "evidence_better", "better", "lopsided")
+_WHERE_SAID = ("arm", "evidence_better", "better", "lopsided", "n_baking")
 _LABELLED = (plans.LogLoss, plans.Brier, plans.Accuracy, plans.AbsoluteError)
 
 
@@ -53,6 +74,7 @@ class Metric:
     sent. evidence_worse, evidence_fine: the gamblers' capital. needed: how many more keys decide, if it goes on so.
     Of `mode: ab` alone: the arm; evidence_better: capital of the gambler on "better than stable" in the objective,
     and whether that is proven. lopsided: outcomes are missing more often from one version, so nothing is said.
+    n_baking: keys that were first heard while the version baked; None before.
     """
 
     name: str
@@ -71,17 +93,20 @@ class Metric:
     evidence_better: float | None = None
     better: bool | None = None
     lopsided: bool | None = None
+    n_baking: int | None = None
 
     def in_words(self) -> str:
         """One line for people."""
         sequence = "" if self.low is None or self.high is None else f" in [{self.low:+.4f}, {self.high:+.4f}]"
         of_arm = "" if self.arm is None else f"v{self.arm} "
         better = "" if self.evidence_better is None else f", better {self.evidence_better:.3g}"
+        baking = "" if self.n_baking is None else f", {self.n_baking} of them while baking"
         why = " (outcomes are missing more often from one version)" if self.lopsided else ""
+        keys = f"{self.n_keys} keys{baking} (margin {self.margin:g})"
+        says = f"{self.verdict.value}{why}"
         return (
-            f"{of_arm}{self.name}: {self.estimate:+.4f}{sequence} over {self.n_keys} keys (margin {self.margin:g}), "
-            f"evidence worse {self.evidence_worse:.3g}, fine {self.evidence_fine:.3g}{better}: "
-            f"{self.verdict.value}{why}"
+            f"{of_arm}{self.name}: {self.estimate:+.4f}{sequence} over {keys}, "
+            f"evidence worse {self.evidence_worse:.3g}, fine {self.evidence_fine:.3g}{better}: {says}"
         )
 
 
@@ -140,16 +165,18 @@ def analyse(
     min_requests: int = 0,
     max_requests: int | None = None,
     has_objective: bool = False,
+    kept: float = 0.0,
 ) -> Analysis:
     """Verdict on the canary from all its outcomes so far.
 
     FAIL when any metric is proven worse, over 20 keys at least; PASS when every metric is proven no worse than its
     margin, over `min_keys` keys at least, and the canary was asked `min_requests` rows; else INCONCLUSIVE. Rows that
     were assigned after `max_requests` of the canary's are left out.
-    Args: has_objective: whether a third gambler bets that the canary is better than stable in the first metric.
+    Args: has_objective: whether a third gambler bets that the canary is better than stable in the first metric. kept:
+        part of the coin on "worse" that is kept for baking, in [0, 1): `KEPT` where the plan bakes.
     """
     seen = outcomes if max_requests is None else outcomes.until(max_requests)
-    n = int(seen.canary.sum())
+    n = int(seen.asked.sum())
     metrics = tuple(
         judged(
             a.title,
@@ -160,6 +187,7 @@ def analyse(
             min_keys=min_keys,
             waits=n < min_requests,
             is_objective=has_objective and a is analyses[0],
+            kept=kept,
         )
         for a in analyses
     )
@@ -171,7 +199,8 @@ class Sample:
     """What a metric is judged by: one difference per key; the canary is worse above `tolerated`.
 
     looks: index of the look at which each difference was known, never falling. split: by assignment, of each key
-    whether it was the canary's, less the share in force; None for comparisons on the same row.
+    whether it was the canary's, less the share in force; None for comparisons on the same row. baking: of each key
+    whether it was first heard while the version baked; None by assignment, where nothing is heard then.
     """
 
     differences: Differences
@@ -180,6 +209,18 @@ class Sample:
     n_rows: int
     largest_key: float
     split: Differences | None = None
+    baking: NDArray[np.bool_] | None = None
+
+    @property
+    def n_baking(self) -> int:
+        """Keys that were first heard while the version baked."""
+        return 0 if self.baking is None else int(self.baking.sum())
+
+    @property
+    def while_baking(self) -> Differences:
+        """What those keys brought."""
+        n = len(self.differences)
+        return self.differences.at(np.flatnonzero(np.zeros(n, np.bool_) if self.baking is None else self.baking))
 
     @property
     def is_of_both(self) -> bool:
@@ -225,12 +266,13 @@ def judged(
     min_keys: int,
     waits: bool,
     is_objective: bool = False,
+    kept: float = 0.0,
 ) -> Metric:
-    """A metric's verdict. Args: of: metrics that share `alpha`; waits: nothing passes yet."""
+    """A metric's verdict. Args: of: metrics that share `alpha`; waits: nothing passes yet; kept: see `analyse`."""
     if sample is None or margin is None or not len(sample.differences):
         return Metric(title, margin or 0.0, 0, 0.0, 1.0, 1.0, Verdict.INCONCLUSIVE, 0, 0.0)
     x, bars = sample.differences, Bars.of(of, alpha=alpha, min_keys=min_keys)
-    worse, fine = evidence(x, sample.tolerated), evidence(-x, -margin)
+    worse, fine = Purses.of(sample, kept), evidence(-x, -margin)
     better = evidence(-x, 0.0).log_capital if is_objective else None
     lopsided = sample.is_lopsided
     comparable = sample.is_of_both and not lopsided
@@ -261,7 +303,48 @@ def judged(
         evidence_better=None if better is None else shown(better),
         better=None if better is None else better >= bars.fine and enough,
         lopsided=lopsided or None,
+        n_baking=sample.n_baking or None,
     )
+
+
+@dataclass(frozen=True)
+class Purses:
+    """What the gambler on "worse" holds: of all keys, and of those that were first heard while the version baked.
+
+    kept: part of the coin that was kept for these."""
+
+    all: Evidence
+    baking: Evidence
+    kept: float
+
+    @classmethod
+    def of(cls, sample: Sample, kept: float) -> Purses:
+        """Args: kept: in [0, 1)."""
+        found = evidence(sample.differences, sample.tolerated)
+        if not kept:
+            return cls(found, Evidence(0, ()), 0.0)
+        return cls(found, evidence(sample.while_baking, sample.tolerated), kept)
+
+    @property
+    def log_capital(self) -> float:
+        """Logarithm of both together."""
+        return self.all.log_capital if not self.kept else float(np.logaddexp(self._of_all, self._of_baking))
+
+    def needed(self, log_capital: float) -> int | None:
+        """See `Evidence.needed`, of the purse that gets there first."""
+        waits = [self.all.needed(log_capital - math.log1p(-self.kept))]
+        if self.kept:
+            waits.append(self.baking.needed(log_capital - math.log(self.kept)))
+        return min((n for n in waits if n is not None), default=None)
+
+    @property
+    def _of_all(self) -> float:
+        return math.log1p(-self.kept) + self.all.log_capital
+
+    @property
+    def _of_baking(self) -> float:
+        held = self.baking.log_capital
+        return math.log(self.kept) + (held if self.baking.n >= LEAST else min(held, 0.0))
 
 
 def shown(log_capital: float) -> float:
@@ -282,6 +365,8 @@ def sample(analysis: plans.Analysis, outcomes: Outcomes) -> Sample | None:
     mine = rows.at(rows.canary)
     failed = mine.failed
     if isinstance(analysis, plans.Failures):
+        # What stable fails stands in no log, so neither does what the version fails while it bakes.
+        mine, failed = mine.at(mine.asked), failed[mine.asked]
         return _paired(mine, mine.seen, failed.astype(np.float64), 0.0, 1.0, analysis.margin)
     if isinstance(analysis, plans.Disagreement):
         # Where the canary failed the client got stable's answer, which agrees with itself.
@@ -372,6 +457,7 @@ def _paired(
         tolerated,
         len(rows.keys),
         _largest_key(rows.keys),
+        baking=None if rows.bakes is None else per_key(rows.keys, looks, rows.bakes.astype(np.float64)) == 1.0,
     )
 
 

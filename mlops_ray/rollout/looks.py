@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,8 +14,8 @@ from mlops_ray.config.analyses import Accuracy, Disagreement
 from mlops_ray.config.rollout import SHADOWS
 from mlops_ray.data import lake
 from mlops_ray.rollout import experiment
-from mlops_ray.rollout.analysis import Analysis, analyse
-from mlops_ray.rollout.canary import CanaryState
+from mlops_ray.rollout.analysis import KEPT, Analysis, analyse
+from mlops_ray.rollout.canary import CanaryState, Phase
 from mlops_ray.rollout.outcomes import Among, Outcomes, Reads, from_log
 from mlops_ray.serving.artifacts import local
 from mlops_ray.serving.log import tables as log
@@ -37,27 +37,64 @@ def due(look_s: float, now: float) -> float:
     return now // look_s * look_s
 
 
-def look(
-    store: Store, project: Project, row: RolloutRow, plan: RolloutPlan, at: float, *, scan: Scan = lake.scan
-) -> Analysis:
-    """What the rows say that this rollout's version was assigned before decision time `at`, labels known by then.
+@dataclass(frozen=True)
+class Read:
+    """The rows of the log for a look at decision time `at`, by table, read once: for their number and for every arm."""
+
+    at: float
+    tables: Mapping[str, pa.Table]
+
+    @property
+    def n_known(self) -> int:
+        """How many rows the look takes in. It grows when rows come late, and shrinks when some are erased; what is
+        younger than `at` does not change it."""
+        until = pa.scalar(round(self.at * 1e6), pa.int64()).cast(pa.timestamp("us", tz="UTC"))
+        rows = self.tables["predictions"].select(["prediction_id", "event_time"])
+        rows = rows.filter(pc.less(rows["event_time"], until))
+        n = rows.num_rows
+        for told in ("labels", "values"):
+            if told in self.tables:
+                n += pc.sum(pc.less_equal(self.tables[told]["time"], until)).as_py() or 0
+        if "shadow" in self.tables:
+            shown = pc.is_in(self.tables["shadow"]["prediction_id"], value_set=rows["prediction_id"])
+            n += pc.sum(shown).as_py() or 0
+        return int(n)
+
+
+def read(project: Project, row: RolloutRow, plan: RolloutPlan, at: float, *, scan: Scan = lake.scan) -> Read:
+    """What a look at this rollout at decision time `at` reads."""
+    since, until = log.day_of(row.created), log.day_of(at)
+    found = {
+        "predictions": scan(log_uri(project), since, until, _columns(project, plan)),
+        "labels": scan(labels_uri(project), since, until, log.label_schema(project)),
+    }
+    # A shadow's answers stand under the day on which they were given.
+    if plan.mode in SHADOWS or row.state["phase"] == Phase.BAKING:
+        found["shadow"] = scan(shadow_uri(project), since, _LAST_DAY, log.shadow_schema(project))
+    if plan.business:
+        found["values"] = scan(values_uri(project), since, until, log.VALUES_SCHEMA)
+    return Read(at, found)
+
+
+def look(store: Store, project: Project, row: RolloutRow, plan: RolloutPlan, seen: Read) -> Analysis:
+    """What the rows say that this rollout's version was assigned before the look, labels known by then.
 
     It is exhausted only when the labels of the last of `max_requests` rows have had their time to come. The arms of
     `mode: ab` that matter still are looked at one by one, each with its part of alpha.
     """
     state = CanaryState.from_dict(row.state)
     if not state.arms:
-        return _look(store, project, row, plan, at, alpha=plan.alpha, scan=scan)
+        return _look(store, project, row, plan, seen, alpha=plan.alpha)
+    alpha = plan.alpha / len(state.arms)
     of_arms = {
         version: _look(
             store,
             project,
             replace(row, version=version),
             plan,
-            at,
-            alpha=plan.alpha / len(state.arms),
+            seen,
+            alpha=alpha,
             among=experiment.among(plan, state, version),
-            scan=scan,
         )
         for version in experiment.watched(state)
     }
@@ -69,85 +106,49 @@ def _look(
     project: Project,
     row: RolloutRow,
     plan: RolloutPlan,
-    at: float,
+    seen: Read,
     *,
     alpha: float,
-    scan: Scan,
     among: Among | None = None,
 ) -> Analysis:
-    seen = outcomes(store, project, row, plan, at, among, scan=scan)
+    heard = outcomes(store, project, row, plan, seen, among)
     found = analyse(
         plan.judged_by(project.task),
-        seen,
+        heard,
         alpha=alpha,
         min_keys=plan.min_keys,
         min_requests=plan.min_requests,
         max_requests=plan.max_requests,
         has_objective=among is not None,
+        kept=KEPT if plan.bake_s else 0.0,
     )
     if not found.exhausted or plan.max_requests is None:
         return found
-    last = seen.until(plan.max_requests).seen.max() * plan.look_s
-    return replace(found, exhausted=bool(last + project.monitoring.label_horizon_s <= at))
+    last = heard.seen[heard.asked & heard.counted(plan.max_requests)].max() * plan.look_s
+    return replace(found, exhausted=bool(last + project.monitoring.label_horizon_s <= seen.at))
 
 
 def outcomes(
-    store: Store,
-    project: Project,
-    row: RolloutRow,
-    plan: RolloutPlan,
-    at: float,
-    among: Among | None = None,
-    *,
-    scan: Scan = lake.scan,
+    store: Store, project: Project, row: RolloutRow, plan: RolloutPlan, seen: Read, among: Among | None = None
 ) -> Outcomes:
-    """The rollout's rows before decision time `at`, as its plan's analyses take them. among: of one arm only."""
-    tables = _tables(scan, project, row, plan, at)
+    """The rollout's rows before the look, as its plan's analyses take them. among: of one arm only."""
     stable, canary = _reads(store, project, row, plan)
+    bakes = CanaryState.from_dict(row.state).phase is Phase.BAKING
     return from_log(
-        tables["predictions"],
-        tables["labels"],
+        seen.tables["predictions"],
+        seen.tables["labels"],
         task=project.task,
         rollout=row.id,
         look_s=plan.look_s,
-        known_by=at,
+        known_by=seen.at,
         stable=stable,
         canary=canary,
         prediction_affects_outcome=plan.prediction_affects_outcome,
-        shadow=tables.get("shadow"),
-        feedback=tables.get("values"),
+        shadow=seen.tables.get("shadow"),
+        feedback=seen.tables.get("values"),
         among=among,
+        promoted=row.version if bakes else None,
     )
-
-
-def n_known(project: Project, row: RolloutRow, plan: RolloutPlan, at: float, *, scan: Scan) -> int:
-    """How many rows of the log a look at decision time `at` takes in. It grows when rows come late, and shrinks when
-    some are erased; what is younger than `at` does not change it."""
-    tables = _tables(scan, project, row, plan, at)
-    until = pa.scalar(round(at * 1e6), pa.int64()).cast(pa.timestamp("us", tz="UTC"))
-    rows = tables["predictions"].select(["prediction_id", "event_time"])
-    rows = rows.filter(pc.less(rows["event_time"], until))
-    n = rows.num_rows
-    for told in ("labels", "values"):
-        if told in tables:
-            n += pc.sum(pc.less_equal(tables[told]["time"], until)).as_py() or 0
-    if "shadow" in tables:
-        n += pc.sum(pc.is_in(tables["shadow"]["prediction_id"], value_set=rows["prediction_id"])).as_py() or 0
-    return int(n)
-
-
-def _tables(scan: Scan, project: Project, row: RolloutRow, plan: RolloutPlan, at: float) -> dict[str, pa.Table]:
-    """The rows of the log that a look reads, by table."""
-    since, until = log.day_of(row.created), log.day_of(at)
-    found = {
-        "predictions": scan(log_uri(project), since, until, _columns(project, plan)),
-        "labels": scan(labels_uri(project), since, until, log.label_schema(project)),
-    }
-    if plan.mode in SHADOWS:  # a shadow's answers stand under the day on which they were given
-        found["shadow"] = scan(shadow_uri(project), since, _LAST_DAY, log.shadow_schema(project))
-    if plan.business:
-        found["values"] = scan(values_uri(project), since, until, log.VALUES_SCHEMA)
-    return found
 
 
 def _columns(project: Project, plan: RolloutPlan) -> pa.Schema:

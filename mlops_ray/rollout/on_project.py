@@ -24,7 +24,7 @@ from mlops_ray.errors import LeaseLost
 from mlops_ray.rollout import canary, experiment, orders, schedule, traffic
 from mlops_ray.rollout.analysis import Analysis
 from mlops_ray.rollout.canary import CanaryState, Phase
-from mlops_ray.rollout.looks import due, look, n_known
+from mlops_ray.rollout.looks import due, look, read
 from mlops_ray.serving import applications
 from mlops_ray.serving.on_apply import application_states, live_replicas, replica_status, try_apply
 from mlops_ray.serving.versions import Wanted
@@ -220,10 +220,11 @@ class Controller:
         self._log = log
         if again and not log.has_news():
             return
-        n = n_known(self._project, row, plan, at, scan=log.scan)
+        seen = read(self._project, row, plan, at, scan=log.scan)
+        n = seen.n_known
         if again and n == looked.number:
             return
-        analysis = look(self._store, self._project, row, plan, at, scan=log.scan)
+        analysis = look(self._store, self._project, row, plan, seen)
         after, why = before, None
         now, may_go = max(at, before.changed) if again else at, not again and schedule.closed(plan.schedule, at) is None
         if before.arms:

@@ -18,6 +18,8 @@ from mlops_ray.monitoring.labels import addressed, joined
 Floats = NDArray[np.float64]
 
 _BINARY = (0, 1)
+_STABLES = {"shadow_score": "stable_score", "shadow_scores": "stable_scores", "shadow_score_us": "score_us"}
+"""What the log calls of stable's what it calls so of a shadow's."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,9 @@ class Outcomes:
     keys: whatever sorts. seen, labelled: index of the look that first saw the row, its label. label: as `predicted`,
     NaN where not known. canary: whether the row was the canary's. share: the canary's share in force when the row was
     assigned; NaN where no assignment was made. candidate: the canary's answers, where it was asked. columns: inputs
-    that slices name. paired: quality is compared on the same row; else by assignment.
+    that slices name. paired: quality is compared on the same row; else by assignment. bakes: rows that the version on
+    trial answered as stable, and the one before it saw copies of: they are the canary's here, and the other's answers
+    are stable's. None: there are none.
     """
 
     keys: NDArray[Any]
@@ -68,6 +72,17 @@ class Outcomes:
     columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     feedback: Mapping[str, Told] = field(default_factory=dict)
     paired: bool = True
+    bakes: NDArray[np.bool_] | None = None
+
+    @property
+    def baking(self) -> NDArray[np.bool_]:
+        """`bakes`, shape (n,) in any case."""
+        return np.zeros(len(self.keys), np.bool_) if self.bakes is None else self.bakes
+
+    @property
+    def asked(self) -> NDArray[np.bool_]:
+        """Rows that the canary was asked while it was on trial."""
+        return np.asarray(self.canary & ~self.baking)
 
     @property
     def failed(self) -> NDArray[np.bool_]:
@@ -88,11 +103,17 @@ class Outcomes:
             candidate=self.candidate.at(rows),
             columns={name: values[rows] for name, values in self.columns.items()},
             feedback={name: Told(told.value[rows], told.look[rows]) for name, told in self.feedback.items()},
+            bakes=None if self.bakes is None else self.bakes[rows],
         )
 
+    def counted(self, n_canary: int) -> NDArray[np.bool_]:
+        """Rows up to the one that was the canary's `n_canary`th, and what was heard while it baked."""
+        asked = self.asked
+        return np.asarray((np.cumsum(asked) - asked < n_canary) | self.baking)
+
     def until(self, n_canary: int) -> Outcomes:
-        """Up to the row that was the canary's `n_canary`th."""
-        return self.at(np.asarray(np.cumsum(self.canary) - self.canary < n_canary))
+        """These rows only."""
+        return self.at(self.counted(n_canary))
 
 
 @dataclass(frozen=True)
@@ -130,6 +151,7 @@ def from_log(
     shadow: pa.Table | None = None,
     feedback: pa.Table | None = None,
     among: Among | None = None,
+    promoted: int | None = None,
 ) -> Outcomes:
     """What is known of a rollout's rows by `known_by` (seconds since the epoch).
 
@@ -140,16 +162,20 @@ def from_log(
         prediction_affects_outcome: labels tell of the answer that was given, so quality is compared by assignment;
         rows of stable belong to the rollout then. Their share is the one last seen in force.
         among: the canary is this arm of several; the rows are its own and stable's, the share is the arm's among those.
+        promoted: the version on trial, once it is stable: rows that it answered and of which the one before saw copies
+        are heard as well, with the roles exchanged.
     """
     rows = pl.DataFrame(pl.from_arrow(joined(predictions, labels, known_by=known_by, take="first")))
     rows = rows.filter(pl.col("event_time").dt.epoch("us") < round(known_by * 1e6))
     if shadow is not None:
-        rows = _with_shadow(rows, shadow, rollout)
+        rows = _with_shadow(rows, shadow, rollout, promoted)
     if among is not None:
         rows = _of_arm(rows, rollout, among)
     rows = rows.with_columns(asked=pl.col("rollout").eq_missing(rollout))
     # Only comparisons by assignment take in the rows that stable answered on its own.
     rows = _assigned(rows) if prediction_affects_outcome or feedback is not None else rows.filter("asked")
+    if among is not None:
+        rows = rows.with_columns(share=pl.when(pl.col("share").is_not_null()).then("of_key"))
     known = {str(c): float(i) for i, c in enumerate(dict.fromkeys([*stable.classes, *canary.classes]))}
     label = _labels(rows, task, known)
     told = {} if feedback is None else _feedback(rows, addressed(feedback, predictions), known_by, look_s)
@@ -165,44 +191,56 @@ def from_log(
         columns={name.removeprefix("x_"): _column(rows[name]) for name in rows.columns if name.startswith("x_")},
         feedback=told,
         paired=not prediction_affects_outcome,
+        bakes=rows["bakes"].to_numpy() if "bakes" in rows.columns else None,
     )
 
 
-def _with_shadow(rows: pl.DataFrame, shadow: pa.Table, rollout: str) -> pl.DataFrame:
-    """Rows that were stable's, with what the rollout's shadow said of them in place of a canary's answers."""
+def _with_shadow(rows: pl.DataFrame, shadow: pa.Table, rollout: str, promoted: int | None) -> pl.DataFrame:
+    """Rows that were stable's, with what the rollout's shadow said of them in place of a canary's answers; `bakes`:
+    where the version `promoted` answered and the one before it saw copies, each stands in the other's place."""
     theirs = pl.DataFrame(pl.from_arrow(shadow)).filter(pl.col("rollout") == rollout)
-    said = [name for name in ("shadow_score", "shadow_scores") if name in theirs.columns]
-    theirs = theirs.sort("at").unique("prediction_id", keep="first").select("prediction_id", *said, by="rollout")
+    said = [name for name in ("shadow_score", "shadow_scores", "shadow_score_us") if name in theirs.columns]
+    answered = "stable" if "stable" in theirs.columns else pl.lit(None, pl.Int64)
+    theirs = theirs.sort("at").unique("prediction_id", keep="first")
+    theirs = theirs.select("prediction_id", *said, by="rollout", answered=answered)
     found = rows.join(theirs, on="prediction_id", how="left", maintain_order="left")
-    shadowed = pl.col("by").is_not_null() & pl.col("rollout").is_null()
-    return found.with_columns(
-        pl.when(shadowed).then("by").otherwise("rollout").alias("rollout"),
-        *(
-            pl.when(shadowed)
-            .then(name)
-            .otherwise(name.replace("shadow", "canary"))
-            .alias(name.replace("shadow", "canary"))
-            for name in said
-        ),
-    ).drop("by", *said)
+    found = found.with_columns(shadowed=pl.col("by").is_not_null() & pl.col("rollout").is_null())
+    found = found.with_columns(bakes=pl.col("shadowed") & _answered(promoted))
+    bakes, shadowed = pl.col("bakes"), pl.col("shadowed") & ~pl.col("bakes")
+    changed = {"rollout": pl.when("shadowed").then("by").otherwise("rollout")}
+    if "canary" in found.columns:
+        changed["canary"] = pl.when(bakes).then("answered").otherwise("canary")
+    for name in said:
+        canary, stable = name.replace("shadow", "canary"), _STABLES[name]
+        if missing := {canary, stable} - set(found.columns):
+            found = found.with_columns(**{one: pl.lit(None, found[name].dtype) for one in missing})
+        changed[canary] = pl.when(bakes).then(stable).when(shadowed).then(name).otherwise(canary)
+        changed[stable] = pl.when(bakes).then(name).otherwise(stable)
+    return found.with_columns(**changed).drop("by", "answered", "shadowed", *said)
+
+
+def _answered(version: int | None) -> pl.Expr:
+    return pl.lit(False) if version is None else (pl.col("answered") == version).fill_null(False)
 
 
 def _of_arm(rows: pl.DataFrame, rollout: str, among: Among) -> pl.DataFrame:
-    """The rows of an arm, and those that belong to no arm.
+    """The rows of an arm, and those that belong to no arm; `of_key`: the share that was in force for a row's key.
 
     A key that was another arm's is nobody's: what that arm answered may still be at work. The share is the probability
-    that a key which is the arm's or stable's is the arm's; stable's part grows when another arm is dropped.
+    that a key which is the arm's or stable's is the arm's, when the rollout first met it: stable's part grows when
+    another arm is dropped, by keys that come later, and a key that was met before has been assigned already, however
+    often it comes again and whenever its outcome is known.
     """
     others = pl.col("rollout").eq_missing(rollout) & (pl.col("canary") != among.version)
     theirs = rows.filter(others)["key"].drop_nulls().unique()
     alone = pl.col("rollout").is_null() & pl.col("key").is_in(theirs.implode()).fill_null(False)
+    began = rows.filter(pl.col("rollout").eq_missing(rollout))["at"].min()
     event_s = pl.col("event_time").dt.epoch("us") / 1e6
-    live = among.n - sum(((event_s >= at).cast(pl.Int64) for at in among.out), pl.lit(0))
+    met = event_s.filter(pl.col("at") >= pl.lit(began)).min().over("key")
+    met = pl.when(pl.col("key").is_null()).then(event_s).otherwise(met)
+    live = among.n - sum(((met >= at).cast(pl.Int64) for at in among.out), pl.lit(0))
     stables = 1 - among.share * live
-    share = among.share / (among.share + stables)
-    return rows.filter(~(others | alone)).with_columns(
-        share=pl.when(pl.col("share").is_not_null()).then(share).otherwise(None)
-    )
+    return rows.filter(~(others | alone)).with_columns(of_key=among.share / (among.share + stables))
 
 
 def _assigned(rows: pl.DataFrame) -> pl.DataFrame:

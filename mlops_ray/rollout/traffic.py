@@ -11,7 +11,7 @@ from mlops_ray.config import RolloutPlan
 from mlops_ray.config.rollout import SHADOWS
 from mlops_ray.rollout import canary
 from mlops_ray.rollout.canary import CanaryState, Phase
-from mlops_ray.serving.versions import Arm, Held, Wanted
+from mlops_ray.serving.versions import Arm, Before, Held, Wanted
 from mlops_ray.state import RolloutRow, Tx
 
 
@@ -25,7 +25,7 @@ def wanted_configuration(tx: Tx, project: str, *, now: float) -> Wanted | None:
     if found is None:
         return None
     served = Wanted.of(found)
-    calm = replace(served, canary=None, share=0.0, salt="", shadow=False, arms=())
+    calm = _calm(served)
     if _is_cold(tx, project, served, row, now):
         calm = replace(calm, warm=())
     if row is None:
@@ -41,7 +41,14 @@ def wanted_configuration(tx: Tx, project: str, *, now: float) -> Wanted | None:
         return replace(calm, canary=row.version, share=canary.canary_share(plan, state), salt=row.id)
     if state.phase is Phase.PROMOTING and row.version not in {h.version for h in served.held}:
         return replace(calm, warm=(held(tx, row.project, row.version),))
+    if state.phase is Phase.BAKING and row.stable in {h.version for h in calm.warm}:
+        return replace(calm, before=Before(row.stable, plan.shadow_share, row.id))
     return calm
+
+
+def _calm(wanted: Wanted) -> Wanted:
+    """Nothing is compared with stable."""
+    return replace(wanted, canary=None, share=0.0, salt="", shadow=False, arms=(), before=None)
 
 
 def _side_by_side(calm: Wanted, row: RolloutRow, state: CanaryState, share: float) -> Wanted:
@@ -97,8 +104,8 @@ def back_to(tx: Tx, project: str, version: int) -> None:
     served = tx.serving(project)
     if served is None:
         return
-    calm = replace(Wanted.of(served), warm=(), canary=None, share=0.0, salt="", shadow=False, arms=())
-    tx.save_serving(project, replace(calm, stable=held(tx, project, version)).spec(), served.fence)
+    calm = replace(_calm(Wanted.of(served)), warm=(), stable=held(tx, project, version))
+    tx.save_serving(project, calm.spec(), served.fence)
 
 
 def is_held(tx: Tx, project: str, version: int) -> bool:

@@ -3,7 +3,7 @@
 The stable version is scored here, in-process (`scoring`). A canary lives apart (`canary`): when it fails or is late,
 stable's score answers and the row counts as the canary's failure. Each canary row is scored by stable too, so that the
 log holds paired evidence. Several canaries side by side are asked at once, each for its own rows. A shadow sees copies
-of rows that were answered (`shadow`).
+of rows that were answered (`shadow`), and so does the version before stable while stable bakes.
 
 Configuration arrives through `want`, which only stores it (`versions`).
 """
@@ -31,7 +31,7 @@ from mlops_ray.serving.repeats import Repeats
 from mlops_ray.serving.routing import chosen, spread
 from mlops_ray.serving.scores import aligned
 from mlops_ray.serving.scoring import Scoring
-from mlops_ray.serving.shadow import Copy, Shadow, judged
+from mlops_ray.serving.shadow import Calls, Copy, Shadow, Within, judged
 from mlops_ray.serving.versions import Answering, Held, Load, Scorer, Versions, Wanted
 
 __all__ = ["Held", "Lines", "Load", "Log", "Scorer", "Service", "Wanted"]
@@ -83,7 +83,7 @@ class Service:
         self._scoring = Scoring(project)
         self._repeats = Repeats()
         self._apart: dict[int, Apart] = {}
-        self._shadow = Shadow(self._calls_of, log.append, most_rows=project.serving.shadow_rows, now=time.time)
+        self._shadow = Shadow(self._copied_to, log.append, most_rows=project.serving.shadow_rows, now=time.time)
         self._to_disk = project.capture.durability == "disk"
 
     def want(self, wanted: Wanted) -> None:
@@ -144,9 +144,9 @@ class Service:
         if options.version is not None and options.version != answering.version:
             return await self._predict_pinned(request_id, asked, answering, options.version, repeatable)
         keys = batch.keys or tuple([f"{request_id}:{i}" for i in range(batch.n_rows)])
-        trials = () if options.version is not None else _trials(answering.wanted, keys)
+        trials = () if options.version is not None else _trials(answering, keys)
         coming: list[Awaitable[Outcome]] = []
-        if trials and not answering.wanted.shadow:
+        if trials and not answering.wanted.copies:
             coming = [self._calls_of(trial.version).ask(_taken(batch, trial), len(trial.rows)) for trial in trials]
         scores, score_us = await self._scoring.scored(answering.version, answering.scorer, batch.columns, batch.n_rows)
         found: tuple[Trial, ...] = ()
@@ -290,6 +290,12 @@ class Service:
             return asked.options.threshold
         return self.project.serving.threshold if own is None else own
 
+    def _copied_to(self, version: int) -> Calls:
+        """The calls to a version that sees copies."""
+        if version in self.versions.wanted.on_trial:
+            return self._calls_of(version)
+        return Within(version, self.versions.loaded.get(version), self._scoring)
+
     def _calls_of(self, version: int) -> Apart:
         """The calls to a version apart. Those to versions of earlier rollouts are let go of."""
         if (found := self._apart.get(version)) is None:
@@ -319,8 +325,14 @@ class Service:
             raise BackendUnavailable("the prediction log", "its disk did not take an fsync; send this again later")
 
 
-def _trials(wanted: Wanted, keys: tuple[str, ...]) -> tuple[Trial, ...]:
-    """The rows that are a canary's by their keys, for each version that has any."""
+def _trials(answering: Answering, keys: tuple[str, ...]) -> tuple[Trial, ...]:
+    """The rows that are a canary's, or that a shadow sees, by their keys, for each version that has any."""
+    wanted, before = answering.wanted, answering.wanted.before
+    if before is not None:
+        if answering.version == before.version:  # this replica has not flipped yet, or is back already
+            return ()
+        rows = chosen(keys, before.salt, before.share)
+        return (Trial(before.version, before.salt, before.share, np.array(rows, np.int64), None),) if rows else ()
     if wanted.share <= 0:
         return ()
     if wanted.canary is not None:

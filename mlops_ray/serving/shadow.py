@@ -2,22 +2,31 @@
 
 A copy waits in a bounded queue, from where one call at a time takes what has gathered. What the queue has no room for
 is dropped and counted: a shadow that is slow costs its own evidence, and nobody's answer.
+
+A shadow lives apart, but for the version before stable: that one has answered everybody, is still loaded, and is scored
+here (`Within`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlops_ray.data.profile import Columns
-from mlops_ray.serving.canary import Apart, Outcome
+from mlops_ray.serving.canary import Outcome, Told
 from mlops_ray.serving.records import Record, Shadowed, Trial, Uncaptured
 from mlops_ray.serving.scores import aligned
+from mlops_ray.serving.scoring import Scoring
+from mlops_ray.serving.versions import Scorer
+
+_log = logging.getLogger(__name__)
 
 # How long the first copy waits: its answer has left by then, and others come along.
 _GATHER_S = 0.02
@@ -47,21 +56,49 @@ class Copy:
         return len(self.trial.rows)
 
 
+class Calls(Protocol):
+    """The way to one version; `canary.Apart` is one."""
+
+    def ask(self, columns: Columns, n: int, *, for_client: bool) -> Awaitable[Outcome]:
+        """Its scores of `n` rows, or why there are none; never an error."""
+        ...
+
+
+class Within:
+    """Calls to a version that this replica has loaded."""
+
+    def __init__(self, version: int, scorer: Scorer | None, scoring: Scoring) -> None:
+        """Args: scorer: None: it is loaded no more."""
+        self._version, self._scorer, self._scoring = version, scorer, scoring
+
+    async def ask(self, columns: Columns, n: int, *, for_client: bool) -> Outcome:
+        """Its scores; whatever goes wrong costs the comparison and nothing else."""
+        scorer = self._scorer
+        if scorer is None:
+            return Outcome(None, "open")
+        try:
+            scores, took_us = await self._scoring.scored(self._version, scorer, columns, n)
+        except Exception as exc:  # noqa: BLE001 - any model may raise anything, and nobody waits for this answer
+            _log.debug("version %s, before stable, failed: %r", self._version, exc)
+            return Outcome(None, "error")
+        return Outcome(Told(scores, scorer.classes, scorer.threshold, took_us / max(1, n)))
+
+
 class Shadow:
     """The queue, and the one task that empties it. All methods run on one event loop."""
 
     def __init__(
         self,
-        apart: Callable[[int], Apart],
+        calls: Callable[[int], Calls],
         record: Callable[[Record], object],
         *,
         most_rows: int,
         now: Callable[[], float],
     ) -> None:
-        """Args: apart: the calls to a version. record: where comparisons and counts go.
+        """Args: calls: those to a version. record: where comparisons and counts go.
 
         now: the wall clock, in seconds since the epoch."""
-        self._apart, self._record, self._most_rows, self._now = apart, record, most_rows, now
+        self._calls, self._record, self._most_rows, self._now = calls, record, most_rows, now
         self._queue: deque[Copy] = deque()
         self._n_rows = 0
         self._n_dropped = 0
@@ -106,8 +143,8 @@ class Shadow:
         return batch
 
     async def _show(self, batch: list[Copy]) -> None:
-        apart = self._apart(batch[0].trial.version)
-        outcomes = await asyncio.gather(*(apart.ask(copy.columns, copy.n_rows, for_client=False) for copy in batch))
+        calls = self._calls(batch[0].trial.version)
+        outcomes = await asyncio.gather(*(calls.ask(copy.columns, copy.n_rows, for_client=False) for copy in batch))
         self._n_rows -= sum(copy.n_rows for copy in batch)  # whatever becomes of the records, their room is free
         for copy, outcome in zip(batch, outcomes, strict=True):
             trial = judged(copy.trial, outcome, copy.classes)

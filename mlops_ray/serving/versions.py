@@ -83,6 +83,16 @@ class Arm:
         return self.low, self.low + self.share
 
 
+@dataclass(frozen=True)
+class Before:
+    """The version that stable took the place of. While stable bakes, it sees copies of the rows of this `share` of the
+    keys, and answers nobody. It is one of those kept warm: replicas score it themselves."""
+
+    version: int
+    share: float
+    salt: str
+
+
 Load = Callable[[Held], Scorer]
 
 
@@ -91,7 +101,8 @@ class Wanted:
     """The serving configuration of a project, as the state database has it. (`fence`, `sequence`) only grows.
 
     share: of the keys whose rows go to the canary, or to all arms together; where the canary is a `shadow`, whose rows
-    it sees copies of. arms: versions on trial side by side, in place of one canary.
+    it sees copies of. arms: versions on trial side by side, in place of one canary. before: what stable is compared
+    with while it bakes.
     """
 
     sequence: int = -1
@@ -103,6 +114,7 @@ class Wanted:
     fence: int = 0
     shadow: bool = False
     arms: tuple[Arm, ...] = ()
+    before: Before | None = None
 
     @classmethod
     def parse(cls, spec: Mapping[str, Any], sequence: int, fence: int = 0) -> Wanted:
@@ -117,6 +129,7 @@ class Wanted:
             fence=fence,
             shadow=spec.get("shadow", False),
             arms=tuple(Arm(**arm) for arm in spec.get("arms", ())),
+            before=Before(**spec["before"]) if "before" in spec else None,
         )
 
     @classmethod
@@ -135,6 +148,7 @@ class Wanted:
             "warm": [vars(held) for held in self.warm],
             **({"shadow": True} if self.shadow else {}),
             **({"arms": [vars(arm) for arm in self.arms]} if self.arms else {}),
+            **({"before": vars(self.before)} if self.before else {}),
         }
 
     @property
@@ -146,6 +160,11 @@ class Wanted:
     def on_trial(self) -> tuple[int, ...]:
         """Every version that lives apart from stable's replicas, to be compared with it."""
         return tuple(arm.version for arm in self.arms) if self.canary is None else (self.canary,)
+
+    @property
+    def copies(self) -> bool:
+        """Whether what stable is compared with answers nobody and sees copies."""
+        return self.shadow or self.before is not None
 
     @property
     def order(self) -> tuple[int, int]:

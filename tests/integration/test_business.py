@@ -21,7 +21,7 @@ from mlops_ray.monitoring.folding import fold
 from mlops_ray.rollout import orders
 from mlops_ray.rollout.analysis import Analysis
 from mlops_ray.rollout.canary import CanaryState, Phase
-from mlops_ray.rollout.looks import look
+from mlops_ray.rollout.looks import look, read
 from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.log.collecting import Drain
 from mlops_ray.serving.places import spool_folder, values_uri
@@ -81,7 +81,8 @@ class Shop:
         plan = self.project.rollout.model_dump(mode="json")
         state = CanaryState(Phase.RAMPING, 0, START).to_dict()
         row = RolloutRow(TRIAL, "small", 2, 1, plan, state, START)
-        return look(self.store, self.project, row, orders.plan_of(row), at)
+        plan = orders.plan_of(row)
+        return look(self.store, self.project, row, plan, read(self.project, row, plan, at))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from mlops_ray.config import Project
 from mlops_ray.rollout import orders
 from mlops_ray.rollout.canary import Arm, CanaryState, Phase
-from mlops_ray.rollout.looks import due, look
+from mlops_ray.rollout.looks import due, look, read
 from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.places import labels_uri, log_uri, shadow_uri
 from mlops_ray.state import RolloutRow, Store
@@ -96,7 +96,8 @@ class Logged:
         self.row = replace(self.row, state=state.to_dict())
 
     def look(self, at: float) -> Any:
-        return look(self.store, self.project, self.row, orders.plan_of(self.row), at)
+        plan = orders.plan_of(self.row)
+        return look(self.store, self.project, self.row, plan, read(self.project, self.row, plan, at))
 
 
 def filled(rows: dict[str, Any], schema: pa.Schema) -> pa.Table:

@@ -14,7 +14,7 @@ from mlops_ray.config import Project, RolloutPlan, load_project
 from mlops_ray.errors import DataError, IllegalMove
 from mlops_ray.rollout import orders, traffic
 from mlops_ray.rollout.canary import CanaryState, Move, Phase, Reason
-from mlops_ray.serving.versions import Arm, Held, Wanted
+from mlops_ray.serving.versions import Arm, Before, Held, Wanted
 from mlops_ray.state import RolloutRow, Store, Tx, VersionRow
 
 FLIGHTS = Path(__file__).parents[2] / "configs" / "flights.yaml"
@@ -145,6 +145,25 @@ def wanted(store: Store) -> Wanted:
         found = traffic.wanted_configuration(tx, "flights", now=NOW)
     assert found is not None
     return found
+
+
+def test_while_it_bakes_the_version_before_it_sees_copies_and_takes_no_other_place(
+    store: Store, project: Project
+) -> None:
+    trial = start(store, project, 2)
+    become(store, trial, Phase.PROMOTING)
+    store.run(lambda tx: traffic.flip(tx, trial))
+    assert wanted(store).before is None
+    become(store, trial, Phase.BAKING)
+    baking = wanted(store)
+    assert baking.before == Before(1, 1.0, trial)
+    assert [one.version for one in baking.warm] == [1]
+    assert (baking.on_trial, baking.share, baking.canary) == ((), 0.0, None)
+    become(store, trial, Phase.PROMOTED)
+    assert wanted(store).before is None
+    become(store, trial, Phase.BAKING)
+    order(store, project, Move.ROLLBACK)
+    assert (wanted(store).before, stable(store)) == (None, 1)
 
 
 def become(store: Store, trial: str, phase: Phase, *, step: int = 0) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from mlops_ray.serving.log import on_collectors
 from mlops_ray.serving.on_apply import replica_status
 from mlops_ray.serving.versions import Wanted
 from mlops_ray.training.on_registry import Registry
-from tests import trials
+from tests import side_by_side, trials
 from tests.load import eventually
 from tests.loop.conftest import ROOT, Live, brought_up, in_the_log
 from tests.trials import NAME, Ended, Trial
@@ -84,6 +85,65 @@ def test_a_good_version_is_promoted(live: Live, tmp_path: Path) -> None:
 def test_a_quietly_worse_version_is_found_out_by_late_labels(live: Live, tmp_path: Path) -> None:
     """Its log-loss is six per cent worse; it answers every row in time, and five of six as stable does."""
     found_out(live, "quietly worse", tmp_path)
+
+
+def baked(live: Live, turns: str, folder: Path, *, bake_s: float) -> tuple[Trial, Ended]:
+    trial = trials.baked(live, turns, folder / "version", bake_s=bake_s)
+    (ended,) = trial.ended
+    print(f"turns {turns or 'nothing'}: {ended}")
+    unharmed(live, trial)
+    return trial, ended
+
+
+def test_a_version_that_turns_bad_as_stable_is_taken_back_by_evidence_while_it_bakes(
+    live: Live, tmp_path: Path
+) -> None:
+    before = trials.wanted(live).stable
+    trial, ended = baked(live, "constant", tmp_path, bake_s=120.0)
+    assert (ended.phase, ended.reason) == ("rolled back", "evidence")
+    assert set(ended.failed) & {"log_loss", "disagreement"}
+    with live.store.read() as tx:
+        entry = next(e for e in reversed(ledger.entries(tx, NAME)) if e.kind == "rollout rolled back")
+    by = [m for m in entry.evidence["analysis"]["metrics"] if m["verdict"] == "fail"]
+    assert all(m["n_baking"] >= 20 for m in by)
+    assert before is not None
+    assert trials.wanted(live).stable == before
+    assert answering(trial, ended) == {("stable", before.version)}
+    assert ("stable", ended.version) in {(a.variant, a.version) for a in trial.traffic.answers}
+
+
+@pytest.mark.slow
+def test_a_good_version_bakes_through_and_is_heard_meanwhile(live: Live, tmp_path: Path) -> None:
+    trial, ended = baked(live, "", tmp_path, bake_s=6.0)
+    assert (ended.phase, ended.reason) == ("promoted", "evidence")
+    assert answering(trial, ended) == {("stable", ended.version)}
+    with live.store.read() as tx:
+        entry = next(e for e in reversed(ledger.entries(tx, NAME)) if e.kind == "rollout promoted")
+    assert min(m["n_baking"] for m in entry.evidence["analysis"]["metrics"] if m["name"] != "failures") > 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_command", [False, True])
+def test_of_three_versions_side_by_side_the_better_one_wins_and_the_others_go(
+    live: Live, tmp_path: Path, by_command: bool
+) -> None:
+    """Stable is worse than it could be; of the arms one is better, one answers a constant, one throws."""
+    worse, better, *bad = trials.registered(live, tmp_path, "shift", "", "constant", "raise")
+    trials.promoted_at_once(live, worse, tmp_path)
+    found = side_by_side.experiment(live, [better, *bad], tmp_path, by_command=better if by_command else None)
+    print(found.ended, found.dropped, found.shares, found.n_keys, found.gone_s)
+    assert (found.chosen, found.ended.phase) == (better, "promoted")
+    assert found.ended.reason == ("operator" if by_command else "evidence")
+    assert found.dropped == dict.fromkeys(bad, "evidence")
+    assert found.wrong == 0
+    tolerated = 4 * math.sqrt(0.2 * 0.8 / found.n_keys)
+    assert {v: share for v, share in found.shares.items() if abs(share - 0.2) > tolerated} == {}
+    assert found.gone_s.keys() == set(bad)
+    stable = trials.wanted(live).stable
+    assert stable is not None
+    assert stable.version == better
+    assert set(found.load.statuses) == {"200"}, found.load.failed
+    assert set(found.traffic.feedback) == {"202"}
 
 
 @pytest.mark.slow

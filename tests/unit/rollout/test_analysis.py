@@ -24,8 +24,8 @@ from mlops_ray.config.analyses import (
     LogLoss,
     Where,
 )
-from mlops_ray.rollout.analysis import SPENT, Analysis, Metric, analyse, first_rows, per_key
-from mlops_ray.rollout.evidence import capital, within
+from mlops_ray.rollout.analysis import KEPT, SPENT, Analysis, Metric, Purses, Sample, analyse, first_rows, per_key
+from mlops_ray.rollout.evidence import capital, evidence, within
 from mlops_ray.rollout.outcomes import Answers, Outcomes, Told
 from mlops_ray.training.gates.verdict import Verdict
 
@@ -491,3 +491,99 @@ def test_by_assignment_what_stable_expected_takes_noise_away_and_no_truth(analys
     hidden = one(analysis, replace(found, stable=replace(found.stable, squares=np.ones(n))))  # nothing was expected
     widths = [(m.high or 0.0) - (m.low or 0.0) for m in (seen, hidden)]
     assert 0 < widths[0] < 0.9 * widths[1]
+
+
+# --- while it bakes ---
+
+
+def baked(trial: Outcomes, after: Outcomes, *, same_keys: bool = False) -> Outcomes:
+    """A trial, and then rows that the version answered as stable, of other keys (or of the same)."""
+    n, m = len(trial.keys), len(after.keys)
+
+    def both(a: Any, b: Any) -> Any:
+        return np.concatenate([a, b])
+
+    def answered(a: Answers, b: Answers) -> Answers:
+        return Answers(*(both(vars(a)[name], vars(b)[name]) for name in vars(a)))
+
+    looks = np.arange(n + m)
+    return Outcomes(
+        keys=both(trial.keys, after.keys + (0 if same_keys else 1 + trial.keys.max(initial=-1))),
+        seen=looks,
+        labelled=looks,
+        label=both(trial.label, after.label),
+        canary=np.ones(n + m, np.bool_),
+        share=both(trial.share, np.full(m, np.nan)),
+        stable=answered(trial.stable, after.stable),
+        candidate=answered(trial.candidate, after.candidate),
+        bakes=looks >= n,
+    )
+
+
+def test_a_version_that_turns_bad_after_its_promotion_is_found_out_by_the_coin_that_was_kept() -> None:
+    rng = np.random.default_rng(3)
+    fine, bad = traffic(rng, 5000), traffic(rng, 1500, shift=1.5)
+    assert look(fine, kept=KEPT).verdict is Verdict.PASS
+
+    def fails(n: int, kept: float) -> bool:
+        return look(baked(fine, bad.at(np.arange(n))), kept=kept).verdict is Verdict.FAIL
+
+    keys = {kept: next(n for n in range(50, 1501, 50) if fails(n, kept)) for kept in (KEPT, 0.0)}
+    assert keys[KEPT] < 0.8 * keys[0.0]
+    found = look(baked(fine, bad), kept=KEPT)
+    loss = metric(found, "log_loss")
+    assert (loss.n_keys, loss.n_baking) == (6500, 1500)
+    assert "6500 keys, 1500 of them while baking" in loss.in_words()
+    assert Analysis.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    assert "n_baking" not in look(fine).to_dict()["metrics"][0]
+
+
+def test_a_key_that_the_trial_has_heard_is_not_heard_again() -> None:
+    rng = np.random.default_rng(3)
+    found = look(baked(traffic(rng, 500), traffic(rng, 500, shift=1.5), same_keys=True), kept=KEPT)
+    assert (metric(found, "log_loss").n_keys, metric(found, "log_loss").n_baking) == (500, None)
+    assert found.verdict is not Verdict.FAIL
+
+
+def test_what_is_stable_fails_nothing_that_a_log_has() -> None:
+    rng = np.random.default_rng(3)
+    found = look(baked(traffic(rng, 200), traffic(rng, 300)), kept=KEPT)
+    assert (metric(found, "failures").n_keys, found.n_requests) == (200, 200)
+
+
+def test_one_bad_moment_while_it_bakes_is_no_proof() -> None:
+    """Nineteen keys that could not be worse, then one more."""
+    rng = np.random.default_rng(3)
+    trial, plan = traffic(rng, 200), (Disagreement(margin=0.05),)
+    all_other = traffic(rng, 20)
+    other = replace(all_other, candidate=replace(all_other.candidate, predicted=1 - all_other.stable.predicted))
+    found = [look(baked(trial, other.at(np.arange(n))), plan, kept=KEPT).verdict for n in (19, 20)]
+    assert found[1] is Verdict.FAIL
+    alone = [look(baked(traffic(rng, 0), other.at(np.arange(n))), plan, kept=KEPT).verdict for n in (19, 20)]
+    assert alone == [Verdict.INCONCLUSIVE, Verdict.FAIL]
+
+
+def test_over_trial_and_baking_together_an_equal_version_fails_at_most_alpha() -> None:
+    """The capital of `Purses` at every look; the trial ends at a random key, which is as good as any stopping time."""
+    rng, n = np.random.default_rng(5), 300
+    run = traffic(rng, n * RUNS, noise=0.8)
+    losses = (-np.log(np.clip(one.of_label, 0.01, 0.99)) for one in (run.stable, run.candidate))
+    stable, canary = (one.reshape(RUNS, n) for one in losses)
+    gap, start = canary - stable, rng.integers(1, n, (RUNS, 1))
+    later = np.where(np.arange(n) >= start, gap, 0.0)  # a difference of 0 changes no capital
+    of_all, of_baking = (capital(within(one, -BOUND, BOUND), 0.0) for one in (gap, later))
+    held = (1 - KEPT) * of_all + KEPT * of_baking
+    assert at_most_alpha((held.max(axis=1) >= 1 / (SPENT * ALPHA)).tolist())
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.sampled_from([0.05, KEPT, 0.5]), st.integers(0, 2**32 - 1))
+def test_both_purses_are_what_their_definition_says(n: int, m: int, kept: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    gap, baking = rng.uniform(-1, 1, n + m), np.arange(n + m) >= n
+    x = within(gap, -1.0, 1.0)
+    purses = Purses.of(Sample(x, np.arange(n + m), 0.0, n + m, 0.0, baking=baking), kept)
+    of_all, of_baking = (evidence(one, 0.0).log_capital for one in (x, x.at(np.flatnonzero(baking))))
+    counted = of_baking if m >= 20 else min(of_baking, 0.0)
+    expected = (1 - kept) * math.exp(of_all) + kept * math.exp(counted)
+    assert math.exp(purses.log_capital) == pytest.approx(expected)
+    assert Purses.of(Sample(x, np.arange(n + m), 0.0, n + m, 0.0), 0.0).log_capital == pytest.approx(of_all)

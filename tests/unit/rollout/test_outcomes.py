@@ -9,7 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from mlops_ray.config.analyses import LogLoss
 from mlops_ray.errors import DataError
+from mlops_ray.rollout.analysis import sample
 from mlops_ray.rollout.outcomes import Among, Outcomes, Reads, from_log
 
 TIME = pa.timestamp("us", tz="UTC")
@@ -181,6 +183,80 @@ def test_a_shadows_answers_stand_where_a_canarys_would() -> None:
     np.testing.assert_array_equal(found.share, [np.nan, np.nan, 0.1])  # nobody was assigned to a shadow
 
 
+def copies(*rows: tuple[str, int, float | None]) -> pa.Table:
+    """What the version before stable said of rows, as (prediction id, who answered, score)."""
+    schema = pa.schema(
+        [
+            ("prediction_id", pa.string()),
+            ("at", TIME),
+            ("stable", pa.int64()),
+            ("shadow_score", FLOAT),
+            ("shadow_score_us", pa.float32()),
+            ("rollout", pa.string()),
+        ]
+    )
+    found = [
+        {"prediction_id": i, "at": at(9), "stable": v, "shadow_score": s, "shadow_score_us": 7.0, "rollout": "r"}
+        for i, v, s in rows
+    ]
+    return pa.Table.from_pylist(found, schema=schema)
+
+
+def test_while_it_bakes_the_roles_are_exchanged() -> None:
+    """Version 2 was the canary of row a, and is stable in b to d; version 1 saw copies of b and c, and failed c."""
+    table = predictions(
+        canary("a", 5, canary=2, score_us=10, canary_score_us=20),
+        {"id": "b", "t": 6, "stable_score": 0.9, "score_us": 30},
+        {"id": "c", "t": 7, "stable_score": 0.9},
+        {"id": "d", "t": 8, "stable_score": 0.9},
+    )
+    known = labels(*((name, None, 8, 1.0) for name in "abcd"))
+    found = read(table, known, shadow=copies(("b", 2, 0.3), ("c", 2, None)), promoted=2)
+    np.testing.assert_allclose(found.stable.of_label, [0.2, 0.3, np.nan])
+    np.testing.assert_allclose(found.candidate.of_label, [0.6, 0.9, 0.9])
+    np.testing.assert_allclose(found.stable.us, [10, 7, 7])
+    np.testing.assert_allclose(found.candidate.us, [20, 30, np.nan])
+    assert found.baking.tolist() == [False, True, True]
+    assert found.asked.tolist() == [True, False, False]
+    np.testing.assert_array_equal(found.share, [0.1, np.nan, np.nan])  # nobody is assigned to the version before
+
+
+def test_a_shadow_that_was_promoted_is_heard_in_both_roles() -> None:
+    table = predictions(*({"id": name, "t": 5, "stable_score": 0.2} for name in "ab"))
+    found = read(table, shadow=copies(("a", 1, 0.7), ("b", 2, 0.7)), promoted=2)
+    assert found.baking.tolist() == [False, True]
+    np.testing.assert_allclose(found.stable.squares, [0.68, 0.58])
+    np.testing.assert_allclose(found.candidate.squares, [0.58, 0.68])
+
+
+def test_by_assignment_nothing_is_assigned_while_it_bakes() -> None:
+    table = predictions(
+        canary("a", 5, canary=2),
+        {"id": "b", "t": 6, "stable_score": 0.2},
+        canary("c", 7, canary=2),
+        {"id": "d", "t": 8, "stable_score": 0.9},
+    )
+    found = read(table, shadow=copies(("d", 2, 0.3)), promoted=2, prediction_affects_outcome=True)
+    np.testing.assert_array_equal(found.share, [0.1, 0.1, 0.1, np.nan])
+    assert found.baking.tolist() == [False, False, False, True]
+
+
+def test_the_winner_of_several_is_heard_while_it_bakes() -> None:
+    table = predictions(
+        canary("a", 1, key="k1", canary=2, share=0.2),
+        canary("b", 2, key="k2", canary=3, share=0.2),
+        {"id": "c", "t": 8, "key": "k2", "stable_score": 0.9},
+    )
+    found = read(table, shadow=copies(("c", 2, 0.3)), promoted=2, among=Among(2, 0.2, 2))
+    assert found.baking.tolist() == [False, True]
+
+
+def test_what_bakes_does_not_count_among_the_most_requests() -> None:
+    table = predictions(*(canary(n, 5, canary=2) for n in "ab"), {"id": "c", "t": 6, "stable_score": 0.9})
+    found = read(table, shadow=copies(("c", 2, 0.3)), promoted=2)
+    assert found.until(1).baking.tolist() == [False, True]
+
+
 def test_numbers_that_feedback_sends_by_name() -> None:
     table = predictions(
         canary("a", 1, share=0.1), {"id": "b", "t": 2, "stable_score": 0.5, "key": "k"}, canary("c", 3, share=0.1)
@@ -239,6 +315,32 @@ def test_rows_of_one_arm_are_compared_with_stables_own() -> None:
     )
     found = read(table, prediction_affects_outcome=True, among=Among(2, 0.2, 2, (6.0,)))
     assert found.canary.tolist() == [True, False, True, False, True]
-    np.testing.assert_allclose(found.share, [0.25, 0.25, 0.2, 0.2, 0.2])
+    # Key k1 was assigned while both arms were there, and comes again.
+    np.testing.assert_allclose(found.share, [0.25, 0.25, 0.25, 0.2, 0.25])
     paired = read(table, among=Among(3, 0.2, 2, (6.0,)))
     assert (len(paired.keys), paired.canary.all()) == (1, True)
+
+
+def test_keys_that_come_again_after_an_arm_was_dropped_are_compared_as_they_were_assigned() -> None:
+    """Two arms with 0.2 each; the other is dropped halfway. Every key comes in both halves but for new ones, and only
+    what came in the second half has an outcome: the arm's part of these keys is as their shares say."""
+    rng, n = np.random.default_rng(4), 4000
+    points, rows = rng.random(n), []
+    for i, point in enumerate(points):
+        mine = {"key": f"k{i}", "stable_score": 0.3, "score_us": 1.0}
+        arm = 2 if point < 0.2 else 3 if point < 0.4 else None
+        given = {"canary": arm, "rollout": "r", "share": 0.2, "canary_score": 0.3} if arm else {}
+        if i < n // 2:
+            rows.append({"id": f"a{i}", "t": 1 + i / n, **mine, **given})
+        if arm == 3:
+            given = {}
+        rows.append({"id": f"b{i}", "t": 10 + i / n, **mine, **given})
+    rows.append(canary("last", 20, key="last", canary=2, share=0.2))
+    told = labels(*((row["id"], None, 30.0, float(rng.random() < 0.3)) for row in rows if row["id"].startswith("b")))
+    found = read(predictions(*rows), told, prediction_affects_outcome=True, among=Among(2, 0.2, 2, (5.0,)))
+    heard = sample(LogLoss(margin=0.02), found)
+    assert heard is not None
+    assert heard.split is not None
+    assert len(heard.split) > 3000
+    assert not heard.is_lopsided
+    assert abs(heard.split.value.mean()) < 3 * 0.5 / np.sqrt(len(heard.split))

@@ -15,10 +15,10 @@ import pytest
 from mlops_ray.errors import BackendUnavailable
 from mlops_ray.serving.exchange import Answer, Asked, Options
 from mlops_ray.serving.protocols.form import Form, batch_of_rows
-from mlops_ray.serving.records import Labelled, Scored, Watermark
+from mlops_ray.serving.records import Labelled, Scored, Shadowed, Watermark
 from mlops_ray.serving.routing import spread, to_canary
 from mlops_ray.serving.service import Service
-from mlops_ray.serving.versions import Arm, Held, Wanted
+from mlops_ray.serving.versions import Arm, Before, Held, Wanted
 from mlops_ray.serving.web.http import Application
 from tests import fakes
 from tests.fakes import FakeLine, FakeLoader, FakeLog, FakeScorer, canary, eventually, held, row
@@ -28,6 +28,7 @@ PROJECT = fakes.project(serving={"canary_deadline_s": 30.0})
 HASTY = fakes.project(serving={"canary_deadline_s": 0.05})
 STABLE = Wanted(sequence=1, stable=held(10))
 ON_TRIAL = Wanted(sequence=1, stable=held(10), canary=20, share=0.5, salt="r1")
+BAKING = Wanted(sequence=1, stable=held(10), warm=(held(30),), before=Before(30, 0.5, "r1"))
 KEYS = [f"k{i}" for i in range(20)]
 CHOSEN = to_canary(KEYS, "r1", 0.5)
 ROWS = {"rows": [row(k) for k in KEYS]}
@@ -409,6 +410,48 @@ def test_a_warm_version_is_loaded_but_does_not_answer(log: FakeLog) -> None:
     assert load.loaded == [10, 20]  # the flip loads nothing
 
 
+def test_while_stable_bakes_the_version_before_it_sees_copies_and_answers_nobody(log: FakeLog) -> None:
+    async def talk(client: Client) -> Any:
+        eventually(lambda: 30 in service.versions.loaded)
+        answer = (await client.post("/predict", json=ROWS)).json()
+        await asyncio.to_thread(eventually, lambda: any(isinstance(r, Shadowed) for r in log.records))
+        return answer
+
+    service = make(log, BAKING)
+    answer = visit(service, talk)
+    assert {(p["version"], p["variant"]) for p in answer["predictions"]} == {(10, "stable")}
+    (seen,) = [r for r in log.records if isinstance(r, Shadowed)]
+    assert (seen.stable, seen.trial.version, seen.trial.rollout) == (10, 30, "r1")
+    assert seen.trial.rows.tolist() == np.flatnonzero(CHOSEN).tolist()
+    assert seen.trial.scores is not None
+    assert set(seen.trial.scores.tolist()) == {0.3}
+    assert seen.trial.row_us is not None
+    assert not scored(log)[0].trials
+
+
+def test_a_version_before_stable_that_raises_costs_the_comparison_alone(log: FakeLog) -> None:
+    class Raises(FakeScorer):
+        def score(self, columns: Any) -> Any:
+            raise RuntimeError("it did not expect that")
+
+    async def talk(client: Client) -> int:
+        eventually(lambda: 30 in service.versions.loaded)
+        status = (await client.post("/predict", json=ROWS)).status_code
+        await asyncio.to_thread(eventually, lambda: any(isinstance(r, Shadowed) for r in log.records))
+        return status
+
+    service = make(log, BAKING, load=lambda one: Raises(0.3) if one.version == 30 else FakeScorer(0.1))
+    assert visit(service, talk) == 200
+    (seen,) = [r for r in log.records if isinstance(r, Shadowed)]
+    assert (seen.trial.scores, seen.trial.failure) == (None, "error")
+
+
+def test_a_replica_that_answers_with_the_version_before_stable_still_compares_nothing(log: FakeLog) -> None:
+    back = Wanted(sequence=1, stable=held(30), warm=(held(10),), before=Before(30, 0.5, "r1"))
+    assert visit(make(log, back), lambda client: client.post("/predict", json=ROWS)).status_code == 200
+    assert not [r for r in log.records if isinstance(r, Shadowed)]
+
+
 def test_a_version_that_cannot_be_loaded_leaves_the_old_one_answering(log: FakeLog) -> None:
     load = FakeLoader(broken=(20,))
     service = make(log, load=load)
@@ -465,7 +508,7 @@ def test_the_swap_is_atomic_under_concurrent_requests(log: FakeLog) -> None:
     assert all(r.scores.tolist() == [r.stable / 100] * 3 for r in scored(log))
 
 
-@pytest.mark.parametrize("wanted", [Wanted(), STABLE, ON_TRIAL, Wanted(3, held(1), warm=(held(2), held(3)))])
+@pytest.mark.parametrize("wanted", [Wanted(), STABLE, ON_TRIAL, Wanted(3, held(1), warm=(held(2), held(3))), BAKING])
 def test_a_configuration_survives_the_state_database(wanted: Wanted) -> None:
     assert Wanted.parse(wanted.spec(), wanted.sequence) == wanted
 
