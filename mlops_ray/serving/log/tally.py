@@ -1,4 +1,4 @@
-"""What is counted of the rows that a collector commits, beside their profiles: for people who watch, and for no decision.
+"""What is counted of the rows that a collector commits, beside their profiles: for people who watch, for no decision.
 
 A count is named by words between colons, and has a time with it (0 where that means nothing):
 
