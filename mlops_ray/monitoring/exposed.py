@@ -210,7 +210,7 @@ def _retrains(retrains: Sequence[RetrainRow]) -> Iterator[Family]:
         r.status for r in retrains if r.trigger not in _ORDERED and r.status in ("failed", "rejected", "succeeded")
     ]
     failures = next((i for i, status in enumerate(endings) if status == "succeeded"), len(endings))
-    in_a_row = [({}, float(failures))] if endings else []
+    in_a_row: list[tuple[dict[str, str], float]] = [({}, float(failures))] if endings else []
     yield _gauge(
         "retrain_failures", "Retrains of the policy that failed or were rejected since one succeeded", in_a_row
     )
