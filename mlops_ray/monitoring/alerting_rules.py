@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from mlops_ray.config import DAY_S, Project
 from mlops_ray.monitoring.promql import duration, newest, over, selected
+from mlops_ray.serving.log.tally import SCORE_S
 
 Severity = Literal["critical", "warning", "info"]
 
@@ -127,10 +128,11 @@ def _of_capture(project: Project, files: str) -> Iterator[Alert]:
         "critical",
         f"Answers of {name} are not recorded ({{{{ $labels.reason }}}})",
         "{{ $value | humanize }} rows a second are answered and stand in no log: windows, labels and retrains miss "
-        f"them. `disk`: make room on the nodes. `overflow`: the spool has reached {project.capture.spool_mb:g} MB, for the "
-        f"store cannot be written. The table `uncaptured` of the log keeps the counts; `mlops-ray status {files}`.",
+        f"them. `disk`: make room on the nodes. `overflow`: the spool has reached {project.capture.spool_mb:g} MB, for "
+        f"the store cannot be written. The table `uncaptured` of the log keeps the counts; `mlops-ray status {files}`.",
     )
-    slow = project.serving.canary_deadline_s
+    # Beyond the last bucket but one a quantile says no more than that.
+    slow = min(project.serving.canary_deadline_s, SCORE_S[-2])
     buckets = selected("mlops_ray_score_seconds_bucket", project)
     yield Alert(
         "MlopsRayScoringSlow",
@@ -138,8 +140,8 @@ def _of_capture(project: Project, files: str) -> Iterator[Alert]:
         600,
         "warning",
         f"v{{{{ $labels.version }}}} of {name} is slow",
-        f"One row in a hundred takes {{{{ $value | humanizeDuration }}}} in the predictor, above the {slow:g} s that a "
-        "canary is given. Look for a busy machine first; a version without an ONNX graph is slow by itself "
+        f"One row in a hundred takes {{{{ $value | humanizeDuration }}}} in the predictor, above {slow:g} s: a "
+        f"canary is given {project.serving.canary_deadline_s:g} s for a request. Look for a busy machine first; a version without an ONNX graph is slow by itself "
         f"(`mlops-ray card {files} {{{{ $labels.version }}}}`).",
     )
     lag = f"{newest(project, 'mlops_ray_decision_time_seconds')} - {newest(project, 'mlops_ray_label_seconds')}"

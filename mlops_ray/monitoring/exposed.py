@@ -206,14 +206,11 @@ def _retrains(retrains: Sequence[RetrainRow]) -> Iterator[Family]:
     newest: Mapping[str, float] = next((row.outcome["seconds"] for row in retrains if row.outcome.get("seconds")), {})
     spent = [({"stage": stage}, float(s)) for stage, s in sorted(newest.items())]
     yield _gauge("retrain_seconds", "What the stages of the newest measured retrain took", spent)
-    endings = [
-        r.status for r in retrains if r.trigger not in _ORDERED and r.status in ("failed", "rejected", "succeeded")
-    ]
+    endings = [r.status for r in retrains if r.trigger not in _ORDERED and r.status in _ENDED]
     failures = next((i for i, status in enumerate(endings) if status == "succeeded"), len(endings))
     in_a_row: list[tuple[dict[str, str], float]] = [({}, float(failures))] if endings else []
-    yield _gauge(
-        "retrain_failures", "Retrains of the policy that failed or were rejected since one succeeded", in_a_row
-    )
+    title = "The policy's retrains that failed or were rejected since one succeeded"
+    yield _gauge("retrain_failures", title, in_a_row)
 
 
 def _at(cursor: Cursor) -> list[tuple[dict[str, str], float]]:

@@ -1,7 +1,7 @@
 """A Grafana dashboard, made from a project file. Pure, and the same document for the same project.
 
 It asks Prometheus for what the monitor exports, and for nothing else: no rule file is needed, no host is named, and no
-plugin beyond Grafana's own panels. The model is that of schemaVersion 42 (Grafana 12 and later; earlier ones migrate it).
+plugin beyond Grafana's own panels. The model is that of schemaVersion 42 (Grafana 12 and later).
 Source: https://grafana.com/docs/grafana/latest/visualizations/dashboards/build-dashboards/view-dashboard-json-model/
 """
 
@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlops_ray.config import Project
-from mlops_ray.monitoring.panels import OURS, Panel, rows
+from mlops_ray.monitoring.panel import OURS, Panel
+from mlops_ray.monitoring.panels import rows
 
 SCHEMA_VERSION = 42
 _WIDTH = 24  # columns of Grafana's grid

@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any
 
 from mlops_ray.config import Project
+from mlops_ray.monitoring.panel import Panel, band, dashed, dotted, newest, of, rate
 from mlops_ray.monitoring.promql import QUANTILES, duration, over
 from mlops_ray.monitoring.record import MAIN
 
-OURS = 'project="$project"'
-"""Matcher of the project that the dashboard's variable names."""
 _RED_ABOVE = {"mode": "absolute", "steps": [{"color": "green", "value": None}, {"color": "red", "value": 1}]}
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One panel. queries: (PromQL, legend). width, height: in Grafana's grid. custom: fieldConfig.defaults.custom."""
-
-    title: str
-    kind: str
-    queries: Sequence[tuple[str, str]]
-    about: str
-    unit: str = "short"
-    width: int = 12
-    height: int = 8
-    instant: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    custom: Mapping[str, Any] = field(default_factory=dict)
-    overrides: Sequence[Mapping[str, Any]] = ()
-    form: str = "time_series"
-
-
 def rows(project: Project) -> Iterator[tuple[str, list[Panel]]]:
+    """Titles of rows with their panels, from top to bottom."""
     span = over(project)
     yield "At a glance", _glance(span)
     yield "Traffic", _traffic(span)
@@ -47,28 +27,16 @@ def rows(project: Project) -> Iterator[tuple[str, list[Panel]]]:
     yield "Retraining and the loop itself", _loop(project)
 
 
-def _of(metric: str, more: str = "") -> str:
-    return f"{metric}{{{OURS}{', ' + more if more else ''}}}"
-
-
-def _newest(metric: str, by: str = "project", more: str = "") -> str:
-    return f"max by ({by}) ({_of(metric, more)})"
-
-
-def _rate(metric: str, by: str, span: str) -> str:
-    return f"sum by ({by}) (rate({_of(metric)}[{span}]))"
-
-
 def _glance(span: str) -> list[Panel]:
-    alarm = _of("mlops_ray_detector_state", 'state="alarm"')
+    alarm = of("mlops_ray_detector_state", 'state="alarm"')
 
     def stat(title: str, expr: str, about: str, **more: Any) -> Panel:
         return Panel(title, "stat", [(expr, "")], about, width=4, height=4, instant=True, **more)
 
     return [
-        stat("Rows a second", _rate("mlops_ray_rows_total", "project", span), "Answered and captured", unit="cps"),
-        stat("Stable version", _newest("mlops_ray_stable_version"), "Answers most traffic", unit="none"),
-        stat("Canary's share", _newest("mlops_ray_canary_share"), "Share of the keys", unit="percentunit"),
+        stat("Rows a second", rate("mlops_ray_rows_total", "project", span), "Answered and captured", unit="cps"),
+        stat("Stable version", newest("mlops_ray_stable_version"), "Answers most traffic", unit="none"),
+        stat("Canary's share", newest("mlops_ray_canary_share"), "Share of the keys", unit="percentunit"),
         stat(
             "Detectors in alarm",
             f"sum by (project) (max by (project, detector) ({alarm}))",
@@ -78,11 +46,11 @@ def _glance(span: str) -> list[Panel]:
         ),
         stat(
             "Since rows arrived",
-            f"time() - {_newest('mlops_ray_arrival_timestamp_seconds')}",
+            f"time() - {newest('mlops_ray_arrival_timestamp_seconds')}",
             "Machine time since captured rows last reached the monitor",
             unit="s",
         ),
-        stat("Labelled", _newest("mlops_ray_label_coverage"), "Of the newest mature window", unit="percentunit"),
+        stat("Labelled", newest("mlops_ray_label_coverage"), "Of the newest mature window", unit="percentunit"),
         Panel(
             "Alerts",
             "state-timeline",
@@ -106,7 +74,7 @@ def _traffic(span: str) -> list[Panel]:
         Panel(
             "Rows by version",
             "timeseries",
-            [(_rate("mlops_ray_rows_total", "version", span), "v{{version}}")],
+            [(rate("mlops_ray_rows_total", "version", span), "v{{version}}")],
             "Rows whose answer was this version's",
             unit="cps",
             custom=stacked,
@@ -114,7 +82,7 @@ def _traffic(span: str) -> list[Panel]:
         Panel(
             "Share of the canary",
             "timeseries",
-            [(_newest("mlops_ray_canary_share"), "of the keys")],
+            [(newest("mlops_ray_canary_share"), "of the keys")],
             "What the plan assigns, at its present step",
             unit="percentunit",
             width=6,
@@ -124,7 +92,7 @@ def _traffic(span: str) -> list[Panel]:
         Panel(
             "Rows in all",
             "bargauge",
-            [(_newest("mlops_ray_rows_total", "version"), "v{{version}}")],
+            [(newest("mlops_ray_rows_total", "version"), "v{{version}}")],
             "Since the project began; counts outlive every process",
             width=6,
             instant=True,
@@ -133,8 +101,8 @@ def _traffic(span: str) -> list[Panel]:
 
 
 def _errors(span: str) -> list[Panel]:
-    tried = _rate("mlops_ray_canary_rows_total", "version", span)
-    failed = _rate("mlops_ray_canary_failures_total", "version", span)
+    tried = rate("mlops_ray_canary_rows_total", "version", span)
+    failed = rate("mlops_ray_canary_failures_total", "version", span)
     return [
         Panel(
             "Rows that the canary failed",
@@ -148,7 +116,7 @@ def _errors(span: str) -> list[Panel]:
         Panel(
             "Why it failed them",
             "timeseries",
-            [(_rate("mlops_ray_canary_failures_total", "version, reason", span), "v{{version}} {{reason}}")],
+            [(rate("mlops_ray_canary_failures_total", "version, reason", span), "v{{version}} {{reason}}")],
             "deadline: too late; error: it raised; nonsense: no probability; open: not asked, for it kept failing",
             unit="cps",
             width=8,
@@ -156,7 +124,7 @@ def _errors(span: str) -> list[Panel]:
         Panel(
             "Rows that were not captured",
             "timeseries",
-            [(_rate("mlops_ray_uncaptured_rows_total", "reason", span), "{{reason}}")],
+            [(rate("mlops_ray_uncaptured_rows_total", "reason", span), "{{reason}}")],
             "sampled: as configured; disk, overflow: the log lacks them; shadow: copies that a shadow never saw",
             unit="cps",
             width=8,
@@ -165,8 +133,8 @@ def _errors(span: str) -> list[Panel]:
 
 
 def _latency(span: str) -> list[Panel]:
-    buckets = _rate("mlops_ray_score_seconds_bucket", "version, le", span)
-    total, count = (_rate(f"mlops_ray_score_seconds_{what}", "version", span) for what in ("sum", "count"))
+    buckets = rate("mlops_ray_score_seconds_bucket", "version, le", span)
+    total, count = (rate(f"mlops_ray_score_seconds_{what}", "version", span) for what in ("sum", "count"))
     quantiles = [(f"histogram_quantile({q}, {buckets})", f"v{{{{version}}}} p{q * 100:g}") for q in QUANTILES]
     return [
         Panel(
@@ -180,7 +148,7 @@ def _latency(span: str) -> list[Panel]:
         Panel(
             "Time of a row, all versions",
             "heatmap",
-            [(_rate("mlops_ray_score_seconds_bucket", "le", span), "{{le}}")],
+            [(rate("mlops_ray_score_seconds_bucket", "le", span), "{{le}}")],
             "Rows a second in each span",
             unit="cps",
             form="heatmap",
@@ -190,7 +158,7 @@ def _latency(span: str) -> list[Panel]:
 
 
 def _drift(project: Project) -> list[Panel]:
-    psi, limit = (_newest(f"mlops_ray_drift_{what}", "feature") for what in ("psi", "limit"))
+    psi, limit = (newest(f"mlops_ray_drift_{what}", "feature") for what in ("psi", "limit"))
     steps = [(None, "green"), (0.5, "yellow"), (0.8, "orange"), (1, "red")]
     rising = {"mode": "absolute", "steps": [{"color": colour, "value": value} for value, colour in steps]}
     n = len(project.features.inputs)
@@ -211,14 +179,14 @@ def _drift(project: Project) -> list[Panel]:
             "timeseries",
             [(psi, "{{feature}}"), (limit, "{{feature}} limit")],
             "Limits follow from the false-alarm budget and the version's reference",
-            overrides=[_dashed(".* limit")],
+            overrides=[dashed(".* limit")],
         ),
         Panel(
             "Detectors",
             "state-timeline",
             [
                 (
-                    f"max by (detector, state) ({_of('mlops_ray_detector_state')}) > 0",
+                    f"max by (detector, state) ({of('mlops_ray_detector_state')}) > 0",
                     "{{detector}}: {{state}}",
                 )
             ],
@@ -231,8 +199,8 @@ def _drift(project: Project) -> list[Panel]:
 def _quality(project: Project) -> list[Panel]:
     main = MAIN[project.task]
     chosen, horizon = f'metric="{main}"', duration(project.monitoring.label_horizon_s)
-    band = [
-        (_newest(f"mlops_ray_estimate{end}", "method", chosen), f"{{{{method}}}} {word}")
+    ends = [
+        (newest(f"mlops_ray_estimate{end}", "method", chosen), f"{{{{method}}}} {word}")
         for end, word in (("", "estimate"), ("_low", "low"), ("_high", "high"))
     ]
     return [
@@ -240,20 +208,20 @@ def _quality(project: Project) -> list[Panel]:
             f"{main}: realised and estimated",
             "timeseries",
             [
-                (_newest("mlops_ray_log_loss"), "realised log_loss"),
-                (_newest("mlops_ray_log_loss_limit"), "limit of log_loss"),
-                *band,
+                (newest("mlops_ray_log_loss"), "realised log_loss"),
+                (newest("mlops_ray_log_loss_limit"), "limit of log_loss"),
+                *ends,
             ],
             "Estimates are of the newest window, in 95 % of the windows the realised value lies in their interval; "
             f"realised is the newest window older than the label horizon of {horizon}",
             width=16,
             height=10,
-            overrides=[_dashed("limit.*"), *(_band(method) for method in ("direct", "weighted"))],
+            overrides=[dashed("limit.*"), *(band(method) for method in ("direct", "weighted"))],
         ),
         Panel(
             "All estimated metrics",
             "table",
-            [(_newest("mlops_ray_estimate", "metric, method"), "")],
+            [(newest("mlops_ray_estimate", "metric, method"), "")],
             "Of the newest window, without labels",
             width=8,
             height=10,
@@ -263,13 +231,13 @@ def _quality(project: Project) -> list[Panel]:
         Panel(
             "Estimate less realised",
             "timeseries",
-            [(_newest("mlops_ray_estimate_error", "metric, method"), "{{metric}} {{method}}")],
+            [(newest("mlops_ray_estimate_error", "metric, method"), "{{metric}} {{method}}")],
             "Of the newest mature window",
         ),
         Panel(
             "Trust that estimates have earned",
             "timeseries",
-            [(_newest("mlops_ray_estimate_trust", "method"), "{{method}}")],
+            [(newest("mlops_ray_estimate_trust", "method"), "{{method}}")],
             "Share of the last windows whose realised value lay in the interval, less two windows of doubt",
             unit="percentunit",
             defaults={"min": 0, "max": 1},
@@ -278,13 +246,13 @@ def _quality(project: Project) -> list[Panel]:
 
 
 def _labels(project: Project, span: str) -> list[Panel]:
-    lag = f"{_newest('mlops_ray_decision_time_seconds')} - {_newest('mlops_ray_label_seconds')}"
+    lag = f"{newest('mlops_ray_decision_time_seconds')} - {newest('mlops_ray_label_seconds')}"
     horizon = duration(project.monitoring.label_horizon_s)
     return [
         Panel(
             "Labels that arrive",
             "timeseries",
-            [(_rate("mlops_ray_labels_total", "project", span), "labels")],
+            [(rate("mlops_ray_labels_total", "project", span), "labels")],
             "Corrections count too",
             unit="cps",
             width=8,
@@ -300,7 +268,7 @@ def _labels(project: Project, span: str) -> list[Panel]:
         Panel(
             "Labelled rows of mature windows",
             "timeseries",
-            [(_newest("mlops_ray_label_coverage"), "coverage")],
+            [(newest("mlops_ray_label_coverage"), "coverage")],
             "Realised quality speaks for these rows",
             unit="percentunit",
             width=8,
@@ -311,7 +279,7 @@ def _labels(project: Project, span: str) -> list[Panel]:
 
 def _rollout() -> list[Panel]:
     ends = [
-        (_newest(f"mlops_ray_rollout_difference{end}", "version, metric"), f"v{{{{version}}}} {{{{metric}}}} {word}")
+        (newest(f"mlops_ray_rollout_difference{end}", "version, metric"), f"v{{{{version}}}} {{{{metric}}}} {word}")
         for end, word in (("", "estimate"), ("_low", "low"), ("_high", "high"), ("_margin", "margin"))
     ]
     return [
@@ -323,14 +291,14 @@ def _rollout() -> list[Panel]:
             "is below the margin",
             width=16,
             height=10,
-            overrides=[_dashed(".* margin"), _dotted(".* (low|high)")],
+            overrides=[dashed(".* margin"), dotted(".* (low|high)")],
         ),
         Panel(
             "Evidence",
             "timeseries",
             [
                 (
-                    _newest("mlops_ray_rollout_evidence", "version, metric, hypothesis"),
+                    newest("mlops_ray_rollout_evidence", "version, metric, hypothesis"),
                     "v{{version}} {{metric}}: {{hypothesis}}",
                 )
             ],
@@ -342,7 +310,7 @@ def _rollout() -> list[Panel]:
         Panel(
             "Phase of the open rollout",
             "stat",
-            [(_newest("mlops_ray_rollout_step", "version") + " + 1", "v{{version}}: step")],
+            [(newest("mlops_ray_rollout_step", "version") + " + 1", "v{{version}}: step")],
             "Steps of the plan, from 1",
             width=6,
             height=6,
@@ -353,8 +321,8 @@ def _rollout() -> list[Panel]:
             "stat",
             [
                 (
-                    f"{_newest('mlops_ray_decision_time_seconds')} - on (project) group_right () "
-                    f"{_newest('mlops_ray_rollout_since_seconds', 'project, version, phase')}",
+                    f"{newest('mlops_ray_decision_time_seconds')} - on (project) group_right () "
+                    f"{newest('mlops_ray_rollout_since_seconds', 'project, version, phase')}",
                     "v{{version}} {{phase}}",
                 )
             ],
@@ -367,7 +335,7 @@ def _rollout() -> list[Panel]:
         Panel(
             "Rollouts so far",
             "bargauge",
-            [(_newest("mlops_ray_rollouts", "phase"), "{{phase}}")],
+            [(newest("mlops_ray_rollouts", "phase"), "{{phase}}")],
             "By how they ended, or stand",
             width=12,
             height=6,
@@ -377,13 +345,13 @@ def _rollout() -> list[Panel]:
 
 
 def _loop(project: Project) -> list[Panel]:
-    lease = _newest("mlops_ray_lease_expiry_timestamp_seconds", "project, lease")
-    watermark, decided = _newest("mlops_ray_watermark_seconds"), _newest("mlops_ray_decision_time_seconds")
+    lease = newest("mlops_ray_lease_expiry_timestamp_seconds", "project, lease")
+    watermark, decided = newest("mlops_ray_watermark_seconds"), newest("mlops_ray_decision_time_seconds")
     return [
         Panel(
             "Retrains so far",
             "bargauge",
-            [(_newest("mlops_ray_retrains", "status"), "{{status}}")],
+            [(newest("mlops_ray_retrains", "status"), "{{status}}")],
             "By how they ended, or stand",
             width=8,
             instant=True,
@@ -391,7 +359,7 @@ def _loop(project: Project) -> list[Panel]:
         Panel(
             "Stages of the newest retrain",
             "bargauge",
-            [(_newest("mlops_ray_retrain_seconds", "stage"), "{{stage}}")],
+            [(newest("mlops_ray_retrain_seconds", "stage"), "{{stage}}")],
             "Machine time",
             unit="s",
             width=8,
@@ -400,7 +368,7 @@ def _loop(project: Project) -> list[Panel]:
         Panel(
             "Failed or rejected in a row",
             "stat",
-            [(_newest("mlops_ray_retrain_failures"), "")],
+            [(newest("mlops_ray_retrain_failures"), "")],
             f"From {project.retraining.max_failures} on the circuit breaker holds retrains back",
             unit="none",
             width=8,
@@ -419,7 +387,7 @@ def _loop(project: Project) -> list[Panel]:
             "Behind, in event time",
             "timeseries",
             [
-                (f"{_newest('mlops_ray_pending_seconds')} - {watermark}", "collectors"),
+                (f"{newest('mlops_ray_pending_seconds')} - {watermark}", "collectors"),
                 (f"clamp_min({watermark} - {decided}, 0)", "monitor"),
             ],
             "collectors: rows that wait for a node to be passed; monitor: what it has not looked at",
@@ -437,28 +405,8 @@ def _loop(project: Project) -> list[Panel]:
         Panel(
             "Judged windows",
             "timeseries",
-            [(_newest("mlops_ray_windows_total"), "windows")],
+            [(newest("mlops_ray_windows_total"), "windows")],
             "Since the project began",
             width=8,
         ),
     ]
-
-
-def _dashed(series: str) -> dict[str, Any]:
-    return _drawn(series, [{"id": "custom.lineStyle", "value": {"fill": "dash", "dash": [8, 6]}}])
-
-
-def _dotted(series: str) -> dict[str, Any]:
-    return _drawn(series, [{"id": "custom.lineStyle", "value": {"fill": "dot", "dash": [1, 5]}}])
-
-
-def _band(method: str) -> dict[str, Any]:
-    """The interval of an estimate as an area."""
-    return _drawn(
-        f"{method} high",
-        [{"id": "custom.fillBelowTo", "value": f"{method} low"}, {"id": "custom.fillOpacity", "value": 15}],
-    )
-
-
-def _drawn(series: str, properties: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"matcher": {"id": "byRegexp", "options": f"/^{series}$/"}, "properties": properties}

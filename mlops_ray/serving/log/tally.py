@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from mlops_ray.serving.log import tables as log
 
-SCORE_S = (25e-6, 50e-6, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.1, 1.0)
+SCORE_S = (25e-6, 50e-6, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.1, 1.0, 10.0)
 """Upper bounds, in seconds a row: ONNX takes some tens of microseconds, scikit-learn milliseconds; then a last span
 without an end. A change of them makes new counts, since old ones cannot be split."""
 
