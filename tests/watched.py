@@ -42,9 +42,7 @@ def lived(store: Store, project: Project, now: float) -> None:
             (("submitted", {}), ("failed", {}), ("rejected", spent), ("succeeded", spent))
         ):
             at = decided - i * WEEK_S
-            tx.save_retrain(
-                RetrainRow(f"t{i}", name, "drift", "drifted", at, f"j{i}", status, outcome, now - i * WEEK_S)
-            )
+            tx.save_retrain(RetrainRow(f"t{i}", name, "drift", "drifted", at, f"j{i}", status, outcome, now - i * 3600))
     store.acquire(f"rollout:{name}", "controller", 20.0, now)
     answered(store, project, now, 100)
 

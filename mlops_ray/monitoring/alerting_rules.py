@@ -141,8 +141,8 @@ def _of_capture(project: Project, files: str) -> Iterator[Alert]:
         "warning",
         f"v{{{{ $labels.version }}}} of {name} is slow",
         f"One row in a hundred takes {{{{ $value | humanizeDuration }}}} in the predictor, above {slow:g} s: a "
-        f"canary is given {project.serving.canary_deadline_s:g} s for a request. Look for a busy machine first; a version without an ONNX graph is slow by itself "
-        f"(`mlops-ray card {files} {{{{ $labels.version }}}}`).",
+        f"canary is given {project.serving.canary_deadline_s:g} s for a request. Look for a busy machine first; "
+        f"a version without an ONNX graph is slow by itself (`mlops-ray card {files} {{{{ $labels.version }}}}`).",
     )
     lag = f"{newest(project, 'mlops_ray_decision_time_seconds')} - {newest(project, 'mlops_ray_label_seconds')}"
     yield Alert(

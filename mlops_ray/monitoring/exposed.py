@@ -119,7 +119,8 @@ def _counts(facts: Facts) -> Iterator[Family]:
     ]
     yield _counter("canary_failures", "Rows that a version on trial failed, which stable answered", failed)
     scored = []
-    for version in sorted({v for kind, v, *_ in counted if kind == "score_us" and v in facts.shown}, key=int):
+    timed = {rest[0] for kind, *rest in counted if kind == "score_us" and rest[0] in facts.shown}
+    for version in sorted(timed, key=int):
         total, buckets = 0, []
         for place, bound in enumerate((*SCORE_S, float("inf"))):
             total += counted.get(("score", version, str(place)), 0)

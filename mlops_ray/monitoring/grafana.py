@@ -65,14 +65,12 @@ def _variables(project: Project) -> list[dict[str, Any]]:
             "includeAll": False,
             "multi": False,
             "options": [],
-            "current": {},
         },
         {
             "name": "project",
             "label": "Project",
             "type": "query",
             "datasource": _SOURCE,
-            "definition": "label_values(mlops_ray_watermark_seconds, project)",
             "query": {"query": "label_values(mlops_ray_watermark_seconds, project)", "refId": "project"},
             "refresh": 2,
             "regex": "",
@@ -103,10 +101,8 @@ def _annotations() -> list[dict[str, Any]]:
             "enable": True,
             "hide": False,
             "iconColor": colour,
-            "expr": expr,
             "titleFormat": title,
-            "step": "60s",
-            "target": {"expr": expr, "refId": "annotation"},
+            "target": {"expr": expr, "refId": "annotation", "interval": "60s"},
         }
         for name, expr, colour, title in told
     ]

@@ -10,6 +10,7 @@ from mlops_ray.monitoring.panel import Panel, band, dashed, dotted, newest, of, 
 from mlops_ray.monitoring.promql import QUANTILES, duration, over
 from mlops_ray.monitoring.record import MAIN
 
+_BLUES = {"mode": "scheme", "scheme": "Blues", "steps": 64, "fill": "dark-blue", "exponent": 0.5, "reverse": False}
 _RED_ABOVE = {"mode": "absolute", "steps": [{"color": "green", "value": None}, {"color": "red", "value": 1}]}
 
 
@@ -152,7 +153,7 @@ def _latency(span: str) -> list[Panel]:
             "Rows a second in each span",
             unit="cps",
             form="heatmap",
-            options={"calculate": False, "yAxis": {"unit": "s"}, "color": {"scheme": "Blues", "mode": "scheme"}},
+            options={"calculate": False, "yAxis": {"unit": "s"}, "color": _BLUES},
         ),
     ]
 
