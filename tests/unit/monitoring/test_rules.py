@@ -87,6 +87,21 @@ def test_thresholds_are_the_project_files() -> None:
     assert (over(mine), over(fakes.project())) == ("20m", "5m")
 
 
+def test_the_example_configuration_is_one() -> None:
+    checked = promtool("check", "config", "--syntax-only", str(ROOT / "deploy/prometheus.yml"))
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_alerts_are_the_documented_ones(flights: Project) -> None:
+    text = (ROOT / "docs/monitoring.md").read_text(encoding="utf-8")
+    found = alerts_of(flights)
+    assert set(re.findall(r"`(MlopsRay\w+)`", text)) == found.keys()
+    for severity in ("critical", "warning"):
+        table = text.partition(f"| {severity} | fires when |")[2].partition("\n\n")[0]
+        told = set(re.findall(r"`(MlopsRay\w+)`", table))
+        assert told == {name for name, rule in found.items() if rule["labels"]["severity"] == severity}
+
+
 def test_spans_in_words() -> None:
     assert [duration(s) for s in (0, 90, 300, 7200, 604_800, 90.4)] == ["0s", "90s", "5m", "2h", "7d", "90s"]
 
