@@ -525,14 +525,38 @@ class Tx:
         query = select(WINDOWS).where(c.project == project).order_by(c.start.desc(), c.end.desc(), c.version)
         return self._all(WindowRow, query.limit(limit))
 
+    def n_windows(self, project: str) -> int:
+        """How many judgements of windows there are."""
+        query = select(func.count()).select_from(WINDOWS).where(WINDOWS.c.project == project)
+        return int(self.connection.execute(query).scalar_one())
+
     def cursor(self, project: str, name: str) -> Cursor:
         """Where this reader stands; `Cursor()` when it never was saved."""
         c = CURSORS.c
         return self._one(Cursor, select(c.number, c.at).where(c.project == project, c.name == name)) or Cursor()
 
+    def cursors(self, project: str, prefix: str) -> dict[str, Cursor]:
+        """All readers' places whose names begin with `prefix`, by the rest of their names."""
+        c = CURSORS.c
+        query = select(c.name, c.number, c.at).where(c.project == project, c.name.startswith(prefix, autoescape=True))
+        found = self.connection.execute(query.order_by(c.name))
+        return {name.removeprefix(prefix): Cursor(number, at) for name, number, at in found}
+
     def save_cursor(self, project: str, name: str, number: int, at: float) -> None:
         """Set a reader's place, in the transaction of what it has read."""
         self._upsert(CURSORS, {"project": project, "name": name, "number": number, "at": at})
+
+    def save_cursors(self, project: str, places: Mapping[str, Cursor]) -> None:
+        """Set several readers' places in one statement."""
+        if not places:
+            return
+        rows = [
+            {n: _stored(CURSORS, n, v) for n, v in ({"project": project, "name": name} | vars(place)).items()}
+            for name, place in places.items()
+        ]
+        new = insert_of(CURSORS, self.connection.dialect.name).values(rows)
+        changed = {name: new.excluded[name] for name in ("number", "at")}
+        self.connection.execute(new.on_conflict_do_update(index_elements=["project", "name"], set_=changed))
 
     # leases
 

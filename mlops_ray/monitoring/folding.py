@@ -7,7 +7,7 @@ from typing import Any
 
 from mlops_ray.data.profile import Profile
 from mlops_ray.serving.log import collecting
-from mlops_ray.state import Tx
+from mlops_ray.state import Cursor, Tx
 
 
 def fold(tx: Tx, project: str, pushed: Mapping[str, Any], now: float) -> bool:
@@ -16,7 +16,7 @@ def fold(tx: Tx, project: str, pushed: Mapping[str, Any], now: float) -> bool:
     Args: now: seconds since the epoch. pushed: `spool`, `base` (the last segment folded before), `number` of its last
         segment, `profiles` as (version, block, body); `watermark` and `newest` event time that came with them (seconds
         since the epoch; None without). `node`: whose spools have been passed since everything up to `passed` was
-        pending; `nodes`: those alive then.
+        pending; `nodes`: those alive then. `counted`: of `tally`; absent from collectors of the release before.
     """
     spool = collecting.cursor_name(pushed["spool"])
     if tx.cursor(project, spool).number != pushed["base"]:
@@ -28,8 +28,23 @@ def fold(tx: Tx, project: str, pushed: Mapping[str, Any], now: float) -> bool:
         tx.save_profile(project, version, block, merged.to_dict())
         rows = tx.cursor(project, rows_cursor(version)).number
         tx.save_cursor(project, rows_cursor(version), max(rows, 0) + body["n"], 0.0)
+    _count(tx, project, pushed.get("counted", {}), now)
     tx.save_cursor(project, spool, pushed["number"], 0.0)
     return True
+
+
+def _count(tx: Tx, project: str, counted: Mapping[str, tuple[int, float]], now: float) -> None:
+    if not counted:
+        return
+    known = tx.cursors(project, COUNTED)
+    before = {name: known.get(name, Cursor(0)) for name in counted}
+    tx.save_cursors(
+        project,
+        {
+            COUNTED + name: Cursor(before[name].number + n, max(before[name].at, min(at, now)))
+            for name, (n, at) in counted.items()
+        },
+    )
 
 
 def _note_time(tx: Tx, project: str, pushed: Mapping[str, Any], now: float) -> None:
@@ -49,6 +64,10 @@ def _note_time(tx: Tx, project: str, pushed: Mapping[str, Any], now: float) -> N
     counted, watermark = min(c.at for c in found if c.number >= 0), tx.cursor(project, "watermark")
     if counted > watermark.at:
         tx.save_cursor(project, "watermark", 0, counted)
+
+
+COUNTED = "counted:"
+"""Begins the names of the cursors that add up what `tally` counts."""
 
 
 def rows_cursor(version: int) -> str:

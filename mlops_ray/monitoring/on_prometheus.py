@@ -5,13 +5,15 @@ The loop never reads these numbers back: scrapes come too late for decisions.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from mlops_ray.monitoring.exposed import Family, families, gather, shown
 from mlops_ray.monitoring.folding import rows_cursor
 from mlops_ray.monitoring.record import ENTRY, METHODS
 from mlops_ray.state import Store, WindowRow
@@ -28,7 +30,7 @@ class Exposition(Collector):
         with self._store.read() as tx:
             serving = tx.serving(self._project)
             watermark = tx.cursor(self._project, "watermark").at
-            versions = [v.version for v in tx.versions(self._project)]
+            facts, versions = gather(tx, self._project), shown(serving, tx.versions(self._project))
             rows = {v: max(tx.cursor(self._project, rows_cursor(v)).number, 0) for v in versions}
             windows = tx.windows(self._project, 60)
             retrains = Counter(r.status for r in tx.retrains(self._project))
@@ -49,6 +51,7 @@ class Exposition(Collector):
         yield self._gauge(
             "mlops_ray_rollouts", "Rollouts by phase", [(name | {"phase": p}, n) for p, n in rollouts.items()]
         )
+        yield from (self._family(each, name) for each in families(facts))
 
     def _windows(self, windows: list[WindowRow], name: dict[str, str]) -> Iterator[Metric]:
         newest = {kind: next((w.result for w in windows if kind in w.result), None) for kind in ("drift", "quality")}
@@ -93,6 +96,16 @@ class Exposition(Collector):
         yield self._gauge("mlops_ray_estimate_error", "Estimate less what was realised, newest mature window", gaps)
         trust = [] if newest is None else [(name | {"method": m}, newest["record"][m]["trust"]) for m in METHODS]
         yield self._gauge("mlops_ray_estimate_trust", "Trust that past estimates have earned, from 0 to 1", trust)
+
+    def _family(self, found: Family, name: dict[str, str]) -> Metric:
+        samples = [({**name, **labels}, value) for labels, value in found.samples]
+        if found.kind != "histogram":
+            return (self._gauge if found.kind == "gauge" else self._counter)(found.name, found.title, samples)
+        family = HistogramMetricFamily(found.name, found.title, labels=list(samples[0][0]) if samples else [])
+        for labels, (buckets, total) in samples:
+            spans = [("+Inf" if math.isinf(bound) else repr(bound), n) for bound, n in buckets]
+            family.add_metric(list(labels.values()), spans, sum_value=total)
+        return family
 
     @staticmethod
     def _gauge(name: str, title: str, samples: list[tuple[dict[str, str], float]]) -> Metric:

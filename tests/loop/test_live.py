@@ -32,6 +32,7 @@ from mlops_ray.serving.log import on_collectors
 from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.places import labels_uri, log_uri
 from mlops_ray.serving.versions import Wanted
+from tests.load import eventually
 from tests.loop.conftest import ROOT, Live
 from tests.mlflow_command import mlflow
 
@@ -147,8 +148,9 @@ def test_commands_on_a_project_that_is_up(live: Live) -> None:
     assert illegal.returncode == 2
     assert "possible now: start" in illegal.stderr.replace("\n", " ")
     port = live.project.cluster.http_port
-    metrics = httpx.get(f"http://127.0.0.1:{live.project.monitoring.metrics_port}/metrics").text
-    assert 'mlops_ray_stable_version{project="flights"} 1.0' in metrics
+    place = f"http://127.0.0.1:{live.project.monitoring.metrics_port}/metrics"
+    assert 'mlops_ray_stable_version{project="flights"} 1.0' in httpx.get(place).text
+    eventually(lambda: 'mlops_ray_score_seconds_count{project="flights",version="1"}' in httpx.get(place).text, 60.0)
     listening = {
         c.laddr[0]
         for c in psutil.net_connections("tcp")

@@ -368,6 +368,21 @@ def test_the_database_itself_allows_one_open_row(store: Store, row: RolloutRow |
         tx.connection.execute(table.insert(), [values, {**values, "id": "other"}])
 
 
+def test_several_cursors_at_once(store: Store) -> None:
+    with store.begin() as tx:
+        tx.save_cursor("p", "counted:labels", 3, 1.0)
+        tx.save_cursor("p", "counted_not", 9, 1.0)
+        tx.save_cursor("other", "counted:labels", 8, 1.0)
+        tx.save_cursors("p", {"counted:labels": Cursor(4, 2.0), "counted:a_b%": Cursor(1)})
+        tx.save_cursors("p", {})
+        assert tx.cursors("p", "counted:") == {"a_b%": Cursor(1), "labels": Cursor(4, 2.0)}
+        assert tx.cursors("p", "counted:a_b%") == {"": Cursor(1)}  # taken as written, not as a pattern
+        assert tx.cursors("p", "nothing") == {}
+        for n in range(3):
+            tx.save_window(WindowRow("p", 0.0, 7.0, n, {}))
+        assert (tx.n_windows("p"), tx.n_windows("other")) == (3, 0)
+
+
 def test_profiles_windows_and_cursors(store: Store) -> None:
     with store.begin() as tx:
         for version, block in ((2, 10.0), (1, 10.0), (1, 20.0)):

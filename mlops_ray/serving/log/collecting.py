@@ -28,6 +28,7 @@ from mlops_ray.data import lake
 from mlops_ray.data.profile import Bins
 from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.log.forget import Register
+from mlops_ray.serving.log.tally import tally
 from mlops_ray.serving.places import labels_uri, log_uri, shadow_uri, uncaptured_uri, values_uri
 from mlops_ray.serving.spool import claims
 from mlops_ray.serving.spool import segments as spool
@@ -115,15 +116,17 @@ class Drain:
             "uncaptured": {n: a.uncaptured for n, a in arrived.items()},
         }
         tables = self._register.sieved(tables)
+        whole = {name: pa.concat_tables(parts.values()) for name, parts in tables.items()}
         for name, parts in tables.items():
             self._append(self._tables[name], parts)
-        rows = pa.concat_tables(tables["predictions"].values())
+        rows = whole["predictions"]
         folded = log.profiles(self._project, self._bins(), rows) if rows.num_rows else {}
         pushed = {
             "spool": self.id,
             "base": done,
             "number": segments[-1].number,
             "profiles": [(version, block, profile.to_dict()) for (version, block), profile in folded.items()],
+            "counted": tally(rows, whole["labels"], whole["uncaptured"]),
             **NOTHING,
             "watermark": _latest(a.watermark for a in arrived.values()),
             "newest": _latest(a.newest for a in arrived.values()),

@@ -80,6 +80,9 @@ def test_a_project_in_full_swing(store: Store) -> None:
         "mlops_ray_label_coverage": 0.9,
         "mlops_ray_rollouts/promoted": 2.0,
         "mlops_ray_rollouts/rolled back": 1.0,
+        "mlops_ray_rollout_end_seconds/promoted": 1.0,
+        "mlops_ray_rollout_end_seconds/rolled back": 2.0,
+        "mlops_ray_windows_total": 3.0,
     }
 
 
