@@ -18,7 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-BINARY = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+BINARY = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
 _ANSWER_S = 60.0
 
 
@@ -53,7 +55,9 @@ class Page:
 
     def size(self, width: int, height: int, *, dark: bool = False, still: bool = True) -> None:
         """A screen of so many CSS pixels; whether its reader likes it dark, and without motion."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
         features = [
             {"name": "prefers-color-scheme", "value": "dark" if dark else "light"},
             {"name": "prefers-reduced-motion", "value": "reduce" if still else "no-preference"},
@@ -61,7 +65,9 @@ class Page:
         self.call("Emulation.setEmulatedMedia", features=features)
 
     def open(self, address: str) -> None:
+        """Go there, and return when it is loaded."""
         self.call("Page.navigate", url=address)
+        self.wait("document.readyState === 'complete'")
 
     def run(self, script: str) -> Any:
         """The value of an expression, waited for where it is a promise."""
@@ -82,7 +88,16 @@ class Page:
 
     def press(self, key: str) -> None:
         """A key, as it has a name in `KeyboardEvent.key`."""
-        codes = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Tab": 9, "Enter": 13, "End": 35, "Home": 36}
+        codes = {
+            "ArrowLeft": 37,
+            "ArrowUp": 38,
+            "ArrowRight": 39,
+            "ArrowDown": 40,
+            "Tab": 9,
+            "Enter": 13,
+            "End": 35,
+            "Home": 36,
+        }
         text = {"Enter": {"text": "\r"}}.get(key, {})
         for kind in ("keyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=codes[key], **text)
@@ -125,7 +140,12 @@ def chromium(profile: Path) -> Iterator[Page]:
     receive, from_browser = os.pipe()
     # 3 and 4 are the browser's ends: a shell moves them there, whatever their numbers are here.
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
-    options += ["--remote-debugging-pipe", f"--user-data-dir={profile}", "--hide-scrollbars", "--disable-background-networking"]
+    options += [
+        "--remote-debugging-pipe",
+        f"--user-data-dir={profile}",
+        "--hide-scrollbars",
+        "--disable-background-networking",
+    ]
     script = f'exec "$0" "$@" 3<&{to_browser} 4>&{from_browser}'
     process = subprocess.Popen(
         ["bash", "-c", script, BINARY, *options],

@@ -61,7 +61,17 @@ def version(of: Project, number: int, at: float, **tags: Any) -> VersionRow:
     """A registered version."""
     name = of.project
     found = {"dataset.content_hash": f"{number:x}" * 64} | tags
-    return VersionRow(name, number, f"run{number}", f"/m/{number}", f"{number}" * 64, f"/data/{name}@{number}", "registered", at, found)
+    return VersionRow(
+        name,
+        number,
+        f"run{number}",
+        f"/m/{number}",
+        f"{number}" * 64,
+        f"/data/{name}@{number}",
+        "registered",
+        at,
+        found,
+    )
 
 
 def register(store: Store, of: Project, number: int, at: float, **tags: Any) -> None:
@@ -103,13 +113,21 @@ def trained_on() -> Reference:
     return Reference(BINS, DAY, tuple((k * DAY, day(9000 + k)) for k in range(84)), holdout)
 
 
-def judge(store: Store, of: Project, week: int, by: int, *, loss: float, mature: bool = True, shift: float = 0.0) -> None:
+def judge(
+    store: Store, of: Project, week: int, by: int, *, loss: float, mature: bool = True, shift: float = 0.0
+) -> None:
     """The judgement of one week by the reference of version `by`, as the monitor saves it."""
     start, reference = BEGAN + week * WEEK, trained_on()
     window = sum((day(week * 7 + k, shift=shift, n=700) for k in range(7)), empty(BINS))
     found = judgement.judge_drift(of.monitoring, reference, window)
     result: dict[str, Any] = {
-        "drift": {"alarm": found.alarm, "why": found.why, "at": start + WEEK, "decision": "nothing to do", **found.detail}
+        "drift": {
+            "alarm": found.alarm,
+            "why": found.why,
+            "at": start + WEEK,
+            "decision": "nothing to do",
+            **found.detail,
+        }
     }
     metrics = {"log_loss": {"value": loss, "low": loss - 0.02, "high": loss + 0.02}}
     result[ENTRY] = {
@@ -131,7 +149,9 @@ def judge(store: Store, of: Project, week: int, by: int, *, loss: float, mature:
 
 def retrained(store: Store, of: Project, at: float, number: int | None, *, planted: bool = False) -> str:
     """A retrain because of drift; `number` passes, None is refused."""
-    row = decided(of.project, "drift", "x: PSI 0.412 against a limit of 0.121 (mean from 0.01 to 0.6)", at, planted=planted)
+    row = decided(
+        of.project, "drift", "x: PSI 0.412 against a limit of 0.121 (mean from 0.01 to 0.6)", at, planted=planted
+    )
 
     def run(tx: Tx) -> None:
         tx.save_retrain(row)
@@ -140,7 +160,9 @@ def retrained(store: Store, of: Project, at: float, number: int | None, *, plant
     store.run(run)
     if number is None:
         gates = {"verdict": "fail", "reasons": ["roc_auc 0.51 is below 0.55"]}
-        store.run(lambda tx: close(tx, row, "rejected", row.outcome | {"gates": gates}, "candidate rejected", "roc_auc"))
+        store.run(
+            lambda tx: close(tx, row, "rejected", row.outcome | {"gates": gates}, "candidate rejected", "roc_auc")
+        )
         return row.id
     register(store, of, number, at, decision=row.id)
     outcome = {"version": number}
@@ -173,10 +195,14 @@ def move(tx: Tx, of: Project, row: RolloutRow, after: CanaryState, kind: str, se
     orders.save_wanted(tx, of.project, now=after.since)
 
 
-def seen(at: float, n_keys: int, estimate: float, half: float, verdict: Verdict = Verdict.INCONCLUSIVE) -> dict[str, Any]:
+def seen(
+    at: float, n_keys: int, estimate: float, half: float, verdict: Verdict = Verdict.INCONCLUSIVE
+) -> dict[str, Any]:
     """A look."""
     needed = None if verdict is Verdict.PASS else max(1, 900 - n_keys)
-    loss = Metric("log_loss", 0.02, n_keys, estimate, 0.5, 7.0, verdict, low=estimate - half, high=estimate + half, needed=needed)
+    loss = Metric(
+        "log_loss", 0.02, n_keys, estimate, 0.5, 7.0, verdict, low=estimate - half, high=estimate + half, needed=needed
+    )
     failures = Metric("failures", 0.01, 4 * n_keys, 0.0, 0.1, 40.0, Verdict.PASS, low=-0.002, high=0.004)
     return {"at": at, "analysis": Analysis(verdict, (loss, failures), 4 * n_keys).to_dict()}
 
@@ -191,7 +217,9 @@ def promote(store: Store, of: Project, rollout: str, at: float) -> None:
 
     def run(tx: Tx) -> None:
         last = seen(at, 950, -0.006, 0.012, Verdict.PASS)
-        move(tx, of, row_of(tx, rollout), CanaryState(Phase.PROMOTING, 1, at, Reason.EVIDENCE), "rollout promoting", last)
+        move(
+            tx, of, row_of(tx, rollout), CanaryState(Phase.PROMOTING, 1, at, Reason.EVIDENCE), "rollout promoting", last
+        )
         traffic.flip(tx, rollout)
         row = row_of(tx, rollout)
         move(tx, of, row, replace(CanaryState.from_dict(row.state), phase=Phase.PROMOTED), "rollout promoted", None)

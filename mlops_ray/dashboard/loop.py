@@ -156,4 +156,5 @@ def _retrain(of: Gathered) -> tuple[State, str]:
 
 
 def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    """With a capital, unless it begins with a version."""
+    return text if text[:1] == "v" and text[1:2].isdigit() else text[:1].upper() + text[1:]

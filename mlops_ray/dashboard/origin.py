@@ -71,4 +71,3 @@ def _became(of: Gathered, row: VersionRow, facts: Facts) -> str:
         return "was stable" if phase == "promoted" else phase
     was = any(r.stable == row.version for r in of.rollouts)
     return "was stable" if was else "never served"
-

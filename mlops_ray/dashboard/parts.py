@@ -135,13 +135,18 @@ class Drift:
 
 @dataclass(frozen=True)
 class Look:
-    """A metric at one look: the canary's loss minus stable's, its confidence sequence, and the keys that it rests on."""
+    """A metric at one look: the canary's loss minus stable's, its confidence sequence, and the keys behind it."""
 
     at: float
     n_keys: int
     estimate: float
     low: float | None
     high: float | None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Both ends, where they are known."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
 
 
 @dataclass(frozen=True)

@@ -108,16 +108,15 @@ def says(of: Rollout) -> str:
 
 def _evidence(of: Rollout) -> str:
     """Of the metric that keeps it waiting longest, or the first: its keys, its interval, its margin."""
-    known = [m for m in of.metrics if m.looks[-1].low is not None and m.looks[-1].high is not None]
+    known = [m for m in of.metrics if m.looks[-1].interval is not None]
     if not known:
-        return "; no look at the evidence yet" if of.phase == Phase.RAMPING else ""
+        return "; no interval of its evidence yet" if of.phase == Phase.RAMPING else ""
     undecided = [m for m in known if m.verdict == "inconclusive"]
     m = max(undecided, key=lambda m: m.needed or 0) if undecided else known[0]
-    last = m.looks[-1]
-    assert last.low is not None and last.high is not None
+    low, high = m.looks[-1].interval or (0.0, 0.0)
     keys = f"{m.n_keys:,} keys" if not m.needed else f"{m.n_keys:,} of about {m.n_keys + m.needed:,} keys"
     arm = "" if m.arm is None else f"v{m.arm} "
-    interval = f"{signed(last.low)} to {signed(last.high)}"
+    interval = f"{signed(low)} to {signed(high)}"
     return f": {keys}; {arm}{m.title} difference {interval}, margin {m.margin:g}"
 
 

@@ -207,8 +207,7 @@ function sequenceChart(m, rollout) {
       ...looks.map((l) => draw("circle", { class: "point", cx: p.px(l.at), cy: p.py(l.estimate), r: 3.5 })));
     p.root.append(draw("line", { class: "zero", x1: p.left, x2: width - p.right, y1: p.py(0), y2: p.py(0) }),
       draw("line", { class: "limit", x1: p.left, x2: width - p.right, y1: p.py(m.margin), y2: p.py(m.margin) }),
-      draw("text", { class: "limit-name", x: width - p.right, y: p.py(m.margin) - 5, "text-anchor": "end" }, `margin ${m.margin}`),
-      draw("text", { x: width - p.right, y: p.py(0) + 14, "text-anchor": "end" }, "equal"));
+      draw("text", { class: "limit-name", x: width - p.right, y: p.py(m.margin) - 5, "text-anchor": "end" }, `margin ${m.margin}`));
     let free = 0;
     for (const s of rollout.steps) {
       const share = / at ([0-9.e-]+)$/.exec(s.kind);
@@ -230,7 +229,7 @@ function heatMap(of) {
   return chart("Drift of each feature in each window, as a share of its limit.", (width) => {
     const left = width < 480 ? 96 : 150, right = 4, top = 40, line = 22;
     const fits = Math.max(4, Math.floor((width - left - right) / 24)), shown = of.windows.slice(-fits);
-    const cell = Math.min(96, (width - left - right) / shown.length), height = top + line * of.features.length + 6;
+    const cell = Math.min(150, (width - left - right) / shown.length), height = top + line * of.features.length + 6;
     const root = draw("svg", { viewBox: `0 0 ${width} ${height}`, height });
     let free = 0, before = null;
     shown.forEach((w, col) => {

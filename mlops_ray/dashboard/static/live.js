@@ -17,7 +17,7 @@ function put(id, made) {
   if (made === null) { section.hidden = true; section.replaceChildren(); return; }
   const open = new Set([...section.querySelectorAll("details[open]")].map((d) => d.dataset.key));
   const scrolled = [...section.querySelectorAll(".wide")].map((w) => [w.getAttribute("aria-label"), w.scrollTop, w.scrollLeft]);
-  const held = section.contains(document.activeElement) ? place(section, document.activeElement) : null;
+  const held = section.contains(document.activeElement) ? named(document.activeElement) : null;
   section.replaceChildren(...made.filter(Boolean));
   section.hidden = false;
   for (const d of section.querySelectorAll("details")) d.open = open.has(d.dataset.key);
@@ -25,13 +25,22 @@ function put(id, made) {
     const again = [...section.querySelectorAll(".wide")].find((w) => w.getAttribute("aria-label") === label);
     if (again) { again.scrollTop = top; again.scrollLeft = left; }
   }
-  if (held) requestAnimationFrame(() => { const again = find(section, held); if (again) again.focus({ preventScroll: true }); });
+  if (held) refocus(section, held, 3);
 }
 
-// Where the focus is, so that a redrawn part can give it back.
-const focusable = "summary, svg[tabindex], .wide[tabindex], a, button";
-const place = (section, node) => [...section.querySelectorAll(focusable)].indexOf(node);
-const find = (section, index) => [...section.querySelectorAll(focusable)][index];
+// What finds an element again in the part that is drawn anew; charts draw themselves some frames later.
+function named(node) {
+  const details = node.closest("summary") ? node.closest("details") : null;
+  if (details) return `details[data-key="${CSS.escape(details.dataset.key)}"] > summary`;
+  if (node.dataset.key) return `[data-key="${CSS.escape(node.dataset.key)}"]`;
+  return node.getAttribute("aria-label") ? `[aria-label="${CSS.escape(node.getAttribute("aria-label"))}"]` : null;
+}
+
+function refocus(section, name, frames) {
+  const again = section.querySelector(name);
+  if (again) again.focus({ preventScroll: true });
+  else if (frames) requestAnimationFrame(() => refocus(section, name, frames - 1));
+}
 
 function show(doc) {
   const colour = colours(doc);
@@ -49,7 +58,7 @@ function show(doc) {
 }
 
 function foot(doc) {
-  const clock = doc.now === null ? ["There is no decision time before the first request. "] : ["Decision time is ", when(doc.now), ": the time up to which all events are known. Windows, rollouts and the ledger go by it, and all times here are it. "];
+  const clock = doc.now === null ? ["There is no decision time before the first request. "] : ["Decision time is ", when(doc.now), ": the time up to which all events are known. Windows, rollouts and the ledger go by it, and all times here are it, but for the training of versions that nothing in the loop asked for. "];
   const behind = doc.now === null ? 0 : Date.now() / 1000 - doc.now;
   if (!snapshot && behind > 86400) clock.push(`It is ${ago(behind)} behind this machine's clock: traffic of the past is being replayed, or none comes. `);
   return [...clock, `Your zone: ${zone}; point at a time for UTC. mlops_ray ${doc.release}.`];

@@ -85,7 +85,7 @@ function rolloutPart(doc) {
   const [r, ...others] = doc.rollouts;
   const note = r.open ? "under way" : "the last one";
   const waits = r.waits.length ? el("p", { class: "note" }, `It waits for: ${r.waits.join("; ")}.`) : null;
-  const body = [head("rollout", `Rollout of v${r.version} against v${r.against}`, note), r.open ? null : el("p", {}, told(r.says.charAt(0).toUpperCase() + r.says.slice(1)), "."), steps(r), waits];
+  const body = [head("rollout", `Rollout of v${r.version} against v${r.against}`, note), r.open ? null : el("p", {}, told(r.says), "."), steps(r), waits];
   if (r.metrics.length) {
     body.push(el("div", { class: "metrics" }, r.metrics.map((m) => metricPart(m, r))),
       legend([key(draw("rect", { class: "band", width: 22, height: 14 }), draw("line", { class: "mean", x1: 0, x2: 22, y1: 7, y2: 7 })), "canary minus stable; positive is worse. The band is a confidence sequence: it holds at all looks together"],
@@ -158,7 +158,7 @@ function lineagePart(doc) {
 function ledgerPart(doc) {
   const l = doc.ledger;
   if (!l.n) return [head("ledger", "Ledger"), empty("Nothing was decided yet. Each decision and order will stand here, sealed with the hash of the one before.")];
-  const row = (e) => el("tr", {}, el("td", { class: "n seal" }, `${e.seq}`), el("td", {}, when(e.at)), el("td", {}, el("b", {}, e.kind), ` ${e.subject}`), el("td", { class: "who" }, e.who), el("td", { class: "why" }, told(e.why)), el("td", { class: "seal" }, el("code", {}, e.hash)));
+  const row = (e) => el("tr", {}, el("td", { class: "n seal" }, `${e.seq}`), el("td", {}, when(e.at)), el("td", { class: "what" }, el("b", {}, e.kind), ` ${e.subject}`), el("td", { class: "who" }, e.who), el("td", { class: "why" }, told(e.why)), el("td", { class: "seal" }, el("code", {}, e.hash)));
   const shown = (entries) => el("div", { class: "wide ledger", tabindex: "0", role: "region", "aria-label": "Entries of the ledger" }, el("table", {},
     el("thead", {}, el("tr", {}, ["entry", "decision time", "what", "who", "why", "hash"].map((n) => el("th", { scope: "col" }, n)))), el("tbody", {}, entries.map(row))));
   return [head("ledger", "Ledger", `${many(l.n)} entries; the head is ${l.n}:${l.head.slice(0, 12)}…`), shown(l.entries),

@@ -172,7 +172,9 @@ def test_windows_without_known_keys_and_with_new_ones_are_shown(one: Store) -> N
     with one.begin() as tx:
         (row,) = tx.windows(PROJECT.project)
         drift = {"features": [{"feature": "x", "psi": 0.1, "p": 0.3}, {"feature": "n"}], "news": 1}
-        tx.save_window(type(row)(**{**vars(row), "result": {"drift": drift, "sequential": {"alarm": True}, "other": 3}}))
+        tx.save_window(
+            type(row)(**{**vars(row), "result": {"drift": drift, "sequential": {"alarm": True}, "other": 3}})
+        )
     found = made(one)
     assert found.drift.features == ("x",)
     assert found.drift.windows[0].limit == (None,)
