@@ -159,7 +159,8 @@ def retrained(store: Store, of: Project, at: float, number: int | None, *, plant
 
     store.run(run)
     if number is None:
-        gates = {"verdict": "fail", "reasons": ["roc_auc 0.51 is below 0.55"]}
+        check = {"name": "limit.roc_auc", "verdict": "fail", "detail": "0.51 is below 0.55"}
+        gates = {"verdict": "fail", "checks": [{"name": "slices", "verdict": "pass", "detail": "fine"}, check]}
         store.run(
             lambda tx: close(tx, row, "rejected", row.outcome | {"gates": gates}, "candidate rejected", "roc_auc")
         )

@@ -40,8 +40,8 @@ def _standing(of: Gathered) -> tuple[str, str]:
     """Station and sentence, by what is under way: a retrain, an approval, a rollout; else the traffic is watched."""
     if (retrain := of.open_retrain) is not None:
         if retrain.status == "decided":
-            return "retrain", f"A retrain is decided: {retrain.reason}"
-        return "train", f"A candidate is being trained and judged, because of {_because(retrain)}: {retrain.reason}"
+            return "retrain", f"A retrain is decided, because of {_because(retrain)}; its job is about to start."
+        return "train", f"A candidate is being trained and judged, because of {_because(retrain)}."
     if (row := of.open_rollout) is not None:
         return "rollout", _capital(trials.rollout(of, row).says)
     pending = [v for v in of.versions if v.status == VersionRow.PENDING]
@@ -56,7 +56,8 @@ def _standing(of: Gathered) -> tuple[str, str]:
     at = windows.next_close(of)
     alarms = windows.alerts(of)
     if alarms:
-        return "monitor", f"v{of.stable} answers all requests. {_capital(alarms[0].trigger)} alarms: {alarms[0].says}"
+        named = " and ".join(alarm.trigger for alarm in alarms)
+        return "monitor", f"v{of.stable} answers all requests; {named} {'alarms' if len(alarms) == 1 else 'alarm'}."
     close = "" if at is None else f"; the next window closes at {moment(at)}"
     return "monitor", f"v{of.stable} answers all requests and nothing alarms{close}."
 
@@ -139,7 +140,8 @@ def _monitor(of: Gathered) -> tuple[State, str]:
 
 def _retrain(of: Gathered) -> tuple[State, str]:
     if of.open_retrain is not None:
-        return "now", f"Decided because of {_because(of.open_retrain)}, at {moment(of.open_retrain.decided)}."
+        row = of.open_retrain
+        return "done", f"Decided because of {_because(row)}, at {moment(row.decided)}: {row.reason}"
     said = [
         (entry.get("at", 0.0), str(entry["decision"]))
         for row in of.windows

@@ -8,6 +8,7 @@ from typing import Any
 from mlops_ray.dashboard.gathered import Gathered
 from mlops_ray.dashboard.parts import Look, Metric, Retrain, Rollout, Step
 from mlops_ray.dashboard.wording import metric, percent, signed
+from mlops_ray.governance.lineage import checks_of
 from mlops_ray.rollout import canary, orders
 from mlops_ray.rollout.canary import ENDED, CanaryState, Phase
 from mlops_ray.rollout.trail import POINT
@@ -126,8 +127,9 @@ def retrain(row: RetrainRow) -> Retrain:
     if row.status == "succeeded":
         told = f"v{version} passed its gates." if version else "Its candidate passed."
     elif row.status == "rejected":
-        reasons = (row.outcome.get("gates") or {}).get("reasons") or []
-        told = "The gates refused its candidate" + (f": {'; '.join(map(str, reasons[:3]))}" if reasons else ".")
+        broken = [c for c in checks_of(row.outcome.get("gates") or {}) if c.get("verdict") != "pass"]
+        reasons = "; ".join(f"{check['name']}: {check['detail']}" for check in broken[:3])
+        told = f"The gates refused its candidate{f': {reasons}' if reasons else ''}."
     elif row.status == "failed":
         told = f"It failed: {row.outcome.get('error', 'no reason was kept')}"
     else:

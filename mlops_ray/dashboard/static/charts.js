@@ -47,10 +47,14 @@ function plane(width, height, since, until, y, unit, form) {
       draw("text", { x: left - 8, y: py(v) + 4, "text-anchor": "end" }, form ? form(v) : v.toFixed(ticks.digits)));
   }
   const floor = height - bottom;
+  let free = 0;
   for (const [at, text] of instants(since, until, width / 78)) {
     const x = px(at), anchor = x > width - right - 24 ? "end" : x < left + 20 ? "start" : "middle";
-    root.append(draw("line", { class: "grid", x1: x, x2: x, y1: floor, y2: floor + 5 }),
-      draw("text", { x, y: floor + 18, "text-anchor": anchor }, text));
+    root.append(draw("line", { class: "grid", x1: x, x2: x, y1: floor, y2: floor + 5 }));
+    const wide = 7 * text.length, from = anchor === "end" ? x - wide : anchor === "start" ? x : x - wide / 2;
+    if (from < free) continue;
+    root.append(draw("text", { x, y: floor + 18, "text-anchor": anchor }, text));
+    free = from + wide + 8;
   }
   root.append(draw("line", { class: "axis", x1: left, x2: width - right, y1: floor, y2: floor }));
   return { root, px, py, left, right, top, floor, width, height };
@@ -231,6 +235,7 @@ function heatMap(of) {
     const fits = Math.max(4, Math.floor((width - left - right) / 24)), shown = of.windows.slice(-fits);
     const cell = Math.min(150, (width - left - right) / shown.length), height = top + line * of.features.length + 6;
     const root = draw("svg", { viewBox: `0 0 ${width} ${height}`, height });
+    if (shown.length < of.windows.length) root.append(draw("text", { x: 0, y: 12 }, `${shown.length} of ${of.windows.length}`));
     let free = 0, before = null;
     shown.forEach((w, col) => {
       const x = left + col * cell;
@@ -243,7 +248,7 @@ function heatMap(of) {
     });
     const spots = [];
     of.features.forEach((feature, row) => {
-      const y = top + row * line, most = Math.floor((left - 8) / 7);
+      const y = top + row * line, most = Math.floor((left - 8) / 7.8);
       root.append(draw("text", { x: left - 8, y: y + 15, "text-anchor": "end" }, feature.length > most ? `${feature.slice(0, most - 1)}…` : feature));
       shown.forEach((w, col) => {
         const psi = w.psi[row], limit = w.limit[row], x = left + col * cell;

@@ -125,7 +125,7 @@ function driftPart(doc) {
   const d = doc.drift;
   if (!d.windows.length) return [head("drift", "Drift"), empty(d.empty)];
   const newest = d.windows.at(-1);
-  const says = el("p", { class: "note" }, "The newest window, ", when(newest.start), " to ", when(newest.end), `: ${newest.alarm ? "alarms: " : ""}${newest.why}. `, newest.decision ? `Then: ${newest.decision}. ` : "", d.next ? ["The next closes at ", when(d.next), "."] : "");
+  const says = el("p", { class: "note" }, "The newest window, ", when(newest.start), " to ", when(newest.end), `: ${newest.alarm ? "alarms: " : ""}${newest.why}. `, newest.decision ? (newest.decision === newest.why ? "A retrain was decided. " : `Then: ${newest.decision}. `) : "", d.next ? ["The next closes at ", when(d.next), "."] : "");
   if (!d.features.length) return [head("drift", "Drift"), says, empty("No window had rows and limits enough to be judged.")];
   const rows = [...d.windows].reverse().map((w) => [when(w.start), `v${w.version}`, w.rows === null ? "–" : many(w.rows), w.alarm ? "ALARM" : "", ...w.psi.map((v, i) => (v === null ? "–" : `${v.toFixed(3)}${w.limit[i] && v > w.limit[i] ? " !" : ""}`))]);
   return [head("drift", "Drift", "features by windows, the most drifted on top"), heatMap(d),
