@@ -82,14 +82,16 @@ class Estimate:
 
 @dataclass(frozen=True)
 class QualityPoint:
-    """One window of one version. realised: over its labelled rows, a count and no estimate; limit: alarms above it;
-    coverage: share of rows whose label is known."""
+    """One window of one version. realised: over its labelled rows; low, high: what it says of rows like them, where the
+    monitor tells; limit: alarms above it; coverage: share of rows whose label is known."""
 
     start: float
     end: float
     version: int
     estimated: Estimate | None
     realised: float | None
+    low: float | None
+    high: float | None
     limit: float | None
     coverage: float | None
     roc_auc: float | None

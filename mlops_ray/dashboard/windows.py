@@ -68,6 +68,8 @@ def _point(row: WindowRow, name: str) -> QualityPoint | None:
     estimated, realised = _estimate(entry, name), said.get(name)
     if realised is None:
         realised = (entry.get("realised") or {}).get(name)
+    judged = said.get("metric", name) == name  # of a regression the squared error is
+    interval: Mapping[str, Any] = (said.get("interval") if judged else None) or {}
     if estimated is None and realised is None:
         return None
     return QualityPoint(
@@ -76,7 +78,9 @@ def _point(row: WindowRow, name: str) -> QualityPoint | None:
         version=row.version,
         estimated=estimated,
         realised=realised,
-        limit=said.get("limit"),
+        low=interval.get("low"),
+        high=interval.get("high"),
+        limit=said.get("limit") if judged else None,
         coverage=said.get("coverage"),
         roc_auc=said.get("roc_auc"),
         alarm=bool(said.get("alarm") or entry.get("alarm")),

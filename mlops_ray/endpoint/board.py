@@ -58,8 +58,8 @@ def operations() -> tuple[Operation, ...]:
     data_of = {
         "tags": ["operation"],
         "summary": "What the dashboard shows",
-        "description": f"Where the loop stands, from the state database; at most {FRESH_S:g} s old. Its `ETag`, sent as "
-        "`If-None-Match`, asks for no more than what has changed.",
+        "description": f"Where the loop stands, from the state database; at most {FRESH_S:g} s old. Sent back as "
+        "`If-None-Match`, its `ETag` asks for no more than news.",
         "responses": {"200": told, "304": same, **refusals(408, 413, 500, 503)},
     }
     return ("get", "/dashboard", "", page_of), ("get", "/dashboard/data", "read", data_of)

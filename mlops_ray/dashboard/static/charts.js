@@ -154,7 +154,7 @@ function trafficChart(of, colour) {
 function qualityChart(of) {
   return chart(`${of.metric} of each window, estimated and realised.`, (width) => {
     const points = of.points;
-    const values = points.flatMap((q) => [q.realised, q.limit, q.estimated && q.estimated.value, q.estimated && q.estimated.low, q.estimated && q.estimated.high]).filter((v) => typeof v === "number");
+    const values = points.flatMap((q) => [q.realised, q.low, q.high, q.limit, q.estimated && q.estimated.value, q.estimated && q.estimated.low, q.estimated && q.estimated.high]).filter((v) => typeof v === "number");
     const low = Math.min(...values), high = Math.max(...values), room = Math.max((high - low) * 0.12, high * 0.02, 1e-6);
     const p = plane(width, 262, points[0].start, points.at(-1).end, [Math.max(0, low - room), high + room], `${of.metric}, ${of.unit}`);
     let before = null;
@@ -173,11 +173,12 @@ function qualityChart(of) {
       }
       if (q.realised !== null) {
         const y = p.py(q.realised);
+        if (q.low !== null) p.root.append(draw("line", { class: "bar sure", x1: x + 9, x2: x + 9, y1: p.py(q.low), y2: p.py(q.high) }));
         p.root.append(draw("path", { class: q.alarm ? "solid alarm" : "solid", d: `M${x} ${y - 6}L${x + 6} ${y}L${x} ${y + 6}L${x - 6} ${y}Z` }));
       }
       const lines = [`${dayOf(q.start)} to ${dayOf(q.end)}, v${q.version}`];
       if (e) lines.push(`estimated ${plain(e.value)}${e.low === null ? "" : ` (${plain(e.low)} to ${plain(e.high)})`}, trust ${e.trust.toFixed(2)}`);
-      lines.push(q.realised === null ? "labels are not old enough yet" : `realised ${plain(q.realised)}${q.limit === null ? "" : `, limit ${plain(q.limit)}`}`);
+      lines.push(q.realised === null ? "labels are not old enough yet" : `realised ${plain(q.realised)}${q.low === null ? "" : ` (${plain(q.low)} to ${plain(q.high)})`}${q.limit === null ? "" : `, limit ${plain(q.limit)}`}`);
       if (q.coverage !== null) lines.push(`${percent(q.coverage)} of its rows have a label`);
       if (q.alarm) lines.push("ALARM");
       return { x: from, y: p.top, w: to - from, h: p.floor - p.top, row: 0, col, says: lines.join("\n") };
