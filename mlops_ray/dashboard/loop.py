@@ -141,7 +141,7 @@ def _monitor(of: Gathered) -> tuple[State, str]:
 def _retrain(of: Gathered) -> tuple[State, str]:
     if of.open_retrain is not None:
         row = of.open_retrain
-        return "done", f"Decided because of {_because(row)}, at {moment(row.decided)}: {row.reason}"
+        return "done", f"Decided because of {_because(row)}, at {moment(row.decided)}: {_first(row.reason)}"
     said = [
         (entry.get("at", 0.0), str(entry["decision"]))
         for row in of.windows
@@ -152,9 +152,20 @@ def _retrain(of: Gathered) -> tuple[State, str]:
     if last is not None and last[1].startswith("held back"):
         return "waiting", _capital(f"{last[1]}.")
     if of.retrains:
-        return "done", f"The last was decided at {moment(of.retrains[0].decided)}: {of.retrains[0].reason}"
+        last_one = of.retrains[0]
+        return "done", f"The last was decided because of {_because(last_one)}, at {moment(last_one.decided)}."
     triggers = ", ".join(of.project.retraining.triggers).replace("_", " ")
     return "waiting", f"Nothing asked for one yet; it would be: {triggers}."
+
+
+def _first(reason: str) -> str:
+    """The first of what a reason lists; the part about retrains has all.
+
+    >>> _first("x: PSI 0.4; n: PSI 0.2"), _first("manual")
+    ('x: PSI 0.4, and more', 'manual')
+    """
+    first, more, _ = reason.partition("; ")
+    return f"{first}, and more" if more else first
 
 
 def _capital(text: str) -> str:

@@ -128,8 +128,9 @@ def retrain(row: RetrainRow) -> Retrain:
         told = f"v{version} passed its gates." if version else "Its candidate passed."
     elif row.status == "rejected":
         broken = [c for c in checks_of(row.outcome.get("gates") or {}) if c.get("verdict") != "pass"]
-        reasons = "; ".join(f"{check['name']}: {check['detail']}" for check in broken[:3])
-        told = f"The gates refused its candidate{f': {reasons}' if reasons else ''}."
+        reasons = [f"{check['name']}: {check['detail']}" for check in broken]
+        more = f"; and for {len(reasons) - 1} more" if len(reasons) > 1 else ""
+        told = f"The gates refused its candidate{f': {reasons[0]}{more}' if reasons else ''}."
     elif row.status == "failed":
         told = f"It failed: {row.outcome.get('error', 'no reason was kept')}"
     else:

@@ -219,7 +219,8 @@ function sequenceChart(m, rollout) {
       if (!share || s.at < since) continue;
       const x = p.px(s.at);
       p.root.append(draw("line", { class: "boundary", x1: x, x2: x, y1: p.top - 4, y2: p.floor }));
-      if (x >= free) { p.root.append(draw("text", { x: x + 3, y: p.top - 7, class: "strong" }, percent(Number(share[1])))); free = x + 44; }
+      const end = x > width - 44;
+      if (x >= free) { p.root.append(draw("text", { x: end ? width - 2 : x + 3, y: p.top - 7, "text-anchor": end ? "end" : "start", class: "strong" }, percent(Number(share[1])))); free = x + 44; }
     }
     const spots = looks.map((l, col) => {
       const at = p.px(l.at), interval = known(l.low) ? `interval ${signed(l.low)} to ${signed(l.high)}` : "no interval yet";
