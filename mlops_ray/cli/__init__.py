@@ -18,6 +18,7 @@ from rich.markup import escape
 
 from mlops_ray.cli import access, backup, data, ledger, log, models, monitoring, rollout
 from mlops_ray.cli.analyze import analyze
+from mlops_ray.cli.dashboard import dashboard
 from mlops_ray.cli.output import AsJson, Config, progress, say, table_console, writable
 from mlops_ray.cli.profile import drift, profile
 from mlops_ray.cli.schema import schema_app
@@ -47,7 +48,17 @@ app.add_typer(data.app, name="data")
 app.add_typer(log.app, name="log")
 app.add_typer(monitoring.app, name="monitoring")
 app.add_typer(access.app, name="token")
-for command in (profile, drift, analyze, score, models.lineage, models.card, models.reproduce, models.export):
+for command in (
+    dashboard,
+    profile,
+    drift,
+    analyze,
+    score,
+    models.lineage,
+    models.card,
+    models.reproduce,
+    models.export,
+):
     app.command()(command)
 for decision in (models.approve, models.reject):
     app.command()(decision)

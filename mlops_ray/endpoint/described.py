@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mlops_ray.endpoint import board
 from mlops_ray.endpoint.orders import LARGEST_VERSION, MOST_ARMS, ROLLOUT_ID
 from mlops_ray.rollout.canary import LEGAL, Move, Phase
 from mlops_ray.serving.protocols.bodies import JSON
@@ -83,6 +84,7 @@ def operations() -> tuple[Operation, ...]:
         ("post", "/rollouts", "operate", _start()),
         *(("post", f"/rollouts/{{rollout}}/{move}", "operate", _move(move)) for move in Move),
         *(("post", f"/versions/{{version}}/{d}", "approve", _decide(d)) for d in ("approve", "reject")),
+        *board.operations(),
     )
 
 

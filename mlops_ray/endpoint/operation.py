@@ -18,7 +18,7 @@ import orjson
 from sqlalchemy.exc import SQLAlchemyError
 
 from mlops_ray.config import Project
-from mlops_ray.endpoint import described, orders
+from mlops_ray.endpoint import board, described, orders
 from mlops_ray.endpoint.orders import ROLLOUT_ID
 from mlops_ray.errors import (
     ApprovalPending,
@@ -60,6 +60,7 @@ def extension(project: Project, store: Store) -> Extension:
             Route("POST", "/rollouts", Role.OPERATE, desk.start, order=True),
             *(Route("POST", f"/rollouts/{{rollout}}/{m}", Role.OPERATE, desk.move(m), order=True) for m in Move),
             *(Route("POST", f"/versions/{{version}}/{d}", Role.APPROVE, desk.decide(d), order=True) for d in decide),
+            *board.routes(project, store),
         ),
         tags=described.TAGS,
         operations=described.operations(),

@@ -15,6 +15,7 @@ from mlops_ray.errors import ApprovalPending, IllegalMove, OrderRefused
 from mlops_ray.monitoring.clock import decision_now
 from mlops_ray.rollout import approval, canary, experiment, schedule, traffic
 from mlops_ray.rollout.canary import Arm, CanaryState, Move, Phase, Reason
+from mlops_ray.rollout.trail import trailed
 from mlops_ray.serving.versions import Held, Wanted
 from mlops_ray.state import RolloutRow, Store, Tx, VersionRow
 
@@ -22,6 +23,8 @@ US = "mlops_ray"
 """Who the ledger names for what the loop decides by itself."""
 LOOK = "look"
 """Key beside the state of a rollout: the last look at the evidence, `at` and `analysis`, for those who watch."""
+TRAIL = "trail"
+"""Key beside it: a few of the looks before, see `trail`."""
 
 
 def plan_of(row: RolloutRow) -> RolloutPlan:
@@ -182,7 +185,7 @@ def transition(
 
     Args: look: the look at the evidence that led here; None keeps the one before.
     """
-    body = row.state | after.to_dict() | ({LOOK: look} if look is not None else {})
+    body = row.state | after.to_dict() | _seen(row, look)
     ended = after.since if after.phase in canary.ENDED else None
     row = replace(row, version=row.version if after.chosen is None else after.chosen, state=body, ended=ended)
     tx.save_rollout(row)
@@ -311,4 +314,8 @@ def save_wanted(tx: Tx, project: str, *, now: float, fence: int = 0) -> None:
 def keep_look(tx: Tx, row: RolloutRow, look: dict[str, Any] | None) -> None:
     """Keep what a look saw that changed nothing, for those who watch. No entry: the ledger keeps decisions."""
     if look is not None:
-        tx.save_rollout(replace(row, state=row.state | {LOOK: look}))
+        tx.save_rollout(replace(row, state=row.state | _seen(row, look)))
+
+
+def _seen(row: RolloutRow, look: dict[str, Any] | None) -> dict[str, Any]:
+    return {} if look is None else {LOOK: look, TRAIL: trailed(row.state.get(TRAIL, ()), look)}

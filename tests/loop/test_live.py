@@ -33,6 +33,7 @@ from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.places import labels_uri, log_uri
 from mlops_ray.serving.versions import Wanted
 from tests.load import eventually
+from tests import chromium
 from tests.loop.conftest import ROOT, Live
 from tests.mlflow_command import mlflow
 
@@ -81,6 +82,26 @@ def test_whoever_leaves_the_cluster_measures_nothing_any_more_and_may_come_back(
             assert on_apply.replica_status("flights", Wanted())
             assert any("_report_cached_metrics" in repr(task) for task in asyncio.all_tasks(loop))
         assert not any("_report_cached_metrics" in repr(task) for task in asyncio.all_tasks(loop))
+
+
+def test_the_dashboard_tells_of_what_is_up(live: Live, tmp_path: Path) -> None:
+    """Through HAProxy and Ray Serve, and in a browser where there is one."""
+    answer = httpx.get(f"{live.url}/dashboard/data")
+    assert answer.status_code == 200, answer.text
+    told = answer.json()
+    assert (told["schema"], told["serving"]["stable"]) == ("mlops_ray.dashboard/1", 1)
+    assert {stage["id"]: stage["state"] for stage in told["loop"]["stages"]}["serve"] in ("done", "now")
+    shown = httpx.get(f"{live.url}/dashboard")
+    assert "script-src 'sha256-" in shown.headers["content-security-policy"]
+    if chromium.BINARY is None:
+        return
+    with chromium.chromium(tmp_path) as page:
+        page.size(360, 740)
+        page.open(f"{live.url}/dashboard")
+        page.wait("document.querySelector('#loop svg')")
+        assert page.text("#stable") == "v1 stable"
+        assert page.errors == []
+        assert all(address.startswith((f"{live.url}/dashboard", "data:")) for address in page.requests), page.requests
 
 
 def test_a_prediction_names_its_version_and_a_retry_is_the_same_one(live: Live) -> None:

@@ -59,8 +59,8 @@ def openapi(
     for method, path, role, operation in (*_native(form), *foreign.operations(form), *also[1]):
         held = operation | {"operationId": _operation_id(method, path)}
         if tokens:
-            held["security"] = [{"bearer": [role]}]
-            held["responses"] = held["responses"] | refusals(401, 403)
+            held["security"] = [{"bearer": [role]}] if role else []
+            held["responses"] = held["responses"] | (refusals(401, 403) if role else {})
         document["paths"].setdefault(path, {})[method] = held
     return document
 

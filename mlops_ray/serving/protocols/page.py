@@ -11,7 +11,7 @@ import base64
 import hashlib
 import html as markup
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -289,7 +289,7 @@ def _routes(project: Project, release: str, also: Also) -> str:
                 f'<span class="{method}">{method.upper()}</span>',
                 f"<code>{_text(path)}</code>",
                 _markdown(operation["summary"]),
-                *([f"<code>{operation['security'][0]['bearer'][0]}</code>"] if tokens else []),
+                *([_role(operation)] if tokens else []),
             )
             for path, methods in document["paths"].items()
             for method, operation in methods.items()
@@ -298,6 +298,11 @@ def _routes(project: Project, release: str, also: Also) -> str:
         heads = ("", "path", "what", *(["role"] if tokens else []))
         sections.append(f"<h3>{tag}</h3><p>{_markdown(says)}</p>{_table(heads, rows)}")
     return "".join(sections)
+
+
+def _role(operation: Mapping[str, Any]) -> str:
+    needed = operation["security"]
+    return f"<code>{needed[0]['bearer'][0]}</code>" if needed else '<span class="soft">none</span>'
 
 
 def _errors(project: Project, form: Form) -> str:

@@ -8,7 +8,7 @@ from mlops_ray.serving.protocols import problem
 from mlops_ray.serving.protocols.schemas import ref
 
 Operation = tuple[str, str, str, dict[str, Any]]
-"""Method in lower case, path, the role that it needs, and the operation object."""
+"""Method in lower case, path, the role that it needs ("" for none), and the operation object."""
 
 # When each status comes, for the route tables and the page.
 STATUSES = {

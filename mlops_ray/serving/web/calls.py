@@ -53,7 +53,8 @@ Handler = Callable[[Call], Awaitable[Reply]]
 
 @dataclass(frozen=True)
 class Route:
-    """One method of one path. path: with `{name}` for segments that are parameters.
+    """One method of one path. path: with `{name}` for segments that are parameters. role: None for what tells nobody
+    anything, such as a page that asks for a token itself.
 
     measured: it counts towards `max_ongoing_requests` and stands under `request_timeout_s`; health does not, so that an
     overloaded replica still says that it lives. order: it is about the project and not a prediction, may wait for the
@@ -62,7 +63,7 @@ class Route:
 
     method: str
     path: str
-    role: Role
+    role: Role | None
     handler: Handler
     measured: bool = True
     order: bool = False

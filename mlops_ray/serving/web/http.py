@@ -96,7 +96,8 @@ class Application:
             allowed = ", ".join(sorted(methods))
             refused = BadRequest(405, "method not allowed", f"{call.path} takes {allowed}, not {method}")
             return with_headers(_problem(refused, call.path, call.path), ("Allow", allowed))
-        call.demand(route.role)
+        if route.role is not None:
+            call.demand(route.role)
         if "x-model-version" in call.headers and route.role is Role.PREDICT:
             call.demand(Role.OPERATE)
         identify(call)
@@ -219,11 +220,12 @@ class _Start(dict[str, Any]):
 
 async def _send(send: Send, reply: Reply, call: Call, *, head: bool) -> None:
     headers = [
-        (b"content-type", reply.media_type.encode("latin-1")),
-        (b"content-length", str(len(reply.body)).encode("latin-1")),
         (b"x-request-id", _traced(call)),
         *_SECURITY,
     ]
+    if reply.status != 304:  # which speaks of a body that it has not (RFC 9110, 15.4.5)
+        headers.append((b"content-type", reply.media_type.encode("latin-1")))
+        headers.append((b"content-length", str(len(reply.body)).encode("latin-1")))
     policy = True
     for name, value in reply.headers:
         lower = name.lower().encode("latin-1")
