@@ -32,8 +32,8 @@ from mlops_ray.serving.log import on_collectors
 from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.places import labels_uri, log_uri
 from mlops_ray.serving.versions import Wanted
-from tests.load import eventually
 from tests import chromium
+from tests.load import eventually
 from tests.loop.conftest import ROOT, Live
 from tests.mlflow_command import mlflow
 
