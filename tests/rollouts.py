@@ -17,6 +17,7 @@ from mlops_ray.config import Project
 from mlops_ray.rollout import experiment, on_project, orders
 from mlops_ray.rollout.analysis import Analysis, Metric
 from mlops_ray.rollout.canary import CanaryState, Move
+from mlops_ray.rollout.looks import Read
 from mlops_ray.rollout.on_project import Controller, Point
 from mlops_ray.serving.versions import Wanted
 from mlops_ray.state import ApprovalRow, RolloutRow, Store, Tx, VersionRow
@@ -180,8 +181,8 @@ def furnish(store: Store) -> None:
 def stand_in(world: World, story: Story, put: Callable[[object, str, object], None]) -> None:
     """Has the controllers of this process live in `world`, and see the evidence that the story tells of."""
 
-    def look(store: Store, project: Project, row: RolloutRow, plan: Any, at: float, **_: Any) -> Analysis:
-        day = round((at - BEGAN) / DAY)
+    def look(store: Store, project: Project, row: RolloutRow, plan: Any, seen: Read) -> Analysis:
+        day = round((seen.at - BEGAN) / DAY)
         verdict = story.verdicts[max(d for d in story.verdicts if d <= day)]
         metric = Metric("log_loss", 0.02, day, 0.001, 1.0, 30.0, verdict)
         state = CanaryState.from_dict(row.state)
