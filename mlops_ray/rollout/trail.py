@@ -19,7 +19,8 @@ Point = list[Any]
 
 def trailed(trail: Sequence[Point], look: Mapping[str, Any]) -> list[Point]:
     """The trail with one more look: `at` and `analysis`. The first and the last always stay; when there are too many,
-    every second one between goes, so that the trail spans the rollout at an even pace however long it takes.
+    the one between goes whose neighbours are nearest to each other, so that the trail spans the rollout at about an
+    even pace however long it takes.
 
     >>> one = trailed([], {"at": 1.0, "analysis": {"metrics": [{"name": "brier", "n_keys": 9, "estimate": 0.1}]}})
     >>> one
@@ -31,5 +32,6 @@ def trailed(trail: Sequence[Point], look: Mapping[str, Any]) -> list[Point]:
     point = [look["at"], [[metric.get(name) for name in POINT] for metric in metrics[:MOST_METRICS]]]
     kept = [before for before in trail if before[0] < look["at"]]  # a look that is repeated takes its own place
     if len(kept) >= MOST:
-        kept = [*kept[:-1:2], kept[-1]]
+        least = min(range(1, len(kept) - 1), key=lambda k: kept[k + 1][0] - kept[k - 1][0])
+        kept = kept[:least] + kept[least + 1 :]
     return [*kept, point]
