@@ -14,8 +14,8 @@ app = typer.Typer(
     no_args_is_help=True,
     help=(
         "See what is wrong now, take it on, keep it quiet.\n\n"
-        "An alert fires while the condition of a rule holds and resolves by itself when it does not; rules and channels "
-        "stand in the project file's `alerts:`. [bold]ack[/] stops repeats and escalation of one alert, "
+        "An alert fires while the condition of a rule holds and resolves by itself when it does not; rules and "
+        "channels stand in the project file's `alerts:`. [bold]ack[/] stops repeats and escalation of one alert, "
         "[bold]silence[/] keeps a rule or a subject quiet for a time; both are in the ledger with your name."
     ),
 )
@@ -134,7 +134,7 @@ def unsilence(
 
 
 @app.command("test")
-def test(
+def try_channel(
     config: Config,
     channel: Annotated[str, typer.Argument(help="A channel of `alerts.channels`.")],
     as_json: AsJson = False,
@@ -145,7 +145,7 @@ def test(
     """
     from mlops_ray.verbs import alerts as verbs
 
-    result = verbs.test(config, os.environ, channel)
+    result = verbs.try_channel(config, os.environ, channel)
     say(result, as_json, lambda r: f"{r['channel']} ({r['kind']} to {r['to']}): {r['result']}: {r['said']}")
     if not result["ok"]:
         raise typer.Exit(3)

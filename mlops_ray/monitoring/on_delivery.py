@@ -8,6 +8,7 @@ id in the message.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import logging
 import os
@@ -164,11 +165,25 @@ def hand_over(project: str, channel: AnyChannel, message: Message, now: float) -
 
 # webhook
 
+_secretive = contextvars.ContextVar("_secretive", default=False)
+
+
+class _NotOurs(logging.Filter):
+    """httpx logs the address of each request, and that of a webhook is a secret."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not _secretive.get()
+
+
+_NOT_OURS = _NotOurs()
+
 
 async def _posted(project: str, channel: Webhook, message: Message) -> Outcome:
     body = (wording.slack if channel.format == "slack" else wording.alertmanager)(project, message)
     headers = {name: value.get_secret_value() for name, value in channel.headers.items()}
     headers |= {"Content-Type": "application/json", "User-Agent": "mlops_ray", "Idempotency-Key": message.id}
+    logging.getLogger("httpx").addFilter(_NOT_OURS)  # once, however often
+    _secretive.set(True)  # for this task only
     try:
         # httpx counts its time-outs per read: a receiver that answers a byte at a time would never reach one.
         async with (

@@ -135,7 +135,7 @@ def unsilence(paths: Paths, env: Env, which: str) -> dict[str, Any]:
     return {"silence": vars(store.run(save))}
 
 
-def test(paths: Paths, env: Env, channel: str) -> dict[str, Any]:
+def try_channel(paths: Paths, env: Env, channel: str) -> dict[str, Any]:
     """Send a test notice through a channel, once, from this machine, and say what came back. Records nothing.
 
     Raises: DataError for a channel that the project does not have."""
