@@ -12,6 +12,7 @@ import contextvars
 import json
 import logging
 import os
+import secrets
 import signal
 import smtplib
 import ssl
@@ -82,7 +83,7 @@ class Alerting:
         return all(ended)
 
     def _look(self) -> None:
-        if look(self._store, self._project, self._others, time.time()):
+        if look(self._store, self._project, self._others, time.time(), new_id=lambda: secrets.token_hex(6)):
             for lane in self._lanes:
                 lane.soon()
 

@@ -13,8 +13,7 @@ acknowledging and escalating.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -152,13 +151,14 @@ def step(
     opened: Iterable[Alert],
     silences: Iterable[Silence],
     *,
-    project: str,
+    new_id: Callable[[], str],
     now: float,
 ) -> Step:
     """The look at `now`. Once it is saved, looking again at the same time changes nothing.
 
     Args: rules: in force, each with its `notify`. channels: names of those that there are. conditions: all that hold.
-        opened: the alerts that are open. An alert whose rule is gone resolves, as its condition does.
+        opened: the alerts that are open. new_id: gives an id that no alert has yet.
+    An alert whose rule is gone resolves, as one does whose condition is.
     """
     holding = list(conditions)
     known = {(alert.rule, alert.subject): alert for alert in opened}
@@ -174,7 +174,7 @@ def step(
         before = known.get(key)
         silence = next((s.id for s in quiet if s.covers(*key, now)), "")
         if key in matched:
-            after, due = _holds(*matched[key], before, silence, channels, project, now)
+            after, due = _holds(*matched[key], before, silence, channels, new_id, now)
         else:
             assert before is not None
             if before.phase is Phase.PENDING:
@@ -195,13 +195,12 @@ def _holds(
     before: Alert | None,
     silence: str,
     channels: Collection[str],
-    project: str,
+    new_id: Callable[[], str],
     now: float,
 ) -> tuple[Alert, list[Notice]]:
     """The alert of a condition that holds, and the notices that it makes due."""
     if before is None:
-        identity = _digest(project, rule.name, one.subject, repr(now))
-        before = Alert(identity, rule.name, one.subject, rule.severity, Phase.PENDING, now, one.why)
+        before = Alert(new_id(), rule.name, one.subject, rule.severity, Phase.PENDING, now, one.why)
     after = replace(before, why=one.why, severity=rule.severity)
     if after.phase is Phase.PENDING and now - after.since >= rule.for_s:
         after = replace(after, phase=Phase.FIRING, fired=now)
@@ -238,21 +237,9 @@ class Message:
     notices: tuple[tuple[Kind, Alert], ...]
 
 
-def grouped(notices: Iterable[Notice], *, project: str, now: float) -> tuple[Message, ...]:
-    """A message for each channel that is told something."""
+def grouped(notices: Iterable[Notice], *, new_id: Callable[[], str]) -> tuple[Message, ...]:
+    """A message for each channel that is told something. Args: new_id: gives an id that no message has yet."""
     by_channel: dict[str, list[tuple[Kind, Alert]]] = {}
     for notice in notices:
         by_channel.setdefault(notice.channel, []).append((notice.kind, notice.alert))
-    return tuple(
-        Message(
-            _digest(project, channel, repr(now), *(f"{kind} {alert.id}" for kind, alert in listed)),
-            channel,
-            tuple(listed),
-        )
-        for channel, listed in by_channel.items()
-    )
-
-
-def _digest(*parts: str) -> str:
-    """Twelve hex digits that stand for the parts."""
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+    return tuple(Message(new_id(), channel, tuple(listed)) for channel, listed in by_channel.items())

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import BigInteger, Column, Double, Index, RowMapping, Table, Text, func, select, text
 
 from mlops_ray.errors import DataError
-from mlops_ray.monitoring.alerts.alerting import OPEN, Alert, Kind, Message, Phase, Silence, Step, grouped
+from mlops_ray.monitoring.alerts.alerting import OPEN, Alert, Kind, Message, Phase, Silence, Step
 from mlops_ray.state import METADATA, Tx, canonical, insert_of, storable
 
 KEEP_S = 90 * 86_400.0
@@ -105,13 +105,13 @@ class Posted:
         }
 
 
-def save_step(tx: Tx, project: str, step: Step, now: float) -> None:
-    """Save a look: its alerts, and the messages that it makes due, so that none is without the other."""
+def save_step(tx: Tx, project: str, step: Step, messages: Collection[Message], now: float) -> None:
+    """Save a look: its alerts, and the messages of its notices, so that none is without the other."""
     for alert in step.changed:
         save(tx, project, alert)
     c = ALERTS.c
     tx.connection.execute(ALERTS.delete().where(c.project == project, c.id.in_(step.forgotten)))
-    post(tx, project, grouped(step.notices, project=project, now=now), now)
+    post(tx, project, messages, now)
 
 
 def opened(tx: Tx, project: str) -> list[Alert]:

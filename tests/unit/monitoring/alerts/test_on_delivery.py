@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from tests.fakes import eventually, project
 from tests.receivers import http_receiver, silent_receiver, smtp_receiver
 
 WHY = "dest: PSI 0.4 against a limit of 0.1 (<!channel> & friends)"
+NEW_ID = partial(secrets.token_hex, 6)
 SOON = Backoff(base_s=0.02, most_s=0.05)
 
 
@@ -263,7 +266,7 @@ class Loop:
 
     def look(self, *subjects: str) -> None:
         self.holding = [Condition("retrain_failed", subject, "it broke") for subject in subjects]
-        look(self.store, self.project, self.conditions, time.time())
+        look(self.store, self.project, self.conditions, time.time(), new_id=NEW_ID)
 
     def start(self) -> Alerting:
         return Alerting(self.store, self.project, self.conditions, rng=np.random.default_rng(0), backoff=SOON)
@@ -442,12 +445,12 @@ def test_escalation_silence_and_acknowledgement_reach_real_receivers(store: Stor
         with store.begin() as tx:
             book.save_silence(tx, "small", Silence("s", "", "", "ann", "quiet", now, now + 50))
         for at in (0.0, 49.0, 50.0, 149.0, 150.0):
-            look(store, loop.project, loop.conditions, now + at)
+            look(store, loop.project, loop.conditions, now + at, new_id=NEW_ID)
         with store.begin() as tx:
             (alert,) = book.opened(tx, "small")
             book.save(tx, "small", replace(alert, ack=Ack("ann", "on it", now + 160)))
         loop.holding = []
-        look(store, loop.project, loop.conditions, now + 900)
+        look(store, loop.project, loop.conditions, now + 900, new_id=NEW_ID)
         for name in channels:
             loop.lane(name).turn()
     assert texts(team.got) == ["small: 1 firing", "small: 1 resolved"]
