@@ -52,10 +52,16 @@ class Exposition(Collector):
         yield self._gauge(
             "mlops_ray_rollouts", "Rollouts by phase", [(name | {"phase": p}, n) for p, n in rollouts.items()]
         )
-        labels = [(name | {"rule": r, "severity": s, "state": at}, n) for (r, s, at), n in alerts.items()]
-        yield self._gauge("mlops_ray_alerts", "Alerts that are open, by where they stand", labels)
-        labels = [(name | {"channel": c, "status": s}, n) for (c, s), n in messages.items()]
-        yield self._gauge("mlops_ray_alert_messages", "Messages about alerts of the last 90 days, by status", labels)
+        yield self._gauge(
+            "mlops_ray_alerts",
+            "Alerts that are open, by where they stand",
+            [(name | {"rule": r, "severity": s, "state": at}, n) for (r, s, at), n in alerts.items()],
+        )
+        yield self._gauge(
+            "mlops_ray_alert_messages",
+            "Messages about alerts of the last 90 days, by status",
+            [(name | {"channel": c, "status": s}, n) for (c, s), n in messages.items()],
+        )
 
     def _windows(self, windows: list[WindowRow], name: dict[str, str]) -> Iterator[Metric]:
         newest = {kind: next((w.result for w in windows if kind in w.result), None) for kind in ("drift", "quality")}
