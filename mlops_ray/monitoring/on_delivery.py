@@ -32,14 +32,16 @@ from mlops_ray.monitoring.alerts import book, wording
 from mlops_ray.monitoring.alerts.alerting import Message
 from mlops_ray.monitoring.alerts.delivering import Backoff, Outcome, Result, concluded, scrubbed, upcoming
 from mlops_ray.monitoring.alerts.observed import Conditions
-from mlops_ray.monitoring.alerts.watching import look
+from mlops_ray.monitoring.alerts.watching import Watcher
 from mlops_ray.state import Store
 
 _log = logging.getLogger(__name__)
 
-# How often the state database is looked at, and a channel's queue when nobody wakes it.
-_LOOK_S = 5.0
+# How often the state database is looked at, and a channel's queue when nobody wakes it; and after how long a thread
+# tries again that could not reach the database.
+_LOOK_S = 10.0
 _IDLE_S = 30.0
+_AGAIN_S = 5.0
 # Of what a receiver answers, bytes that are read.
 _MOST_READ = 4096
 # For what a program has said when it ended; what it left running may say more, to nobody.
@@ -62,7 +64,7 @@ class Alerting:
         backoff: Backoff | None = None,
     ) -> None:
         """Args: others: conditions that rooms further down know."""
-        self._store, self._project, self._others = store, project, others
+        self._watcher = Watcher(store, project, others, new_id=lambda: secrets.token_hex(6))
         name, channels = project.project, project.alerts.channels
         store.run(lambda tx: book.give_up_on(tx, name, list(channels), time.time()))
         lanes = [
@@ -83,7 +85,7 @@ class Alerting:
         return all(ended)
 
     def _look(self) -> None:
-        if look(self._store, self._project, self._others, time.time(), new_id=lambda: secrets.token_hex(6)):
+        if self._watcher.look(time.time()):
             for lane in self._lanes:
                 lane.soon()
 
@@ -107,7 +109,7 @@ class Lane:
 
     def turn(self) -> None:
         """Hand over what is due, one message after another."""
-        self._next = time.time() + _LOOK_S  # should the state database be away
+        self._next = time.time() + _AGAIN_S  # should the state database be away
         while True:
             self._save()
             with self._store.read() as tx:

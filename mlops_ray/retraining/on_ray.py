@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -204,10 +204,11 @@ def _consider(tx: Tx, project: Project, now: float, n_labels: int) -> None:
 def _conditions(tx: Tx, project: Project, machine_now: float) -> list[Condition]:
     """What alerts may be about, of retrains, rollouts and approvals."""
     name, now = project.project, decision_time(tx, project, machine_now)
-    rollouts, serving = tx.rollouts(name), tx.serving(name)
+    retrains, rollouts, serving = tx.retrains(name), tx.rollouts(name), tx.serving(name)
+    circuit = open_circuit(project.retraining, _history_of(tx, project, retrains), now=now)
     waits = next((row for row in rollouts if row.ended is None and row.state["phase"] == Phase.PENDING), None)
     return [
-        *conditions.of_retrains(tx.retrains(name), open_circuit(project.retraining, _history(tx, project), now=now)),
+        *conditions.of_retrains(retrains, circuit),
         *conditions.of_rollouts(rollouts, None if waits is None else standing(tx, waits, now)),
         *conditions.of_versions(tx.versions(name), serving.spec["stable"]["version"] if serving else 0),
     ]
@@ -215,8 +216,12 @@ def _conditions(tx: Tx, project: Project, machine_now: float) -> list[Condition]
 
 def _history(tx: Tx, project: Project) -> History:
     """What the policy decided itself. What it only proposed counts for as long as it only proposes."""
+    return _history_of(tx, project, tx.retrains(project.project))
+
+
+def _history_of(tx: Tx, project: Project, rows: Sequence[RetrainRow]) -> History:
     unseen = set() if project.retraining.dry_run else {RetrainRow.PROPOSED}
-    retrains = [r for r in tx.retrains(project.project) if r.trigger not in (MANUAL, CODE) and r.status not in unseen]
+    retrains = [r for r in rows if r.trigger not in (MANUAL, CODE) and r.status not in unseen]
     return History(
         decided=tuple(r.decided for r in retrains),
         endings=tuple(r.status for r in retrains if r.status not in (*RetrainRow.OPEN, RetrainRow.PROPOSED)),

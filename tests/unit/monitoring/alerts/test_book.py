@@ -11,11 +11,11 @@ from sqlalchemy.exc import IntegrityError
 from mlops_ray.errors import DataError
 from mlops_ray.monitoring.alerts import book
 from mlops_ray.monitoring.alerts.alerting import Alert, Condition, Kind, Message, Phase, Silence
-from mlops_ray.monitoring.alerts.watching import look
+from mlops_ray.monitoring.alerts.observed import Conditions
+from mlops_ray.monitoring.alerts.watching import Watcher
 from mlops_ray.state import Store, Tx
 from tests.fakes import project
 
-NEW_ID = partial(secrets.token_hex, 6)
 SMALL = project(
     alerts={
         "channels": {"team": {"kind": "command", "argv": ["true"]}},
@@ -32,6 +32,10 @@ def alert(
 
 def message(identity: str, *alerts: Alert) -> Message:
     return Message(identity, "team", tuple((Kind.FIRING, each) for each in alerts))
+
+
+def watcher(store: Store, conditions: Conditions) -> Watcher:
+    return Watcher(store, SMALL, conditions, new_id=partial(secrets.token_hex, 6))
 
 
 def test_alerts_come_back_as_they_were_saved(store: Store) -> None:
@@ -99,14 +103,14 @@ def test_what_is_long_over_is_forgotten_and_nothing_else(store: Store) -> None:
 
 def test_a_look_saves_alert_and_message_together_and_writes_nothing_when_nothing_is_new(store: Store) -> None:
     holding = [Condition("retrain_failed", "retraining", "it broke")]
-    assert look(store, SMALL, lambda *_: holding, 10.0, new_id=NEW_ID)
+    assert watcher(store, lambda *_: holding).look(10.0)
 
     class ReadOnly(Store):
         def begin(self) -> object:  # type: ignore[override]
             raise AssertionError("nothing is new")
 
     reader = ReadOnly(store._engine, store.name)
-    assert not look(reader, SMALL, lambda *_: holding, 11.0, new_id=NEW_ID)
+    assert not watcher(reader, lambda *_: holding).look(11.0)
     with store.read() as tx:
         (one,), (told,) = book.opened(tx, "small"), book.waiting(tx, "small", "team")
     assert told.message.notices == ((Kind.FIRING, one),)
@@ -120,10 +124,10 @@ def test_a_look_that_cannot_be_saved_whole_is_not_saved_at_all(store: Store, mon
     with monkeypatch.context() as patched:
         patched.setattr(book, "post", torn)
         with pytest.raises(OSError, match="killed"):
-            look(store, SMALL, lambda *_: holding, 10.0, new_id=NEW_ID)
+            watcher(store, lambda *_: holding).look(10.0)
     with store.read() as tx:
         assert book.opened(tx, "small") == []
-    assert look(store, SMALL, lambda *_: holding, 11.0, new_id=NEW_ID)
+    assert watcher(store, lambda *_: holding).look(11.0)
 
 
 def test_an_acknowledgement_between_look_and_save_is_kept(store: Store) -> None:
@@ -136,7 +140,7 @@ def test_an_acknowledgement_between_look_and_save_is_kept(store: Store) -> None:
     def conditions(tx: Tx, *_: object) -> list[Condition]:
         return [Condition("retrain_failed", "retraining", said)]
 
-    look(store, SMALL, conditions, 10.0, new_id=NEW_ID)
+    watcher(store, conditions).look(10.0)
     calls = []
 
     def acknowledged_meanwhile(tx: Tx, *_: object) -> list[Condition]:
@@ -148,7 +152,7 @@ def test_an_acknowledgement_between_look_and_save_is_kept(store: Store) -> None:
         return conditions(tx)
 
     said = "worse"
-    look(store, SMALL, acknowledged_meanwhile, 12.0, new_id=NEW_ID)
+    watcher(store, acknowledged_meanwhile).look(12.0)
     with store.read() as tx:
         (one,) = book.opened(tx, "small")
     assert one.ack is not None

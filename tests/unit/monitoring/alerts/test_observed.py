@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mlops_ray.monitoring.alerts.alerting import Condition
-from mlops_ray.monitoring.alerts.observed import observe, of_windows
+from mlops_ray.monitoring.alerts.observed import Observer, of_windows
 from mlops_ray.state import RetrainRow, Store, WindowRow
 from tests.fakes import project
 
@@ -54,7 +54,7 @@ def test_drift_of_a_judged_window_has_features() -> None:
 
 def test_before_anything_happened(store: Store) -> None:
     with store.read() as tx:
-        assert observe(tx, SMALL, 1e9) == []
+        assert Observer(SMALL).observe(tx, 1e9) == []
 
 
 def test_traffic_that_stays_away(store: Store) -> None:
@@ -64,20 +64,44 @@ def test_traffic_that_stays_away(store: Store) -> None:
         tx.save_cursor("small", "watermark", 0, 1e9)
         tx.save_cursor("small", "seen", 0, 1e9 + 5)
     with store.read() as tx:
-        assert [c.when for c in observe(tx, SMALL, 1e9 + 905)] == ["quality"]
-        found = observe(tx, SMALL, 1e9 + 906)
+        assert [c.when for c in Observer(SMALL).observe(tx, 1e9 + 905)] == ["quality"]
+        found = Observer(SMALL).observe(tx, 1e9 + 906)
         assert [c.when for c in found] == ["quality", "no_traffic"]
         assert "no rows since 2001-09-09 01:46 UTC" in found[1].why
-        assert observe(tx, SMALL, 1e9 + 5000) == found  # words that do not change are no change
+        assert Observer(SMALL).observe(tx, 1e9 + 5000) == found  # words that do not change are no change
     # A retrain keeps decision time from going on: that is no traffic.
     with store.begin() as tx:
         tx.save_cursor("small", "decision time", 0, 1e9 + 1)
         tx.save_retrain(RetrainRow("r", "small", "drift", "x", 1e9, "s", "submitted", {}, 1e9))
         tx.save_cursor("small", "seen", 0, 1e9 + 906)
     with store.read() as tx:
-        assert [c.when for c in observe(tx, SMALL, 1e9 + 907)] == ["quality", "no_traffic"]
+        assert [c.when for c in Observer(SMALL).observe(tx, 1e9 + 907)] == ["quality", "no_traffic"]
     with store.begin() as tx:
         tx.save_cursor("small", "watermark", 0, 1e9 + 950)
         tx.save_cursor("small", "seen", 0, 1e9 + 951)
     with store.read() as tx:
-        assert [c.when for c in observe(tx, SMALL, 1e9 + 952)] == ["quality"]
+        assert [c.when for c in Observer(SMALL).observe(tx, 1e9 + 952)] == ["quality"]
+
+
+def test_windows_are_read_again_when_one_is_judged_or_another_version_is_stable(store: Store) -> None:
+    observer = Observer(SMALL)
+
+    def seen() -> list[str]:
+        with store.read() as tx:
+            return [c.subject for c in observer.observe(tx, 1e9)]
+
+    with store.begin() as tx:
+        tx.save_serving("small", {"stable": {"version": 3}}, 0)
+    assert seen() == []
+    with store.begin() as tx:
+        tx.save_window(WindowRow("small", 0.0, 7.0, 3, {"quality": BAD}))
+        tx.save_window(WindowRow("small", 0.0, 7.0, 4, {"quality": BAD}))
+        tx.save_cursor("small", "judged", 1, 7.0)
+    assert seen() == ["v3"]
+    with store.begin() as tx:
+        tx.save_serving("small", {"stable": {"version": 4}}, 0)
+    assert seen() == ["v4"]
+    with store.begin() as tx:
+        tx.save_window(WindowRow("small", 7.0, 14.0, 4, {"quality": GOOD}))
+        tx.save_cursor("small", "judged", 1, 14.0)
+    assert seen() == []

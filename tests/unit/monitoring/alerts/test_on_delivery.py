@@ -20,14 +20,13 @@ from mlops_ray.config.alerts import Command, Email, Webhook
 from mlops_ray.monitoring.alerts import book
 from mlops_ray.monitoring.alerts.alerting import Alert, Condition, Kind, Message, Phase
 from mlops_ray.monitoring.alerts.delivering import Backoff, Outcome, Result
-from mlops_ray.monitoring.alerts.watching import look
+from mlops_ray.monitoring.alerts.watching import Watcher
 from mlops_ray.monitoring.on_delivery import Alerting, Lane, hand_over
 from mlops_ray.state import Store
 from tests.fakes import eventually, project
 from tests.receivers import http_receiver, silent_receiver, smtp_receiver
 
 WHY = "dest: PSI 0.4 against a limit of 0.1 (<!channel> & friends)"
-NEW_ID = partial(secrets.token_hex, 6)
 SOON = Backoff(base_s=0.02, most_s=0.05)
 
 
@@ -260,13 +259,14 @@ class Loop:
         alerts = {"channels": channels, "rules": [{"name": "broken", "when": "retrain_failed"} | rule]}
         self.store, self.project = store, project(alerts=alerts)
         self.holding: list[Condition] = []
+        self.watcher = Watcher(store, self.project, self.conditions, new_id=partial(secrets.token_hex, 6))
 
     def conditions(self, *_: Any) -> list[Condition]:
         return self.holding
 
     def look(self, *subjects: str) -> None:
         self.holding = [Condition("retrain_failed", subject, "it broke") for subject in subjects]
-        look(self.store, self.project, self.conditions, time.time(), new_id=NEW_ID)
+        self.watcher.look(time.time())
 
     def start(self) -> Alerting:
         return Alerting(self.store, self.project, self.conditions, rng=np.random.default_rng(0), backoff=SOON)
@@ -445,12 +445,12 @@ def test_escalation_silence_and_acknowledgement_reach_real_receivers(store: Stor
         with store.begin() as tx:
             book.save_silence(tx, "small", Silence("s", "", "", "ann", "quiet", now, now + 50))
         for at in (0.0, 49.0, 50.0, 149.0, 150.0):
-            look(store, loop.project, loop.conditions, now + at, new_id=NEW_ID)
+            loop.watcher.look(now + at)
         with store.begin() as tx:
             (alert,) = book.opened(tx, "small")
             book.save(tx, "small", replace(alert, ack=Ack("ann", "on it", now + 160)))
         loop.holding = []
-        look(store, loop.project, loop.conditions, now + 900, new_id=NEW_ID)
+        loop.watcher.look(now + 900)
         for name in channels:
             loop.lane(name).turn()
     assert texts(team.got) == ["small: 1 firing", "small: 1 resolved"]
