@@ -6,12 +6,19 @@ import email
 import email.message
 import email.policy
 import socketserver
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+from cryptography import x509  # MLflow brings it
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 
 @dataclass
@@ -70,10 +77,20 @@ class Mailbox:
 
 
 @contextmanager
-def smtp_receiver() -> Iterator[Mailbox]:
+def smtp_receiver(tls: ssl.SSLContext | None = None, *, implicit: bool = False) -> Iterator[Mailbox]:
+    """Args: tls: of the server's certificate, for STARTTLS or, where `implicit`, from the first byte on."""
     box = Mailbox()
 
     class Handler(socketserver.StreamRequestHandler):
+        def setup(self) -> None:
+            if tls is not None and implicit:
+                self.request = tls.wrap_socket(self.request, server_side=True)
+            super().setup()
+
+        def finish(self) -> None:
+            super().finish()
+            self.request.close()  # of TLS: the server knows only the socket within
+
         def say(self, line: str) -> None:
             self.wfile.write(line.encode() + b"\r\n")
 
@@ -86,7 +103,13 @@ def smtp_receiver() -> Iterator[Mailbox]:
                     self.say(box.codes[word])
                 elif word == "EHLO":
                     self.say("250-receiver")
+                    if tls is not None and not implicit:
+                        self.say("250-STARTTLS")
                     self.say("250 AUTH PLAIN")
+                elif word == "STARTTLS" and tls is not None:
+                    self.say("220 go on")
+                    self.request = tls.wrap_socket(self.request, server_side=True)
+                    super().setup()
                 elif word == "AUTH":
                     self.say("235 in")
                 elif word == "DATA":
@@ -131,6 +154,9 @@ class _Threads(socketserver.ThreadingTCPServer):
     daemon_threads = True
     allow_reuse_address = True
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that do not like our certificate go away, which is no fault of a test."""
+
 
 @contextmanager
 def _serving(server: Any) -> Iterator[Any]:
@@ -143,3 +169,29 @@ def _serving(server: Any) -> Iterator[Any]:
         server.shutdown()
         server.server_close()
         thread.join(10)
+
+
+def certificate(folder: Path, host: str) -> tuple[ssl.SSLContext, Path]:
+    """A server's context with a certificate that nobody but its own file vouches for, and that file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host)])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    file, secret = folder / "certificate.pem", folder / "key.pem"
+    file.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    plain = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    secret.write_bytes(key.private_bytes(serialization.Encoding.PEM, *plain))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file, secret)
+    return context, file

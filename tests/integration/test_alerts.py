@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
+import subprocess
+import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,8 @@ import pytest
 import yaml
 
 from mlops_ray.monitoring import on_delivery
+from mlops_ray.monitoring.alerts import book
+from mlops_ray.monitoring.alerts.alerting import Alert, Kind, Message, Phase
 from mlops_ray.monitoring.on_ray import Monitor
 from mlops_ray.retraining.on_ray import brain
 from mlops_ray.state import ApprovalRow, RetrainRow, RolloutRow, Store, VersionRow
@@ -19,6 +25,7 @@ from tests import fakes
 from tests.fakes import eventually
 from tests.receivers import Posts, http_receiver
 
+ROOT = Path(__file__).parents[2]
 WAITING = {"phase": "pending", "step": 0, "since": 0.0, "reason": "", "origin": "starting"}
 
 
@@ -77,4 +84,49 @@ def test_the_monitor_tells_what_became_of_retrains_and_rollouts(
         }
         assert monitor._alerting.end(30.0)
     assert "HOOK" in monitor.text()
+    store.close()
+
+
+SENDER = """
+import sys, numpy as np
+from mlops_ray.monitoring.alerts.delivering import Backoff
+from mlops_ray.monitoring.on_delivery import Lane
+from mlops_ray.state import Store
+from tests.fakes import project
+channels = {"team": {"kind": "webhook", "url": sys.argv[2]}}
+store = Store.open(sys.argv[1])
+Lane(store, project(alerts={"channels": channels}), "team", backoff=Backoff(), rng=np.random.default_rng()).turn()
+"""
+
+
+def test_a_sender_killed_after_its_message_arrived_leaves_it_to_the_next_one(tmp_path: Path) -> None:
+    """SIGKILL between sending and saving: the receiver has the message, the database does not know."""
+    url = f"sqlite:///{tmp_path}/state.db"
+    store = Store.open(url)
+    alert = Alert("a1", "drift", "v3", "warning", Phase.FIRING, 1e9, "why", 1e9)
+    with store.begin() as tx:
+        book.post(tx, "small", [Message("m1", "team", ((Kind.FIRING, alert),))], 1e9)
+    with http_receiver() as posts:
+        arguments = [sys.executable, "-c", SENDER, url, posts.url]
+        senders: list[subprocess.Popen[bytes]] = []
+        started = threading.Event()
+
+        def kill_the_first(n: int) -> tuple[int, dict[str, str]]:
+            if n == 0:
+                assert started.wait(60)
+                senders[0].kill()
+                senders[0].wait()
+            return 200, {}
+
+        posts.answer = kill_the_first
+        senders.append(subprocess.Popen(arguments, cwd=ROOT))
+        started.set()
+        assert senders[0].wait(120) == -signal.SIGKILL
+        with store.read() as tx:
+            assert [one.attempts for one in book.waiting(tx, "small", "team")] == [()]
+        subprocess.run(arguments, cwd=ROOT, check=True, timeout=120)
+        assert [headers["idempotency-key"] for headers, _ in posts.got] == ["m1", "m1"]
+    with store.read() as tx:
+        (one,) = book.posted(tx, "small")
+    assert (one.status, len(one.attempts)) == (book.Status.SENT, 1)
     store.close()

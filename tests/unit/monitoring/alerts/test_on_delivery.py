@@ -24,7 +24,7 @@ from mlops_ray.monitoring.alerts.watching import Watcher
 from mlops_ray.monitoring.on_delivery import Alerting, Lane, hand_over
 from mlops_ray.state import Store
 from tests.fakes import eventually, project
-from tests.receivers import http_receiver, silent_receiver, smtp_receiver
+from tests.receivers import certificate, http_receiver, silent_receiver, smtp_receiver
 
 WHY = "dest: PSI 0.4 against a limit of 0.1 (<!channel> & friends)"
 SOON = Backoff(base_s=0.02, most_s=0.05)
@@ -197,6 +197,24 @@ def test_a_server_without_starttls_gets_no_letter_that_wants_it() -> None:
         outcome = sent(mail(box.port, tls="starttls"))
     assert outcome.result is Result.REFUSED
     assert box.letters == []
+
+
+@pytest.mark.parametrize("tls", ["starttls", "implicit"])
+@pytest.mark.parametrize(("vouched", "host"), [(True, "localhost"), (False, "localhost"), (True, "smtp.example.org")])
+def test_a_letter_goes_only_to_a_server_whose_certificate_holds(
+    tls: str, vouched: bool, host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, file = certificate(tmp_path, host)
+    if vouched:
+        monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    with smtp_receiver(context, implicit=tls == "implicit") as box:
+        outcome = sent(mail(box.port, host="localhost", tls=tls, user="me", password="geheim99"))
+    well = vouched and host == "localhost"
+    assert outcome.result is (Result.SENT if well else Result.UNREACHABLE), outcome
+    assert len(box.letters) == well
+    assert any(word.startswith("AUTH") for word in box.words) is well
+    if not well:
+        assert "CERTIFICATE_VERIFY_FAILED" in outcome.said
 
 
 # --- command
