@@ -53,7 +53,7 @@ class Webhook(Config):
     headers: Mapping[Annotated[str, Field(pattern=_HEADER)], SecretStr] = Field(default={}, validate_default=True)
     timeout_s: Annotated[float, Field(gt=0, le=300)] = 10.0
     attempts: PositiveInt = 50
-    """How often a notice is tried before it counts as undeliverable: with pauses of up to ten minutes, some six
+    """How often a notice is tried before it counts as undeliverable: with pauses of up to ten minutes, some five
     hours."""
 
     @field_validator("url")

@@ -67,9 +67,11 @@ class Alerting:
         self._watcher = Watcher(store, project, others, new_id=lambda: secrets.token_hex(6))
         name, channels = project.project, project.alerts.channels
         store.run(lambda tx: book.give_up_on(tx, name, list(channels), time.time()))
+        # A generator each: they are not for several threads.
+        rngs = (rng or np.random.default_rng()).spawn(len(channels))
         lanes = [
-            Lane(store, project, one, backoff=backoff or Backoff(), rng=rng or np.random.default_rng())
-            for one in channels
+            Lane(store, project, one, backoff=backoff or Backoff(), rng=own)
+            for one, own in zip(channels, rngs, strict=True)
         ]
         self._lanes = [keep_doing(lane.turn, every_s=lane.rest_s, what=f"alerts to {lane.name}") for lane in lanes]
         self._looking = keep_doing(self._look, every_s=_LOOK_S, what=f"alerts of {name}")
@@ -185,6 +187,7 @@ async def _posted(project: str, channel: Webhook, message: Message) -> Outcome:
     body = (wording.slack if channel.format == "slack" else wording.alertmanager)(project, message)
     headers = {name: value.get_secret_value() for name, value in channel.headers.items()}
     headers |= {"Content-Type": "application/json", "User-Agent": "mlops_ray", "Idempotency-Key": message.id}
+    headers["Accept-Encoding"] = "identity"  # what is read of an answer is not unpacked
     logging.getLogger("httpx").addFilter(_NOT_OURS)  # once, however often
     _secretive.set(True)  # for this task only
     try:
