@@ -129,8 +129,12 @@ def _more(n: int) -> list[str]:
 
 def _clean(words: str) -> str:
     """One line without characters that steer terminals or the direction of text."""
-    plain = "".join(c if unicodedata.category(c)[0] != "C" else " " for c in words)
+    plain = "".join(" " if _steers(unicodedata.category(c)) else c for c in words)
     return plain if len(plain) <= _MOST_CHARACTERS else plain[: _MOST_CHARACTERS - 1] + "…"
+
+
+def _steers(category: str) -> bool:
+    return category[0] == "C" or category in ("Zl", "Zp")
 
 
 def _escaped(words: str) -> str:
