@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from mlops_ray.cli import access, backup, data, ledger, log, models, monitoring, rollout
+from mlops_ray.cli import access, alerts, backup, data, ledger, log, models, monitoring, rollout
 from mlops_ray.cli.analyze import analyze
 from mlops_ray.cli.dashboard import dashboard
 from mlops_ray.cli.output import AsJson, Config, progress, say, table_console, writable
@@ -44,6 +44,7 @@ app = typer.Typer(
 )
 app.add_typer(rollout.app, name="rollout")
 app.add_typer(ledger.app, name="ledger")
+app.add_typer(alerts.app, name="alerts")
 app.add_typer(data.app, name="data")
 app.add_typer(log.app, name="log")
 app.add_typer(monitoring.app, name="monitoring")

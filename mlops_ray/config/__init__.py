@@ -7,6 +7,7 @@ Units stand in names: `_s` seconds, `_mb` mebibytes, `share` a fraction in [0, 1
 """
 
 from mlops_ray.config.about import About
+from mlops_ray.config.alerts import Alerts
 from mlops_ray.config.base import DAY_S, Config
 from mlops_ray.config.features import Categorical, Features, Numeric
 from mlops_ray.config.loading import (
@@ -63,6 +64,7 @@ from mlops_ray.config.validation import Column, Validation
 __all__ = [
     "DAY_S",
     "About",
+    "Alerts",
     "Approval",
     "CalibrationGate",
     "Callback",

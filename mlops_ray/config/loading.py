@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from mlops_ray.config.alerts import bare_secrets
 from mlops_ray.config.operation import Storage
 from mlops_ray.config.project import Loc, Project, cross_checks
 from mlops_ray.config.recorded import LogPlan
@@ -99,9 +100,11 @@ def load_log_plan(path: str | Path) -> LogPlan:
 def _validate(raw: dict[str, Any], written: Mapping[str, Any]) -> tuple[Project | None, list[tuple[Loc, str]]]:
     """The project and nothing, or None and every mistake."""
     project, problems = _validate_as(Project, raw, written)
-    if project is not None:
+    bare = [(("alerts", "channels", *loc), what) for loc, what in bare_secrets(written.get("alerts"))]
+    if project is not None and not bare:
         return project, []
-    return None, [*((loc, what) for loc, what in problems if loc), *cross_checks(raw)]  # these place what spans blocks
+    # `cross_checks` places what spans blocks
+    return None, [*((loc, what) for loc, what in problems if loc), *cross_checks(raw), *bare]
 
 
 def _validate_as(
@@ -218,6 +221,8 @@ def _real(loc: Loc) -> Loc:
         loc = loc[:at] + tuple(p for p in loc[at:] if p not in ("uniform", "log_uniform", "categorical", "int"))
     loc = tuple(p for p in loc if p not in ("one block", "a list"))
     if loc[:2] in (("validation", "expectations"), ("rollout", "analyses")) and len(loc) > 3:
+        loc = loc[:3] + loc[4:]
+    if loc[:2] == ("alerts", "channels") and len(loc) > 3:
         loc = loc[:3] + loc[4:]
     if loc[:1] == ("analyses",) and len(loc) > 2:  # of a plan by itself
         loc = loc[:2] + loc[3:]

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from mlops_ray.config.about import About
+from mlops_ray.config.alerts import Alerts, alert_checks
 from mlops_ray.config.analyses import OF_TASK
 from mlops_ray.config.base import DAY_S, DTYPES, Config, Name
 from mlops_ray.config.expectations import expectation_checks
@@ -57,6 +58,7 @@ class Project(Config):
     monitoring: Monitoring = Monitoring()
     rollout: RolloutPlan = RolloutPlan()
     retraining: Retraining = Retraining()
+    alerts: Alerts = Alerts()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Project:
@@ -136,6 +138,8 @@ def cross_checks(raw: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
     yield from _times_and_ports(raw)
     yield from _access(raw)
     yield from _captured(raw, known)
+    for loc, what in alert_checks(raw.get("alerts")):
+        yield ("alerts", "rules", *loc), what
 
 
 def _training(raw: Mapping[str, Any], known: Known) -> Iterator[tuple[Loc, str]]:

@@ -13,6 +13,7 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from mlops_ray.monitoring.alerts import book
 from mlops_ray.monitoring.exposed import Family, families, gather, shown
 from mlops_ray.monitoring.folding import rows_cursor
 from mlops_ray.monitoring.record import ENTRY, METHODS
@@ -35,6 +36,8 @@ class Exposition(Collector):
             windows = tx.windows(self._project, 60)
             retrains = Counter(r.status for r in tx.retrains(self._project))
             rollouts = Counter(r.state["phase"] for r in tx.rollouts(self._project))
+            alerts = Counter((a.rule, a.severity, a.state) for a in book.opened(tx, self._project))
+            messages = book.counts(tx, self._project)
         name = {"project": self._project}
         yield self._gauge("mlops_ray_watermark_seconds", "Decision time of the project", [(name, watermark)])
         yield self._counter(
@@ -52,6 +55,16 @@ class Exposition(Collector):
             "mlops_ray_rollouts", "Rollouts by phase", [(name | {"phase": p}, n) for p, n in rollouts.items()]
         )
         yield from (self._family(each, name) for each in families(facts))
+        yield self._gauge(
+            "mlops_ray_alerts",
+            "Alerts that are open, by where they stand",
+            [(name | {"rule": r, "severity": s, "state": at}, n) for (r, s, at), n in alerts.items()],
+        )
+        yield self._gauge(
+            "mlops_ray_alert_messages",
+            "Messages about alerts of the last 90 days, by status",
+            [(name | {"channel": c, "status": s}, n) for (c, s), n in messages.items()],
+        )
 
     def _windows(self, windows: list[WindowRow], name: dict[str, str]) -> Iterator[Metric]:
         newest = {kind: next((w.result for w in windows if kind in w.result), None) for kind in ("drift", "quality")}

@@ -25,8 +25,10 @@ from mlops_ray.config import Project, parse_portable
 from mlops_ray.data import lake
 from mlops_ray.data.profile import Profile, codes, empty
 from mlops_ray.monitoring import clock, judgement, record
+from mlops_ray.monitoring.alerts.observed import Conditions
 from mlops_ray.monitoring.folding import fold
 from mlops_ray.monitoring.labels import arrived, joined
+from mlops_ray.monitoring.on_delivery import Alerting
 from mlops_ray.monitoring.on_prometheus import Exposition
 from mlops_ray.serving.artifacts import local
 from mlops_ray.serving.log import tables as log
@@ -66,12 +68,14 @@ class Brain:
 
     decide(tx, project, stable version, decision time, a window's result): the reason in words; a retrain is saved when
     there is to be one. consider(tx, project, decision time, labels since the last decision): the same, windowless.
+    conditions: of retrains and rollouts, for alerts.
     """
 
     decide: Callable[[Tx, Project, VersionRow, float, dict[str, Any]], str]
     consider: Callable[[Tx, Project, float, int], None]
     close_failed: Callable[[Tx, RetrainRow, str], None]
     launcher: Launcher
+    conditions: Conditions = lambda tx, project, machine_now: ()
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ class Monitor:
         self._server, _ = prometheus_client.start_http_server(
             self._project.monitoring.metrics_port, addr="127.0.0.1", registry=registry
         )
+        self._alerting = Alerting(self._store, self._project, self._brain.conditions)
         keep_doing(self.tick, every_s=_TICK_S, what=f"monitor of {self._name}")
 
     def ping(self) -> int:

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,13 +22,25 @@ from mlops_ray.data.on_ray import snapshot, working_code
 from mlops_ray.data.rules.expectations import about, check
 from mlops_ray.data.schema import conform
 from mlops_ray.errors import BackendUnavailable, DataError, MlopsRayError
+from mlops_ray.monitoring.alerts.alerting import Condition
 from mlops_ray.monitoring.clock import decision_now
 from mlops_ray.monitoring.judgement import ESTIMATED
 from mlops_ray.monitoring.labels import joined
 from mlops_ray.monitoring.on_ray import Brain
 from mlops_ray.monitoring.record import ENTRY
-from mlops_ray.retraining.policy import Decision, History, Judged, decide, decide_due, new_labels, scheduled
-from mlops_ray.rollout.orders import demand_room, save_start
+from mlops_ray.retraining import conditions
+from mlops_ray.retraining.policy import (
+    Decision,
+    History,
+    Judged,
+    decide,
+    decide_due,
+    new_labels,
+    open_circuit,
+    scheduled,
+)
+from mlops_ray.rollout.canary import Phase
+from mlops_ray.rollout.orders import decision_time, demand_room, save_start, standing
 from mlops_ray.serving.artifacts import local
 from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.places import labels_uri, log_uri
@@ -152,7 +164,10 @@ def changes(project: Project, store: Store) -> tuple[str, tuple[str, ...]]:
 
 def brain(text: str, *, dashboard: str) -> Brain:
     """Policy and launcher for the monitoring actor."""
-    return Brain(decide=_decide, consider=_consider, close_failed=_close_failed, launcher=Launcher(dashboard, text))
+    launcher = Launcher(dashboard, text)
+    return Brain(
+        decide=_decide, consider=_consider, close_failed=_close_failed, launcher=launcher, conditions=_conditions
+    )
 
 
 def _decide(tx: Tx, project: Project, stable: VersionRow, at: float, result: dict[str, Any]) -> str:
@@ -186,10 +201,27 @@ def _consider(tx: Tx, project: Project, now: float, n_labels: int) -> None:
         _save(tx, project, found, now, {"due": [vars(d) for d in due]})
 
 
+def _conditions(tx: Tx, project: Project, machine_now: float) -> list[Condition]:
+    """What alerts may be about, of retrains, rollouts and approvals."""
+    name, now = project.project, decision_time(tx, project, machine_now)
+    retrains, rollouts, serving = tx.retrains(name), tx.rollouts(name), tx.serving(name)
+    circuit = open_circuit(project.retraining, _history_of(tx, project, retrains), now=now)
+    waits = next((row for row in rollouts if row.ended is None and row.state["phase"] == Phase.PENDING), None)
+    return [
+        *conditions.of_retrains(retrains, circuit),
+        *conditions.of_rollouts(rollouts, None if waits is None else standing(tx, waits, now)),
+        *conditions.of_versions(tx.versions(name), serving.spec["stable"]["version"] if serving else 0),
+    ]
+
+
 def _history(tx: Tx, project: Project) -> History:
     """What the policy decided itself. What it only proposed counts for as long as it only proposes."""
+    return _history_of(tx, project, tx.retrains(project.project))
+
+
+def _history_of(tx: Tx, project: Project, rows: Sequence[RetrainRow]) -> History:
     unseen = set() if project.retraining.dry_run else {RetrainRow.PROPOSED}
-    retrains = [r for r in tx.retrains(project.project) if r.trigger not in (MANUAL, CODE) and r.status not in unseen]
+    retrains = [r for r in rows if r.trigger not in (MANUAL, CODE) and r.status not in unseen]
     return History(
         decided=tuple(r.decided for r in retrains),
         endings=tuple(r.status for r in retrains if r.status not in (*RetrainRow.OPEN, RetrainRow.PROPOSED)),

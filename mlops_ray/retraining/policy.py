@@ -117,11 +117,18 @@ def _held_back(plan: Retraining, trigger: str, history: History, now: float) -> 
         return f"cooldown for {(plan.cooldown_s - waited) / DAY_S:.1f} more days"
     if sum(now - at < DAY_S for at in history.decided) >= plan.most_per_day:
         return f"{plan.most_per_day} retrains in 24 hours are the most"
+    return open_circuit(plan, history, now=now)
+
+
+def open_circuit(plan: Retraining, history: History, *, now: float) -> str | None:
+    """In words that the circuit breaker holds retrains back at decision time `now`; None: it does not."""
     failures = next((i for i, e in enumerate(history.endings) if e == "succeeded"), len(history.endings))
     further = failures - plan.max_failures
-    if further >= 0 and waited < plan.backoff_s * 2 ** min(further, _DOUBLINGS):
-        return f"circuit open after {failures} failed retrains"
-    return None
+    if not history.decided or further < 0:
+        return None
+    if now - history.decided[0] >= plan.backoff_s * 2 ** min(further, _DOUBLINGS):
+        return None
+    return f"circuit open after {failures} failed retrains"
 
 
 def _run(judged: Sequence[Judged], trigger: str) -> list[Judged]:

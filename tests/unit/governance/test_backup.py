@@ -20,6 +20,8 @@ from mlops_ray import ledger, state
 from mlops_ray.errors import DataError
 from mlops_ray.governance import backup
 from mlops_ray.governance.approvals import approve
+from mlops_ray.monitoring.alerts import book
+from mlops_ray.monitoring.alerts.alerting import Alert, Kind, Message, Phase, Silence
 from mlops_ray.rollout.orders import begin, first_version
 from mlops_ray.serving import access, tokens
 from mlops_ray.serving.spool import claims
@@ -54,6 +56,10 @@ def filled(store: Store, name: str = "small") -> None:
         claims.claim(tx, name, ["a", "b"], "spool", 1, 2.0)
         claims.secret(tx, name)
         tokens.save(tx, name, access.new_token("ann", [access.Role.READ], now=1.0, expires=None)[1])
+        alert = Alert("a1", "drift", "v1", "warning", Phase.FIRING, 1.0, "why", 1.0)
+        book.save(tx, name, alert)
+        book.save_silence(tx, name, Silence("s1", "", "v1", "ann", "known", 1.0, 9.0))
+        book.post(tx, name, [Message("m1", "team", ((Kind.FIRING, alert),))], 1.0)
     first_version(store, own, now=4.0, version=1)
     store.run(lambda tx: begin(tx, own, 2, supersede=False, who="ann", why="try", now=4.0))
     store.run(lambda tx: approve(tx, name, 3, who="ben", why="ok", now=5.0))

@@ -8,6 +8,8 @@ from pathlib import Path
 import prometheus_client
 import pytest
 
+from mlops_ray.monitoring.alerts import book
+from mlops_ray.monitoring.alerts.alerting import Ack, Alert, Kind, Message, Phase
 from mlops_ray.monitoring.folding import rows_cursor
 from mlops_ray.monitoring.on_prometheus import Exposition
 from mlops_ray.state import RolloutRow, Store, VersionRow, WindowRow
@@ -114,3 +116,21 @@ def test_estimates_of_the_newest_window_and_the_error_of_the_newest_scored_one(s
             "mlops_ray_estimate_trust/weighted": 0.0,
         }
     )
+
+
+def test_alerts_by_rule_and_state_and_messages_by_channel(store: Store) -> None:
+    with store.begin() as tx:
+        for i, (phase, ack) in enumerate(
+            ((Phase.FIRING, None), (Phase.FIRING, Ack("ann", "", 1.0)), (Phase.PENDING, None))
+        ):
+            alert = Alert(f"a{i}", "drift", f"v{i}", "warning", phase, 0.0, "why", ack=ack)
+            book.save(tx, "small", alert)
+        book.save(tx, "small", Alert("a9", "drift", "v9", "warning", Phase.RESOLVED, 0.0, "why", ended=1.0))
+        book.post(tx, "small", [Message("m1", "team", ((Kind.FIRING, alert),))], 1.0)
+    found = {name: value for name, value in scrape(store).items() if "alert" in name}
+    assert found == {
+        "mlops_ray_alerts/drift/warning/firing": 1.0,
+        "mlops_ray_alerts/drift/warning/acknowledged": 1.0,
+        "mlops_ray_alerts/drift/warning/pending": 1.0,
+        "mlops_ray_alert_messages/team/waiting": 1.0,
+    }

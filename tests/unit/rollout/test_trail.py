@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from hypothesis import given
@@ -32,7 +33,7 @@ def test_looks_at_an_even_pace_leave_no_large_gap(n: int) -> None:
     for k in range(n):
         trail = trailed(trail, look(float(k)))
     times = [point[0] for point in trail]
-    assert max(b - a for a, b in zip(times, times[1:], strict=False)) <= 0.3 * n
+    assert max(b - a for a, b in itertools.pairwise(times)) <= 0.3 * n
 
 
 def test_a_look_that_is_repeated_takes_its_own_place() -> None:

@@ -1,0 +1,1 @@
+"""Alerts: what is observed, the rules, who is told what, and where all of it is kept."""
