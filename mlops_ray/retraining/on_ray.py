@@ -22,10 +22,10 @@ from mlops_ray.data.on_ray import snapshot, working_code
 from mlops_ray.data.rules.expectations import about, check
 from mlops_ray.data.schema import conform
 from mlops_ray.errors import BackendUnavailable, DataError, MlopsRayError
+from mlops_ray.monitoring.brain import Brain
 from mlops_ray.monitoring.clock import decision_now
 from mlops_ray.monitoring.judgement import ESTIMATED
 from mlops_ray.monitoring.labels import joined
-from mlops_ray.monitoring.on_ray import Brain
 from mlops_ray.monitoring.record import ENTRY
 from mlops_ray.retraining.policy import Decision, History, Judged, decide, decide_due, new_labels, scheduled
 from mlops_ray.rollout.orders import demand_room, save_start

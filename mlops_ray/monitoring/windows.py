@@ -1,0 +1,158 @@
+"""A window from the state database and the log to its judgement, and that to the policy, in one transaction.
+
+Where rows and versions come from is handed in, so a simulation in virtual time judges by the same code as the monitor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from mlops_ray.config import Project
+from mlops_ray.data.profile import Profile, codes, empty
+from mlops_ray.monitoring import captured, judgement, record
+from mlops_ray.monitoring.brain import Brain
+from mlops_ray.monitoring.due import ENTRIES, Due, Kind, is_judged
+from mlops_ray.serving.log import tables as log
+from mlops_ray.state import Store, Tx, VersionRow, WindowRow
+from mlops_ray.training.artifact.model import Reference
+from mlops_ray.training.evaluation.intervals import Floats
+from mlops_ray.training.target import Classes, Scores
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What windows of a version are held against. threshold: from which on a binary model's score says 1."""
+
+    reference: Reference
+    classes: Classes
+    threshold: float
+
+
+class Rows(Protocol):
+    """Rows of the log."""
+
+    def __call__(self, start: float, end: float, known_by: float, *, inputs: bool = False) -> pa.Table:
+        """Those of [start, end), as `captured.rows` gives them for a project."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where what is judged comes from: the log's rows, what a version is held against, and how many labels became
+    known after a time (seconds since the epoch)."""
+
+    rows: Rows
+    yardstick: Callable[[VersionRow], Yardstick]
+    labels_since: Callable[[float], int]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One window judged against `stable`; `estimates`: entries of its versions that changed with it."""
+
+    due: Due
+    stable: VersionRow
+    found: judgement.Judgement
+    estimates: dict[int, record.Entry]
+
+
+def judge(store: Store, project: Project, sources: Sources, due: Due) -> Judged | None:
+    """The judgement of what is due, which changes nothing yet; None where no version is stable."""
+    with store.read() as tx:
+        stable = stable_of(tx, project.project)
+        blocks = tx.profiles(project.project, due.start, due.end)
+        windows = tx.windows(project.project)
+    if stable is None:
+        return None
+    plan, reference = project.monitoring, sources.yardstick(stable).reference
+    rng = np.random.default_rng([project.seed, int(due.end)])
+    if due.kind is Kind.DRIFT:
+        window = sum((Profile.from_dict(body) for _, _, body in blocks), empty(reference.bins))
+        found = judgement.judge_drift(plan, reference, window)
+        return Judged(due, stable, found, {stable.version: _estimated(project, sources, stable, windows, due)})
+    rows = sources.rows(due.start, due.end, due.at)
+    if project.task != "binary":
+        found = judgement.unjudged_quality(project.task)
+    else:
+        found = judgement.judge_quality(plan, reference, *_of(project, sources, rows, stable), rng)
+    return Judged(due, stable, found, _scored(store, project, sources, windows, rows, due))
+
+
+def conclude(tx: Tx, project: Project, brain: Brain, judged: Judged) -> None:
+    """Save the judgement with what the policy makes of it, once: the cursor tells."""
+    due, stable, found = judged.due, judged.stable, judged.found
+    if is_judged(due, tx.cursor(project.project, JUDGED)):
+        return
+    known = {w.version: w.result for w in tx.windows(project.project) if (w.start, w.end) == (due.start, due.end)}
+    results = {v: known.get(v, {}) | {record.ENTRY: entry} for v, entry in judged.estimates.items()}
+    entry = {"alarm": found.alarm, "why": found.why, "at": due.at, **found.detail}
+    mine = results.get(stable.version, known.get(stable.version, {}))
+    results[stable.version] = mine | {ENTRIES[due.kind]: entry}
+    for version, result in results.items():
+        tx.save_window(WindowRow(project.project, due.start, due.end, version, result))
+    tx.save_cursor(project.project, JUDGED, due.kind, due.at)
+    entry["decision"] = brain.decide(tx, project, stable, due.at, results[stable.version])
+    tx.save_window(WindowRow(project.project, due.start, due.end, stable.version, results[stable.version]))
+
+
+JUDGED = "judged"
+"""Cursor: the instant and the kind of what was judged last."""
+
+
+def stable_of(tx: Tx, project: str) -> VersionRow | None:
+    """The version that answers most traffic, or None before the first."""
+    serving = tx.serving(project)
+    return tx.version(project, serving.spec["stable"]["version"]) if serving else None
+
+
+def _estimated(
+    project: Project, sources: Sources, stable: VersionRow, windows: list[WindowRow], due: Due
+) -> record.Entry:
+    """What the quality of stable's rows of the window will turn out to be."""
+    known = sources.yardstick(stable)
+    mine = captured.scored_by(stable.version, sources.rows(due.start, due.end, due.at, inputs=True))
+    rng = np.random.default_rng([project.seed, int(due.end), 1])  # drift has the generator without the 1
+    before = sorted((w for w in windows if w.version == stable.version and w.end < due.end), key=lambda w: w.end)
+    entry = record.estimated(
+        project.monitoring,
+        known.reference.calibration,
+        captured.scores(project, mine),
+        codes(known.reference.bins, log.inputs(project, mine)),
+        threshold=known.threshold,
+        before=[w.result[record.ENTRY] for w in before if record.ENTRY in w.result],
+        at=due.at,
+        rng=rng,
+    )
+    found = judgement.judge_estimate(project.monitoring, project.task, known.reference, entry, rng)
+    return entry | {"alarm": found.alarm, "why": found.why, **found.detail}
+
+
+def _scored(
+    store: Store, project: Project, sources: Sources, windows: list[WindowRow], rows: pa.Table, due: Due
+) -> dict[int, record.Entry]:
+    """The estimates of the window, of whatever versions, with what became of its `rows`."""
+    found = {}
+    for window in windows:
+        if (window.start, window.end) != (due.start, due.end) or record.ENTRY not in window.result:
+            continue
+        with store.read() as tx:
+            version = tx.version(project.project, window.version)
+        found[window.version] = record.scored(
+            window.result[record.ENTRY],
+            project.monitoring,
+            project.task,
+            *_of(project, sources, rows, version),
+            threshold=sources.yardstick(version).threshold,
+        )
+    return found
+
+
+def _of(project: Project, sources: Sources, rows: pa.Table, version: VersionRow) -> tuple[Floats, Scores]:
+    """Labels (NaN where not known) and scores of the `rows` that this version scored as stable."""
+    mine = captured.scored_by(version.version, rows)
+    classes = sources.yardstick(version).classes
+    return record.numbered(project.task, classes, mine["label"]), captured.scores(project, mine)
