@@ -178,6 +178,9 @@ class Monitoring(Config):
     """A reference of fewer blocks supports no threshold: `uncalibrated`, and nobody is called."""
     label_horizon_s: PositiveFloat = 2 * DAY_S
     """Rows younger than this serve no level: labels come late, and not at random."""
+    multivariate_s: PositiveFloat | None = None
+    """How often, in decision time, a classifier tries to tell live rows from those of the holdout; a multiple of
+    `block_s`. None: never."""
     idle_s: PositiveFloat = 900.0
     """Without traffic for so long, decision time follows the wall clock again."""
     metrics_port: Annotated[int, Field(ge=1, le=65535)] = 9464
@@ -186,6 +189,8 @@ class Monitoring(Config):
     def _divides(self) -> Monitoring:
         if self.window_s % self.block_s:
             raise ValueError(f"window_s {self.window_s:g} must be a multiple of block_s {self.block_s:g}")
+        if self.multivariate_s is not None and self.multivariate_s % self.block_s:
+            raise ValueError(f"multivariate_s {self.multivariate_s:g} must be a multiple of block_s {self.block_s:g}")
         return self
 
 

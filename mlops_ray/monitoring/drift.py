@@ -58,14 +58,14 @@ class Drift:
         return self.psi > self.limit
 
 
-def level(false_alarms_per_month: float, window_s: float, n_detectors: int) -> float:
-    """Probability of a false alarm that one detector may spend on one window, in (0, 1).
+def level(false_alarms_per_month: float, span_s: float) -> float:
+    """Probability of a false alarm that one detector may spend on one window of `span_s` seconds, in (0, 1).
 
-    The budget is divided evenly over the windows of a month and over the detectors (Bonferroni).
-    >>> round(level(1.0, 7 * 86_400.0, 2), 3)
+    Its part of the budget (`budget.share`) is divided evenly over time (Bonferroni).
+    >>> round(level(0.5, 7 * 86_400.0), 3)
     0.115
     """
-    return min(0.5, false_alarms_per_month * window_s / MONTH_S / n_detectors)
+    return min(0.5, false_alarms_per_month * span_s / MONTH_S)
 
 
 # Windows of the reference ---------------------------------------------------------------------------------------------

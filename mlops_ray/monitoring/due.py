@@ -9,7 +9,7 @@ from mlops_ray.config import Monitoring
 from mlops_ray.monitoring import clock
 from mlops_ray.state import Cursor
 
-# Instants that one look deals with at most: a row dated decades ago must not make it judge every week since.
+# Instants of each kind that one look deals with: a row dated decades ago must not make it judge every week since.
 _MOST = 520
 
 
@@ -18,15 +18,17 @@ class Kind(IntEnum):
 
     DRIFT = 0
     QUALITY = 1
+    SEQUENTIAL = 2
 
 
-ENTRIES = {Kind.DRIFT: "drift", Kind.QUALITY: "quality"}
+ENTRIES = {Kind.DRIFT: "drift", Kind.QUALITY: "quality", Kind.SEQUENTIAL: "sequential"}
 """Key of each judgement in a window's result."""
 
 
 @dataclass(frozen=True, order=True)
 class Due:
-    """The window [start, end) is to be judged at the decision time `at`; all in seconds since the epoch."""
+    """The window [start, end), or the sequential detector's block, is to be judged at the decision time `at`; all in
+    seconds since the epoch."""
 
     at: float
     kind: Kind
@@ -43,10 +45,12 @@ def due(plan: Monitoring, *, first: float, judged: Cursor, now: float) -> list[D
     horizon_s = plan.label_horizon_s
     closed = clock.passed(after, now, every_s=plan.window_s)
     mature = clock.passed(after - horizon_s, now - horizon_s, every_s=plan.window_s)
-    found = [Due(end, Kind.DRIFT, end - plan.window_s, end) for end in closed]
-    found += [Due(end + horizon_s, Kind.QUALITY, end - plan.window_s, end) for end in mature]
+    blocks = clock.passed(after - horizon_s, now - horizon_s, every_s=plan.block_s)
+    found = [Due(end, Kind.DRIFT, end - plan.window_s, end) for end in closed[-_MOST:]]
+    found += [Due(end + horizon_s, Kind.QUALITY, end - plan.window_s, end) for end in mature[-_MOST:]]
+    found += [Due(end + horizon_s, Kind.SEQUENTIAL, end - plan.block_s, end) for end in blocks[-_MOST:]]
     # A window that began before the traffic did is a part of one, no fair sample of its hours and weekdays.
-    return [d for d in sorted(found)[-_MOST:] if d.start >= first and not is_judged(d, judged)]
+    return [d for d in sorted(found) if d.start >= first and not is_judged(d, judged)]
 
 
 def is_judged(one: Due, judged: Cursor) -> bool:

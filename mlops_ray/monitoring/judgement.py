@@ -13,13 +13,10 @@ from numpy.typing import NDArray
 
 from mlops_ray.config import Monitoring, Task
 from mlops_ray.data.profile import Profile
-from mlops_ray.monitoring import drift, performance
+from mlops_ray.monitoring import budget, drift, performance
 from mlops_ray.monitoring.cause import cause
 from mlops_ray.training.artifact.model import Reference
 
-# Detectors that share the false-alarm budget: drift over all features together, and quality. An estimate alarms only
-# where all of its interval lies above quality's limit, which costs less than a hundredth of quality's share.
-N_DETECTORS = 2
 _LOSS = {"binary": "log_loss", "multiclass": "log_loss", "regression": "mse"}
 Trigger = Literal["drift", "performance", "estimated_performance"]
 ESTIMATED: Trigger = "estimated_performance"
@@ -42,7 +39,7 @@ def judge_drift(plan: Monitoring, reference: Reference, window: Profile) -> Judg
     thresholds = drift.calibrate(
         [profile for _, profile in reference.blocks],
         drift.by_time(len(reference.blocks), round(plan.window_s / reference.block_s)),
-        drift.level(plan.false_alarms_per_month, plan.window_s, N_DETECTORS),
+        drift.level(budget.share(plan, "drift"), plan.window_s),
         block_s=reference.block_s,
         min_blocks=plan.min_blocks,
     )
@@ -119,7 +116,7 @@ def _limit(plan: Monitoring, reference: Reference, rng: np.random.Generator) -> 
     return performance.limit(
         reference.holdout,
         round(plan.window_s / reference.block_s),
-        drift.level(plan.false_alarms_per_month, plan.window_s, N_DETECTORS),
+        drift.level(budget.share(plan, "quality"), plan.window_s),
         min_blocks=plan.min_blocks,
         rng=rng,
     )

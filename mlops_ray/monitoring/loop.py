@@ -12,11 +12,11 @@ from functools import partial
 from typing import Any, Literal
 
 from mlops_ray.config import Project
-from mlops_ray.monitoring import clock, windows
+from mlops_ray.monitoring import blocks, clock, windows
 from mlops_ray.monitoring.brain import Brain
-from mlops_ray.monitoring.due import due
+from mlops_ray.monitoring.due import Due, Kind, due
 from mlops_ray.monitoring.folding import fold
-from mlops_ray.monitoring.windows import JUDGED, Sources
+from mlops_ray.monitoring.sources import JUDGED, Sources
 from mlops_ray.state import RetrainRow, Store, Tx
 
 # Machine time between two looks at what no window asks for.
@@ -67,12 +67,24 @@ class Loop:
         if first is None:
             return
         for one in due(self._project.monitoring, first=first, judged=cursor, now=now):
-            found = windows.judge(self._store, self._project, self._sources, one)
+            conclude = self._judged(one)
             self._fault("judged")
-            if found is None:
-                continue
-            self._store.run(partial(windows.conclude, project=self._project, brain=self._brain, judged=found))
-            self._fault("saved")
+            if conclude is not None:
+                self._store.run(conclude)
+                self._fault("saved")
+
+    def _judged(self, one: Due) -> Callable[[Tx], None] | None:
+        """What saves the judgement, once; None where there is no version to judge."""
+        of = (self._store, self._project, self._sources, one)
+        if one.kind is Kind.SEQUENTIAL:
+            looked = blocks.look(*of)
+            if looked is None:
+                return None
+            return partial(blocks.conclude, project=self._project, brain=self._brain, looked=looked)
+        found = windows.judge(*of)
+        if found is None:
+            return None
+        return partial(windows.conclude, project=self._project, brain=self._brain, judged=found)
 
     def _consider(self, now: float) -> None:
         """Have the policy decide about what no window asks for: its schedule, and the number of new labels."""

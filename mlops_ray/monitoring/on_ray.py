@@ -23,7 +23,7 @@ from mlops_ray.monitoring.brain import Brain
 from mlops_ray.monitoring.labels import arrived
 from mlops_ray.monitoring.loop import Loop
 from mlops_ray.monitoring.on_prometheus import Exposition
-from mlops_ray.monitoring.windows import Sources, Yardstick
+from mlops_ray.monitoring.sources import Sources, Yardstick
 from mlops_ray.serving.artifacts import local
 from mlops_ray.serving.places import labels_uri
 from mlops_ray.state import Store, VersionRow

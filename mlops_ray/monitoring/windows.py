@@ -5,9 +5,7 @@ Where rows and versions come from is handed in, so a simulation in virtual time 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,37 +15,9 @@ from mlops_ray.data.profile import Profile, codes, empty
 from mlops_ray.monitoring import captured, judgement, record
 from mlops_ray.monitoring.brain import Brain
 from mlops_ray.monitoring.due import ENTRIES, Due, Kind, is_judged
+from mlops_ray.monitoring.sources import JUDGED, Sources, labelled, stable_of
 from mlops_ray.serving.log import tables as log
 from mlops_ray.state import Store, Tx, VersionRow, WindowRow
-from mlops_ray.training.artifact.model import Reference
-from mlops_ray.training.evaluation.intervals import Floats
-from mlops_ray.training.target import Classes, Scores
-
-
-@dataclass(frozen=True)
-class Yardstick:
-    """What windows of a version are held against. threshold: from which on a binary model's score says 1."""
-
-    reference: Reference
-    classes: Classes
-    threshold: float
-
-
-class Rows(Protocol):
-    """Rows of the log."""
-
-    def __call__(self, start: float, end: float, known_by: float, *, inputs: bool = False) -> pa.Table:
-        """Those of [start, end), as `captured.rows` gives them for a project."""
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Where what is judged comes from: the log's rows, what a version is held against, and how many labels became
-    known after a time (seconds since the epoch)."""
-
-    rows: Rows
-    yardstick: Callable[[VersionRow], Yardstick]
-    labels_since: Callable[[float], int]
 
 
 @dataclass(frozen=True)
@@ -78,7 +48,7 @@ def judge(store: Store, project: Project, sources: Sources, due: Due) -> Judged 
     if project.task != "binary":
         found = judgement.unjudged_quality(project.task)
     else:
-        found = judgement.judge_quality(plan, reference, *_of(project, sources, rows, stable), rng)
+        found = judgement.judge_quality(plan, reference, *labelled(project, sources, rows, stable), rng)
     return Judged(due, stable, found, _scored(store, project, sources, windows, rows, due))
 
 
@@ -97,16 +67,6 @@ def conclude(tx: Tx, project: Project, brain: Brain, judged: Judged) -> None:
     tx.save_cursor(project.project, JUDGED, due.kind, due.at)
     entry["decision"] = brain.decide(tx, project, stable, due.at, results[stable.version])
     tx.save_window(WindowRow(project.project, due.start, due.end, stable.version, results[stable.version]))
-
-
-JUDGED = "judged"
-"""Cursor: the instant and the kind of what was judged last."""
-
-
-def stable_of(tx: Tx, project: str) -> VersionRow | None:
-    """The version that answers most traffic, or None before the first."""
-    serving = tx.serving(project)
-    return tx.version(project, serving.spec["stable"]["version"]) if serving else None
 
 
 def _estimated(
@@ -145,14 +105,7 @@ def _scored(
             window.result[record.ENTRY],
             project.monitoring,
             project.task,
-            *_of(project, sources, rows, version),
+            *labelled(project, sources, rows, version),
             threshold=sources.yardstick(version).threshold,
         )
     return found
-
-
-def _of(project: Project, sources: Sources, rows: pa.Table, version: VersionRow) -> tuple[Floats, Scores]:
-    """Labels (NaN where not known) and scores of the `rows` that this version scored as stable."""
-    mine = captured.scored_by(version.version, rows)
-    classes = sources.yardstick(version).classes
-    return record.numbered(project.task, classes, mine["label"]), captured.scores(project, mine)
