@@ -17,7 +17,7 @@ def cause(feature: str, reference: Profile, window: Profile) -> tuple[str, ...]:
 
     Nothing when none of these stands out.
     """
-    if not window.n or not reference.n:
+    if not window.n or not reference.n or feature not in window.counts:
         return ()
     found = [_missing(feature, reference, window)]
     if feature in window.moments:

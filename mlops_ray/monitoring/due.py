@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -11,6 +12,9 @@ from mlops_ray.state import Cursor
 
 # Instants of each kind that one look deals with: a row dated decades ago must not make it judge every week since.
 _MOST = 520
+
+Window = tuple[float, float]
+"""Start and end, seconds since the epoch: [start, end)."""
 
 
 class Kind(IntEnum):
@@ -36,21 +40,52 @@ class Due:
     end: float
 
 
-def due(plan: Monitoring, *, first: float, judged: Cursor, now: float) -> list[Due]:
+def due(plan: Monitoring, *, first: float, judged: Cursor, now: float, filled: Sequence[Window] = ()) -> list[Due]:
     """What has become due by the decision time `now` and is not judged yet, in order.
 
-    Args: first: start of the first block that has rows; judged: `at` and `kind` of what was judged last.
+    Args: first: start of the first block that has rows; judged: `at` and `kind` of what was judged last; filled: where
+        windows are by rows, those of them that have closed (`by_rows`).
     """
     after = max(judged.at, first) - plan.block_s  # what is due at the cursor's own instant may be half done
     horizon_s = plan.label_horizon_s
-    closed = clock.passed(after, now, every_s=plan.window_s)
-    mature = clock.passed(after - horizon_s, now - horizon_s, every_s=plan.window_s)
+    closed = _closed(plan, filled, after, now, every_s=plan.slide_s or plan.window_s)
+    mature = _closed(plan, filled, after - horizon_s, now - horizon_s, every_s=plan.window_s)
     blocks = clock.passed(after - horizon_s, now - horizon_s, every_s=plan.block_s)
-    found = [Due(end, Kind.DRIFT, end - plan.window_s, end) for end in closed[-_MOST:]]
-    found += [Due(end + horizon_s, Kind.QUALITY, end - plan.window_s, end) for end in mature[-_MOST:]]
+    found = [Due(end, Kind.DRIFT, start, end) for start, end in closed]
+    found += [Due(end + horizon_s, Kind.QUALITY, start, end) for start, end in mature]
     found += [Due(end + horizon_s, Kind.SEQUENTIAL, end - plan.block_s, end) for end in blocks[-_MOST:]]
     # A window that began before the traffic did is a part of one, no fair sample of its hours and weekdays.
     return [d for d in sorted(found) if d.start >= first and not is_judged(d, judged)]
+
+
+def is_side_by_side(plan: Monitoring, window: Window) -> bool:
+    """Whether the window is one of those that lie side by side: only of them is quality judged and estimated."""
+    return plan.slide_s is None or window[1] % plan.window_s == 0
+
+
+def by_rows(plan: Monitoring, rows: Sequence[tuple[float, int]], now: float) -> list[Window]:
+    """Windows of `window_rows` rows, side by side, each ending with the block that fills it.
+
+    Args: rows: start of each block and its rows, in order, from the first of a window on. Blocks that are not over by
+        the decision time `now` are left out.
+    """
+    found: list[Window] = []
+    start, n = None, 0
+    for block, some in rows:
+        if block + plan.block_s > now:
+            break
+        start, n = (block if start is None else start), n + some
+        if plan.window_rows is not None and n >= plan.window_rows:
+            found.append((start, block + plan.block_s))
+            start, n = None, 0
+    return found
+
+
+def _closed(plan: Monitoring, filled: Sequence[Window], after: float, until: float, *, every_s: float) -> list[Window]:
+    """Windows that end in (after, until]."""
+    if plan.window_rows is not None:
+        return [window for window in filled if after < window[1] <= until][-_MOST:]
+    return [(end - plan.window_s, end) for end in clock.passed(after, until, every_s=every_s)[-_MOST:]]
 
 
 def is_judged(one: Due, judged: Cursor) -> bool:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mlops_ray.config import Monitoring, Task
 from mlops_ray.data.profile import Profile
 from mlops_ray.monitoring import budget, drift, performance
+from mlops_ray.monitoring.against import against
 from mlops_ray.monitoring.cause import cause
 from mlops_ray.training.artifact.model import Reference
 
@@ -32,27 +33,47 @@ class Judgement:
     detail: dict[str, Any]
 
 
-def judge_drift(plan: Monitoring, reference: Reference, window: Profile) -> Judgement:
-    """Inputs of a window against the reference of the stable version."""
+def judge_drift(
+    plan: Monitoring,
+    reference: Reference,
+    window: Profile,
+    *,
+    start: float,
+    end: float,
+    own: Profile | None = None,
+    previous: Profile | None = None,
+) -> Judgement:
+    """Inputs of the window [start, end), and the scores of the stable version, against that version's reference.
+
+    Args: own: of the rows that the version answered; previous: the window before, which is compared with for people to
+        see, and alarms nobody.
+    """
+    detail: dict[str, Any] = {"features": [], "scores": None, "rows": window.n}
     if window.n < plan.min_rows:
-        return _silent("drift", f"{window.n} rows; {plan.min_rows} are needed", {"features": []})
-    thresholds = drift.calibrate(
-        [profile for _, profile in reference.blocks],
-        drift.by_time(len(reference.blocks), round(plan.window_s / reference.block_s)),
-        drift.level(budget.share(plan, "drift"), plan.window_s),
-        block_s=reference.block_s,
-        min_blocks=plan.min_blocks,
-    )
-    if thresholds.limits is None:
-        return _silent("drift", f"uncalibrated: {thresholds.why}", {"features": []})
-    whole = reference.total
-    drifts = drift.compare(whole, window, thresholds.limits)
+        return _silent("drift", f"{window.n} rows; {plan.min_rows} are needed", detail)
+    held = against(plan, reference, start, end)
+    limits = held.thresholds.limits
+    if limits is None:
+        return _silent("drift", f"uncalibrated: {held.thresholds.why}", detail)
+    drifts = drift.compare(held.total, window, limits)
+    detail["features"] = [vars(d) for d in drifts]
+    if previous is not None and previous.n >= plan.min_rows:
+        detail["previous"] = {d.feature: d.psi for d in drift.compare(previous, window, limits)}
+    if drift.SCORES in limits and own is not None:
+        detail["scores"] = {"why": f"warming up: {own.n} rows of the version of {plan.min_rows}"}
+        if own.scores.sum() >= plan.min_rows:
+            moved = drift.compare_scores(held.total, own, window.n, limits[drift.SCORES])
+            detail["scores"] = {"psi": moved.psi, "limit": moved.limit, "why": drift.in_words(moved)}
+            drifts = tuple(sorted((*drifts, moved), key=lambda d: d.psi / d.limit, reverse=True))
     alarming = [d for d in drifts if d.alarm]
     if not alarming:
         why = "; ".join(drift.in_words(d) for d in drifts[:3])
     else:
-        why = "; ".join(_because(d, cause(d.feature, whole, window)) for d in alarming[:3])
-    return Judgement("drift", bool(alarming), why, {"features": [vars(d) for d in drifts], "rows": window.n})
+        why = "; ".join(_because(d, cause(d.feature, held.total, window)) for d in alarming[:3])
+    if held.phase:
+        why = f"{why}, against {held.phase} alone"
+        detail["phase"] = held.phase
+    return Judgement("drift", bool(alarming), why, detail)
 
 
 def _because(found: drift.Drift, causes: tuple[str, ...]) -> str:

@@ -62,11 +62,13 @@ class Loop:
         return {"now": now, "open_retrain": self._see_to_retrain()}
 
     def _judge_until(self, now: float) -> None:
+        plan = self._project.monitoring
         with self._store.read() as tx:
             cursor, first = tx.cursor(self._name, JUDGED), tx.first_block(self._name)
-        if first is None:
-            return
-        for one in due(self._project.monitoring, first=first, judged=cursor, now=now):
+            if first is None:
+                return
+            filled = windows.filled(tx, self._project, first, now) if plan.window_rows is not None else ()
+        for one in due(plan, first=first, judged=cursor, now=now, filled=filled):
             conclude = self._judged(one)
             self._fault("judged")
             if conclude is not None:

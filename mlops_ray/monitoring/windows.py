@@ -14,7 +14,7 @@ from mlops_ray.config import Project
 from mlops_ray.data.profile import Profile, codes, empty
 from mlops_ray.monitoring import captured, judgement, record
 from mlops_ray.monitoring.brain import Brain
-from mlops_ray.monitoring.due import ENTRIES, Due, Kind, is_judged
+from mlops_ray.monitoring.due import ENTRIES, Due, Kind, Window, by_rows, is_judged, is_side_by_side
 from mlops_ray.monitoring.sources import JUDGED, Sources, labelled, stable_of
 from mlops_ray.serving.log import tables as log
 from mlops_ray.state import Store, Tx, VersionRow, WindowRow
@@ -32,17 +32,30 @@ class Judged:
 
 def judge(store: Store, project: Project, sources: Sources, due: Due) -> Judged | None:
     """The judgement of what is due, which changes nothing yet; None where no version is stable."""
+    span_s = due.end - due.start
     with store.read() as tx:
         stable = stable_of(tx, project.project)
-        blocks = tx.profiles(project.project, due.start, due.end)
+        blocks = tx.profiles(project.project, due.start - span_s, due.end) if due.kind is Kind.DRIFT else []
         windows = tx.windows(project.project)
     if stable is None:
         return None
     plan, reference = project.monitoring, sources.yardstick(stable).reference
     rng = np.random.default_rng([project.seed, int(due.end)])
     if due.kind is Kind.DRIFT:
-        window = sum((Profile.from_dict(body) for _, _, body in blocks), empty(reference.bins))
-        found = judgement.judge_drift(plan, reference, window)
+        profiles = [(version, block, Profile.from_dict(body)) for version, block, body in blocks]
+        now = [(version, profile) for version, block, profile in profiles if block >= due.start]
+        none = empty(reference.bins)
+        found = judgement.judge_drift(
+            plan,
+            reference,
+            sum((profile for _, profile in now), none),
+            start=due.start,
+            end=due.end,
+            own=sum((profile for version, profile in now if version == stable.version), none),
+            previous=sum((profile for _, block, profile in profiles if block < due.start), none),
+        )
+        if not is_side_by_side(plan, (due.start, due.end)):
+            return Judged(due, stable, found, {})
         return Judged(due, stable, found, {stable.version: _estimated(project, sources, stable, windows, due)})
     rows = sources.rows(due.start, due.end, due.at)
     if project.task != "binary":
@@ -50,6 +63,18 @@ def judge(store: Store, project: Project, sources: Sources, due: Due) -> Judged 
     else:
         found = judgement.judge_quality(plan, reference, *labelled(project, sources, rows, stable), rng)
     return Judged(due, stable, found, _scored(store, project, sources, windows, rows, due))
+
+
+def filled(tx: Tx, project: Project, first: float, now: float) -> list[Window]:
+    """Windows by rows that have closed by the decision time `now`: those judged already, and those after them.
+
+    Args: first: start of the first block that has rows."""
+    known = [(w.start, w.end) for w in tx.windows(project.project) if ENTRIES[Kind.DRIFT] in w.result]
+    known.sort()
+    rows: dict[float, int] = {}
+    for _, block, body in tx.profiles(project.project, known[-1][1] if known else first, now):
+        rows[block] = rows.get(block, 0) + int(body["n"])
+    return known + by_rows(project.monitoring, sorted(rows.items()), now)
 
 
 def conclude(tx: Tx, project: Project, brain: Brain, judged: Judged) -> None:
