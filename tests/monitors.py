@@ -140,7 +140,8 @@ class World:
         found = pl.concat([pl.DataFrame(pl.from_arrow(part)) for part in self.parts])
         time = pl.col("event_time").dt.epoch("us") / 1e6
         label = pl.when(time + BLOCK_S <= known_by).then(pl.col("label"))
-        return found.filter((time >= start) & (time < end)).with_columns(label.alias("label")).to_arrow()
+        known = (pl.col("event_time") + pl.duration(seconds=BLOCK_S)).alias("label_time")
+        return found.filter((time >= start) & (time < end)).with_columns(label.alias("label"), known).to_arrow()
 
     def push(self, i: int) -> dict[str, Any]:
         """What the collector pushes about block `i`, which it appends to the log first."""

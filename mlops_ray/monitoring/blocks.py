@@ -10,9 +10,9 @@ from mlops_ray.config import Project
 from mlops_ray.monitoring import watching
 from mlops_ray.monitoring.brain import Brain
 from mlops_ray.monitoring.due import ENTRIES, Due, Kind, is_judged
+from mlops_ray.monitoring.performance import row_losses
 from mlops_ray.monitoring.sources import JUDGED, Sources, labelled, stable_of
 from mlops_ray.state import Store, Tx, VersionRow, WindowRow
-from mlops_ray.training import target
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,8 @@ def look(store: Store, project: Project, sources: Sources, due: Due) -> Looked |
     losses = np.empty(0)
     if not isinstance(known, str):  # what nobody can judge need not be read
         labels, scores = labelled(project, sources, sources.rows(due.start, due.end, due.at), stable)
-        there = ~np.isnan(labels)
-        y = labels[there] if project.task == "regression" else labels[there].astype(np.int64)
-        losses = target.losses(project.task, y, scores[there])
+        losses = row_losses(labels, scores, project.task)
+        losses = losses[~np.isnan(losses)]
     now, alarm = watching.look(project.monitoring, known, before, stable.version, losses, due.end)
     return Looked(due, stable, now, alarm)
 

@@ -11,17 +11,20 @@ from mlops_ray.data import lake
 from mlops_ray.monitoring.labels import joined
 from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.places import labels_uri, log_uri
+from mlops_ray.training.rows import gate_columns
 from mlops_ray.training.target import Scores
 
-_KEPT = ("prediction_id", "at", "event_time", "key", "stable", "stable_score", "stable_scores")
+_KEPT: tuple[str, ...] = ("prediction_id", "at", "event_time", "key", "stable", "stable_score", "stable_scores")
 
 
 def rows(project: Project, start: float, end: float, known_by: float, *, inputs: bool = False) -> pa.Table:
-    """The rows of [start, end), each once, by event time: with the labels known by then, or with their `inputs`.
+    """The rows of [start, end), each once, by event time: with their `inputs`, or with the labels known by then and
+    those inputs that the gates' slices and groups are of.
 
     Times are seconds since the epoch. Raises: BackendUnavailable when the log cannot be read."""
     wanted = log.prediction_schema(project)
-    kept = [n for n in wanted.names if n in _KEPT or (inputs and n.startswith("x_"))]
+    sliced = {f"x_{name}" for name in gate_columns(project)}
+    kept = [n for n in wanted.names if n in _KEPT or n in sliced or (inputs and n.startswith("x_"))]
     wanted = pa.schema([wanted.field(name) for name in kept])
     labels = log.label_schema(project).empty_table()
     until = end

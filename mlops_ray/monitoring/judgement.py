@@ -19,6 +19,7 @@ from mlops_ray.monitoring.cause import cause
 from mlops_ray.training.artifact.model import Reference
 
 _LOSS = {"binary": "log_loss", "multiclass": "log_loss", "regression": "mse"}
+_SAID = {"log_loss": "log-loss", "mse": "mean squared error"}
 Trigger = Literal["drift", "performance", "estimated_performance"]
 ESTIMATED: Trigger = "estimated_performance"
 
@@ -86,22 +87,19 @@ def judge_quality(
     labels: NDArray[np.float64],
     scores: NDArray[np.float64],
     rng: np.random.Generator,
+    task: Task = "binary",
 ) -> Judgement:
-    """Realised quality of stable over a mature cohort. Args: labels shape (n,), NaN where not known; scores (n,)."""
-    found = performance.quality(labels, scores)
-    detail: dict[str, Any] = vars(found) | {"coverage": found.coverage, "limit": None}
-    if found.log_loss is None or found.n_labelled < plan.min_rows:
+    """Realised quality of stable over a mature cohort. Args: labels: shape (n,), as in `target`, NaN where not known;
+    scores: as in `target`."""
+    found, metric = performance.quality(labels, scores, task), _LOSS[task]
+    detail: dict[str, Any] = vars(found) | {"metric": metric, "coverage": found.coverage, "limit": None}
+    if found.loss is None or found.n_labelled < plan.min_rows:
         return _silent("performance", f"warming up: {found.n_labelled} labelled rows of {plan.min_rows}", detail)
     limit = _limit(plan, reference, rng)
     if limit is None:
         return _silent("performance", f"uncalibrated: the holdout has {len(reference.holdout)} blocks", detail)
-    why = f"log-loss {found.log_loss:.4f} against a limit of {limit:.4f} ({found.n_labelled} labelled rows)"
-    return Judgement("performance", found.log_loss > limit, why, detail | {"limit": limit})
-
-
-def unjudged_quality(task: Task) -> Judgement:
-    """What is said of the quality of a task whose labels are kept, but not judged by this release."""
-    return _silent("performance", f"the quality of a {task} model is not judged yet", {"limit": None})
+    why = f"{_SAID[metric]} {found.loss:.4f} against a limit of {limit:.4f} ({found.n_labelled} labelled rows)"
+    return Judgement("performance", found.loss > limit, why, detail | {"limit": limit})
 
 
 def judge_estimate(

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from mlops_ray.config import Project
 from mlops_ray.data.profile import Profile, codes, empty
-from mlops_ray.monitoring import captured, judgement, record
+from mlops_ray.monitoring import captured, judgement, realised, record
 from mlops_ray.monitoring.brain import Brain
 from mlops_ray.monitoring.due import ENTRIES, Due, Kind, Window, by_rows, is_judged, is_side_by_side
 from mlops_ray.monitoring.sources import JUDGED, Sources, labelled, stable_of
@@ -58,10 +58,10 @@ def judge(store: Store, project: Project, sources: Sources, due: Due) -> Judged 
             return Judged(due, stable, found, {})
         return Judged(due, stable, found, {stable.version: _estimated(project, sources, stable, windows, due)})
     rows = sources.rows(due.start, due.end, due.at)
-    if project.task != "binary":
-        found = judgement.unjudged_quality(project.task)
-    else:
-        found = judgement.judge_quality(plan, reference, *labelled(project, sources, rows, stable), rng)
+    labels, scores = labelled(project, sources, rows, stable)
+    found = judgement.judge_quality(plan, reference, labels, scores, rng, project.task)
+    mine, threshold = captured.scored_by(stable.version, rows), sources.yardstick(stable).threshold
+    found.detail.update(realised.shown(project, reference, threshold, mine, labels, scores))
     return Judged(due, stable, found, _scored(store, project, sources, windows, rows, due))
 
 

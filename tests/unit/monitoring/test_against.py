@@ -63,7 +63,7 @@ def test_windows_by_rows_divide_the_budget_over_the_time_that_they_take() -> Non
     short, long = (against(plan, known, 0.0, days * DAY_S).thresholds.limits for days in (7, 14))
     assert short is not None
     assert long is not None
-    assert short["x"] > long["x"]  # half as many windows in a month may each alarm twice as often
+    assert short[SCORES] > long[SCORES]  # half as many windows in a month may each alarm twice as often
 
 
 def test_a_monday_is_held_against_mondays() -> None:
