@@ -23,6 +23,7 @@ class Against:
 
     total: Profile
     thresholds: drift.Thresholds
+    tiling: drift.Tiling
     phase: str = ""
 
 
@@ -38,24 +39,27 @@ def against(plan: Monitoring, reference: Reference, start: float, end: float) ->
         if found is not None:
             day, hour = divmod(number, 24) if plan.seasonal == "hour_of_week" else (number, None)
             phase = f"{_WEEKDAYS[day]}s" + ("" if hour is None else f" at {hour:02}:00")
-            return Against(found[0], found[1], phase)
-    n_blocks, window = len(reference.blocks), round(plan.window_s / reference.block_s)
-    slide = window if plan.slide_s is None else round(plan.slide_s / reference.block_s)
-    if plan.window_rows is not None:
-        tiling = drift.by_rows(np.array([p.n for _, p in reference.blocks], dtype=np.int64), plan.window_rows)
-    elif slide < window:
-        tiling = drift.sliding(n_blocks, window, slide)
-    else:
-        tiling = drift.by_time(n_blocks, window)
+            return Against(found[0], found[1], _tiling(plan, reference), phase)
+    tiling = _tiling(plan, reference)
     thresholds = drift.calibrate(
         [profile for _, profile in reference.blocks],
         tiling,
         drift.level(budget.share(plan, "drift"), end - start),
         block_s=reference.block_s,
         min_blocks=plan.min_blocks,
-        per=window // slide if plan.window_rows is None else 1,
+        per=1 if plan.slide_s is None else round(plan.window_s / plan.slide_s),
     )
-    return Against(reference.total, thresholds)
+    return Against(reference.total, thresholds, tiling)
+
+
+def _tiling(plan: Monitoring, reference: Reference) -> drift.Tiling:
+    """The reference's blocks cut into windows like the live ones."""
+    if plan.window_rows is not None:
+        return drift.by_rows(np.array([p.n for _, p in reference.blocks], dtype=np.int64), plan.window_rows)
+    n_blocks, window = len(reference.blocks), round(plan.window_s / reference.block_s)
+    if plan.slide_s is not None:
+        return drift.sliding(n_blocks, window, round(plan.slide_s / reference.block_s))
+    return drift.by_time(n_blocks, window)
 
 
 def _same_phase(

@@ -4,7 +4,7 @@ have had time to come. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +16,8 @@ from mlops_ray.data.profile import Profile
 from mlops_ray.monitoring import budget, drift, performance
 from mlops_ray.monitoring.against import against
 from mlops_ray.monitoring.cause import cause
+from mlops_ray.monitoring.flight import in_flight
+from mlops_ray.monitoring.heeded import IGNORED
 from mlops_ray.training.artifact.model import Reference
 
 _LOSS = {"binary": "log_loss", "multiclass": "log_loss", "regression": "mse"}
@@ -43,16 +45,20 @@ def judge_drift(
     end: float,
     own: Profile | None = None,
     previous: Profile | None = None,
+    first: bool = False,
+    change: Callable[[str], float] | None = None,
 ) -> Judgement:
     """Inputs of the window [start, end), and the scores of the stable version, against that version's reference.
 
     Args: own: of the rows that the version answered; previous: the window before, which is compared with for people to
-        see, and alarms nobody.
+        see, and alarms nobody; first: whether no window was held against this version before; change: by how much the
+        answers hang on what moved about a feature (`heeded.change`): one that the model ignores alarms nobody.
     """
     detail: dict[str, Any] = {"features": [], "scores": None, "rows": window.n}
     if window.n < plan.min_rows:
         return _silent("drift", f"{window.n} rows; {plan.min_rows} are needed", detail)
     held = against(plan, reference, start, end)
+    detail["in_flight"] = in_flight(reference, held.tiling, window, first=first)
     limits = held.thresholds.limits
     if limits is None:
         return _silent("drift", f"uncalibrated: {held.thresholds.why}", detail)
@@ -67,8 +73,14 @@ def judge_drift(
             detail["scores"] = {"psi": moved.psi, "limit": moved.limit, "why": drift.in_words(moved)}
             drifts = tuple(sorted((*drifts, moved), key=lambda d: d.psi / d.limit, reverse=True))
     alarming = [d for d in drifts if d.alarm]
+    if change is not None:
+        ignored = [d.feature for d in alarming if d.feature != drift.SCORES and change(d.feature) < IGNORED]
+        detail["ignored"] = ignored
+        alarming = [d for d in alarming if d.feature not in ignored]
     if not alarming:
         why = "; ".join(drift.in_words(d) for d in drifts[:3])
+        if detail.get("ignored"):
+            why += f"; the model's answers do not change with {', '.join(detail['ignored'])}"
     else:
         why = "; ".join(_because(d, cause(d.feature, held.total, window)) for d in alarming[:3])
     if held.phase:

@@ -73,7 +73,9 @@ class Monitor:
             project = self._project
             loaded = local(version.artifact, version.sha256, trusted=project.features.trusted_types)
             threshold = project.serving.threshold if loaded.threshold is None else loaded.threshold
-            found = self._yardsticks[version.sha256] = Yardstick(loaded.reference, loaded.classes, threshold)
+            found = self._yardsticks[version.sha256] = Yardstick(
+                loaded.reference, loaded.classes, threshold, loaded.score
+            )
         return found
 
 

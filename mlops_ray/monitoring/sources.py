@@ -11,6 +11,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from mlops_ray.config import Project
+from mlops_ray.data.profile import Columns
 from mlops_ray.monitoring import captured, record
 from mlops_ray.state import Tx, VersionRow
 from mlops_ray.training.artifact.model import Reference
@@ -23,11 +24,13 @@ JUDGED = "judged"
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What windows of a version are held against. threshold: from which on a binary model's score says 1."""
+    """What windows of a version are held against. threshold: from which on a binary model's score says 1. score: asks
+    the model, to know which features it heeds; None where it cannot be asked, and all features count."""
 
     reference: Reference
     classes: Classes
     threshold: float
+    score: Callable[[Columns], Scores] | None = None
 
 
 class Rows(Protocol):

@@ -5,17 +5,21 @@ Where rows and versions come from is handed in, so a simulation in virtual time 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from mlops_ray.config import Project
 from mlops_ray.data.profile import Profile, codes, empty
-from mlops_ray.monitoring import captured, judgement, realised, record
+from mlops_ray.monitoring import captured, heeded, judgement, realised, record
 from mlops_ray.monitoring.brain import Brain
 from mlops_ray.monitoring.due import ENTRIES, Due, Kind, Window, by_rows, is_judged, is_side_by_side
-from mlops_ray.monitoring.sources import JUDGED, Sources, labelled, stable_of
+from mlops_ray.monitoring.sources import JUDGED, Sources, Yardstick, labelled, stable_of
 from mlops_ray.serving.log import tables as log
 from mlops_ray.state import Store, Tx, VersionRow, WindowRow
 
@@ -42,27 +46,56 @@ def judge(store: Store, project: Project, sources: Sources, due: Due) -> Judged 
     plan, reference = project.monitoring, sources.yardstick(stable).reference
     rng = np.random.default_rng([project.seed, int(due.end)])
     if due.kind is Kind.DRIFT:
-        profiles = [(version, block, Profile.from_dict(body)) for version, block, body in blocks]
-        now = [(version, profile) for version, block, profile in profiles if block >= due.start]
-        none = empty(reference.bins)
-        found = judgement.judge_drift(
-            plan,
-            reference,
-            sum((profile for _, profile in now), none),
-            start=due.start,
-            end=due.end,
-            own=sum((profile for version, profile in now if version == stable.version), none),
-            previous=sum((profile for _, block, profile in profiles if block < due.start), none),
-        )
-        if not is_side_by_side(plan, (due.start, due.end)):
-            return Judged(due, stable, found, {})
-        return Judged(due, stable, found, {stable.version: _estimated(project, sources, stable, windows, due)})
+        return _drifted(project, sources, stable, blocks, windows, due)
     rows = sources.rows(due.start, due.end, due.at)
     labels, scores = labelled(project, sources, rows, stable)
     found = judgement.judge_quality(plan, reference, labels, scores, rng, project.task)
     mine, threshold = captured.scored_by(stable.version, rows), sources.yardstick(stable).threshold
     found.detail.update(realised.shown(project, reference, threshold, mine, labels, scores))
     return Judged(due, stable, found, _scored(store, project, sources, windows, rows, due))
+
+
+def _drifted(
+    project: Project,
+    sources: Sources,
+    stable: VersionRow,
+    blocks: list[tuple[int, float, dict[str, Any]]],
+    windows: list[WindowRow],
+    due: Due,
+) -> Judged:
+    """Drift of the window and, where it is one of those side by side, the quality to expect of it.
+
+    Args: blocks: (version, start, profile) of the window and of the one before."""
+    plan, known = project.monitoring, sources.yardstick(stable)
+    profiles = [(version, block, Profile.from_dict(body)) for version, block, body in blocks]
+    now = [(version, profile) for version, block, profile in profiles if block >= due.start]
+    none = empty(known.reference.bins)
+    rows = cache(lambda: captured.scored_by(stable.version, sources.rows(due.start, due.end, due.at, inputs=True)))
+    found = judgement.judge_drift(
+        plan,
+        known.reference,
+        sum((profile for _, profile in now), none),
+        start=due.start,
+        end=due.end,
+        own=sum((profile for version, profile in now if version == stable.version), none),
+        previous=sum((profile for _, block, profile in profiles if block < due.start), none),
+        first=not any(w.version == stable.version and w.end < due.end for w in windows),
+        change=None if known.score is None else partial(_change, project, known, rows, int(due.end)),
+    )
+    if not is_side_by_side(plan, (due.start, due.end)):
+        return Judged(due, stable, found, {})
+    return Judged(due, stable, found, {stable.version: _estimated(project, known, stable, windows, rows(), due)})
+
+
+def _change(project: Project, known: Yardstick, rows: Callable[[], pa.Table], seed: int, feature: str) -> float:
+    """By how much the answers to the window's rows hang on what moved about the feature; without rows it counts."""
+    some, score = rows(), known.score
+    if score is None or not len(some):
+        return math.inf
+    rng = np.random.default_rng([project.seed, seed, 2])
+    kept = np.sort(rng.permutation(len(some))[: heeded.MOST_ROWS])
+    columns = log.inputs(project, some.take(pa.array(kept)))
+    return heeded.change(score, known.reference.bins, known.reference.total, columns, feature, rng)
 
 
 def filled(tx: Tx, project: Project, first: float, now: float) -> list[Window]:
@@ -95,11 +128,9 @@ def conclude(tx: Tx, project: Project, brain: Brain, judged: Judged) -> None:
 
 
 def _estimated(
-    project: Project, sources: Sources, stable: VersionRow, windows: list[WindowRow], due: Due
+    project: Project, known: Yardstick, stable: VersionRow, windows: list[WindowRow], mine: pa.Table, due: Due
 ) -> record.Entry:
-    """What the quality of stable's rows of the window will turn out to be."""
-    known = sources.yardstick(stable)
-    mine = captured.scored_by(stable.version, sources.rows(due.start, due.end, due.at, inputs=True))
+    """What the quality of stable's rows of the window, `mine`, will turn out to be."""
     rng = np.random.default_rng([project.seed, int(due.end), 1])  # drift has the generator without the 1
     before = sorted((w for w in windows if w.version == stable.version and w.end < due.end), key=lambda w: w.end)
     entry = record.estimated(

@@ -22,7 +22,7 @@ from tests.postgres import Postgres, postgres
 __all__ = ["postgres"]
 
 POINTS: tuple[Point, ...] = get_args(Point)
-STORY = Story(n_blocks=20, shifted=9, turned=13)
+STORY = Story(n_blocks=20, shifted=12, turned=7)
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.monitors"])
 
