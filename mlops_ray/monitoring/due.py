@@ -23,9 +23,15 @@ class Kind(IntEnum):
     DRIFT = 0
     QUALITY = 1
     SEQUENTIAL = 2
+    MULTIVARIATE = 3
 
 
-ENTRIES = {Kind.DRIFT: "drift", Kind.QUALITY: "quality", Kind.SEQUENTIAL: "sequential"}
+ENTRIES = {
+    Kind.DRIFT: "drift",
+    Kind.QUALITY: "quality",
+    Kind.SEQUENTIAL: "sequential",
+    Kind.MULTIVARIATE: "multivariate",
+}
 """Key of each judgement in a window's result."""
 
 
@@ -54,6 +60,9 @@ def due(plan: Monitoring, *, first: float, judged: Cursor, now: float, filled: S
     found = [Due(end, Kind.DRIFT, start, end) for start, end in closed]
     found += [Due(end + horizon_s, Kind.QUALITY, start, end) for start, end in mature]
     found += [Due(end + horizon_s, Kind.SEQUENTIAL, end - plan.block_s, end) for end in blocks[-_MOST:]]
+    if plan.multivariate_s is not None:
+        ends = clock.passed(after, now, every_s=plan.multivariate_s)[-_MOST:]
+        found += [Due(end, Kind.MULTIVARIATE, end - plan.multivariate_s, end) for end in ends]
     # A window that began before the traffic did is a part of one, no fair sample of its hours and weekdays.
     return [d for d in sorted(found) if d.start >= first and not is_judged(d, judged)]
 

@@ -22,6 +22,7 @@ from mlops_ray.monitoring import captured
 from mlops_ray.monitoring.brain import Brain
 from mlops_ray.monitoring.labels import arrived
 from mlops_ray.monitoring.loop import Loop
+from mlops_ray.monitoring.multivariate import Told, tell
 from mlops_ray.monitoring.on_prometheus import Exposition
 from mlops_ray.monitoring.sources import Sources, Yardstick
 from mlops_ray.serving.artifacts import local
@@ -32,6 +33,18 @@ from mlops_ray.state import Store, VersionRow
 _TICK_S = 2.0
 
 
+# No CPU slot: it runs once in `multivariate_s`, on one core, and must not wait for a retrain that holds them all.
+@ray.remote(num_cpus=0, max_retries=2)
+def _task(rows: tuple[Any, ...], plan: dict[str, Any]) -> Told:
+    return tell(*rows, **plan)
+
+
+def _tell(*rows: Any, **plan: Any) -> Told:
+    """`multivariate.tell` as a task, so that some hundred small fits do not run in the actor that folds pushes."""
+    found: Told = ray.get(_task.remote(rows, plan))
+    return found
+
+
 class Monitor:
     """Plain class; `MonitorActor` is the same on Ray."""
 
@@ -40,7 +53,7 @@ class Monitor:
         store = Store.open(self._project.storage.state)
         self._yardsticks: dict[str, Yardstick] = {}
         rows, labels_since = partial(captured.rows, self._project), partial(arrived, labels_uri(self._project))
-        sources = Sources(rows, self._yardstick, labels_since)
+        sources = Sources(rows, self._yardstick, labels_since, _tell)
         self._loop = Loop(self._project, store, make_brain(text), sources, time.time)
         self._busy = threading.Lock()
         registry = prometheus_client.CollectorRegistry()

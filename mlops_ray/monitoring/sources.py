@@ -13,6 +13,7 @@ import pyarrow as pa
 from mlops_ray.config import Project
 from mlops_ray.data.profile import Columns
 from mlops_ray.monitoring import captured, record
+from mlops_ray.monitoring.multivariate import Told, tell
 from mlops_ray.state import Tx, VersionRow
 from mlops_ray.training.artifact.model import Reference
 from mlops_ray.training.evaluation.intervals import Floats
@@ -43,11 +44,12 @@ class Rows(Protocol):
 @dataclass(frozen=True)
 class Sources:
     """Where what is judged comes from: the log's rows, what a version is held against, and how many labels became
-    known after a time (seconds since the epoch)."""
+    known after a time (seconds since the epoch). tell: carries out `multivariate.tell`, maybe elsewhere."""
 
     rows: Rows
     yardstick: Callable[[VersionRow], Yardstick]
     labels_since: Callable[[float], int]
+    tell: Callable[..., Told] = tell
 
 
 def stable_of(tx: Tx, project: str) -> VersionRow | None:

@@ -40,7 +40,13 @@ from mlops_ray.training.recipe import Recipe, changed, made_of
 
 MANUAL, CODE = "manual", "code"
 """Triggers of retrains that somebody ordered. They use up no cooldown, and the circuit does not look at them."""
-_TRIGGERS = {"drift": "drift", "quality": "performance", ENTRY: ESTIMATED, "sequential": "performance"}
+_TRIGGERS = {
+    "drift": "drift",
+    "quality": "performance",
+    ENTRY: ESTIMATED,
+    "sequential": "performance",
+    "multivariate": "drift",
+}
 """What an entry of a window's result triggers; other entries trigger nothing."""
 MADE_OF = "made_of"
 """Key of a retrain's outcome: the fingerprint of code and project file that it was ordered for."""
