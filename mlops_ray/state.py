@@ -50,7 +50,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from mlops_ray.errors import BackendUnavailable, DataError, IllegalMove, LeaseLost, ModelNotFound
 
-HEAD = "0004"
+HEAD = "0005"
 """Revision of the schema that this code reads and writes: the newest script in `migrations/versions`."""
 
 VERSION_TABLE = "mlops_ray_schema"

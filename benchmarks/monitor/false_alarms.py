@@ -88,7 +88,7 @@ def ours(month: Month) -> dict[float, int | None]:
     statistics = psi(month.reference.sum(axis=0), month.windows)
     alarms: dict[float, int | None] = {}
     for budget in BUDGETS:
-        limits = found.limits(drift.level(budget, drift.MONTH_S / month.per_month, 1)) if found else None
+        limits = found.limits(drift.level(budget, drift.MONTH_S / month.per_month)) if found else None
         over = None if limits is None else (statistics > np.array([limits[name] for name in names])).any(axis=1)
         alarms[budget] = None if over is None else int(over.sum())
     return alarms

@@ -8,7 +8,7 @@ Units stand in names: `_s` seconds, `_mb` mebibytes, `share` a fraction in [0, 1
 
 from mlops_ray.config.about import About
 from mlops_ray.config.alerts import Alerts
-from mlops_ray.config.base import DAY_S, Config
+from mlops_ray.config.base import DAY_S, HOUR_S, Config
 from mlops_ray.config.features import Categorical, Features, Numeric
 from mlops_ray.config.loading import (
     load_log_plan,
@@ -63,6 +63,7 @@ from mlops_ray.config.validation import Column, Validation
 
 __all__ = [
     "DAY_S",
+    "HOUR_S",
     "About",
     "Alerts",
     "Approval",

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from mlops_ray.config.base import DAY_S, Config, Share, Zone
+from mlops_ray.config.base import DAY_S, HOUR_S, Config, Share, Zone
 
 Trigger = Literal["drift", "performance", "estimated_performance", "schedule", "new_rows"]
 
@@ -171,6 +171,14 @@ class Monitoring(Config):
     window_s: PositiveFloat = 7 * DAY_S
     block_s: PositiveFloat = DAY_S
     """Contiguous span of the reference that the calibration resamples whole; must divide `window_s`."""
+    slide_s: PositiveFloat | None = None
+    """How often a window of `window_s` closes for drift, overlapping the one before; None: `window_s`, side by side."""
+    window_rows: PositiveInt | None = None
+    """Windows by rows: each ends with the block that fills it, however long that takes. `window_s` then only says
+    how long a window of the quality's limit is held to be."""
+    seasonal: Literal["weekday", "hour_of_week"] | None = None
+    """Hold a window against rows of the same weekday or hour of the week (UTC) alone, where there are enough of them.
+    Windows must be as short: a day, or an hour."""
     false_alarms_per_month: PositiveFloat = 1.0
     """Budget over all detectors together; thresholds follow from it."""
     min_rows: PositiveInt = 500
@@ -178,6 +186,9 @@ class Monitoring(Config):
     """A reference of fewer blocks supports no threshold: `uncalibrated`, and nobody is called."""
     label_horizon_s: PositiveFloat = 2 * DAY_S
     """Rows younger than this serve no level: labels come late, and not at random."""
+    multivariate_s: PositiveFloat | None = None
+    """How often, in decision time, a classifier tries to tell live rows from those of the holdout; a multiple of
+    `block_s`. None: never."""
     idle_s: PositiveFloat = 900.0
     """Without traffic for so long, decision time follows the wall clock again."""
     metrics_port: Annotated[int, Field(ge=1, le=65535)] = 9464
@@ -186,6 +197,15 @@ class Monitoring(Config):
     def _divides(self) -> Monitoring:
         if self.window_s % self.block_s:
             raise ValueError(f"window_s {self.window_s:g} must be a multiple of block_s {self.block_s:g}")
+        if self.slide_s is not None and (self.slide_s % self.block_s or self.window_s % self.slide_s):
+            raise ValueError(f"slide_s {self.slide_s:g} must be a multiple of block_s and divide window_s")
+        if self.slide_s is not None and self.window_rows is not None:
+            raise ValueError("windows by window_rows lie side by side; leave slide_s out")
+        longest = {"weekday": DAY_S, "hour_of_week": HOUR_S, None: self.window_s}[self.seasonal]
+        if self.seasonal and (self.window_rows is not None or self.slide_s is not None or longest != self.window_s):
+            raise ValueError(f"seasonal: {self.seasonal} needs window_s {longest:g}, side by side")
+        if self.multivariate_s is not None and self.multivariate_s % self.block_s:
+            raise ValueError(f"multivariate_s {self.multivariate_s:g} must be a multiple of block_s {self.block_s:g}")
         return self
 
 

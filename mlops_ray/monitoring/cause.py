@@ -17,7 +17,7 @@ def cause(feature: str, reference: Profile, window: Profile) -> tuple[str, ...]:
 
     Nothing when none of these stands out.
     """
-    if not window.n or not reference.n:
+    if not window.n or not reference.n or feature not in window.counts:
         return ()
     found = [_missing(feature, reference, window)]
     if feature in window.moments:
@@ -36,16 +36,16 @@ def _new(feature: str, reference: Profile, window: Profile) -> str:
     if new:
         least = "at least " if until is not None or len(seen) == MAX_UNSEEN else ""
         what = f"category, {new[0].text!r}" if len(new) == 1 else "categories"
-        return f"{least}{len(new)} new {what}, {_percent(sum(u.n for u in new) / window.n)} of rows"
+        return f"{least}{len(new)} new {what}, {percent(sum(u.n for u in new) / window.n)} of rows"
     before, now = (float(p.counts[feature][-2] / p.n) for p in (reference, window))
     if abs(now - before) < _SMALL_SHARE:
         return ""
-    return f"rare categories from {_percent(before)} to {_percent(now)} of rows"
+    return f"rare categories from {percent(before)} to {percent(now)} of rows"
 
 
 def _missing(feature: str, reference: Profile, window: Profile) -> str:
     before, now = (p.missing(feature) / p.n for p in (reference, window))
-    return f"missing from {_percent(before)} to {_percent(now)}" if abs(now - before) >= _SMALL_SHARE else ""
+    return f"missing from {percent(before)} to {percent(now)}" if abs(now - before) >= _SMALL_SHARE else ""
 
 
 def _mean(feature: str, reference: Profile, window: Profile) -> str:
@@ -60,10 +60,10 @@ def _spread(feature: str, reference: Profile, window: Profile) -> str:
     return f"standard deviation from {before.std:.3g} to {now.std:.3g}" if moved else ""
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     """A share for people: 0.2 %, 4.1 %, 23 %.
 
-    >>> _percent(0.041), _percent(0.231), _percent(0.0)
+    >>> percent(0.041), percent(0.231), percent(0.0)
     ('4.1 %', '23 %', '0 %')
     """
     return f"{np.format_float_positional(100 * share, precision=2, fractional=False, trim='-')} %"

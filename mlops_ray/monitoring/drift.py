@@ -58,14 +58,18 @@ class Drift:
         return self.psi > self.limit
 
 
-def level(false_alarms_per_month: float, window_s: float, n_detectors: int) -> float:
-    """Probability of a false alarm that one detector may spend on one window, in (0, 1).
+def level(false_alarms_per_month: float, span_s: float) -> float:
+    """Probability of a false alarm that one detector may spend on one window of `span_s` seconds, in (0, 1).
 
-    The budget is divided evenly over the windows of a month and over the detectors (Bonferroni).
-    >>> round(level(1.0, 7 * 86_400.0, 2), 3)
+    Its part of the budget (`budget.share`) is divided evenly over time (Bonferroni).
+    >>> round(level(0.5, 7 * 86_400.0), 3)
     0.115
     """
-    return min(0.5, false_alarms_per_month * window_s / MONTH_S / n_detectors)
+    return min(0.5, false_alarms_per_month * span_s / MONTH_S)
+
+
+SCORES = "(scores)"
+"""What the scores are called beside the features: no column is."""
 
 
 # Windows of the reference ---------------------------------------------------------------------------------------------
@@ -78,6 +82,16 @@ def by_time(n_blocks: int, window: int) -> Tiling:
     [[1, 3], [3, 5]]
     """
     starts = np.arange(n_blocks % window, n_blocks - window + 1, window)
+    return np.stack([starts, starts + window], axis=1)
+
+
+def sliding(n_blocks: int, window: int, slide: int) -> Tiling:
+    """Windows of `window` blocks that begin every `slide` blocks, the last of them with the newest block.
+
+    >>> sliding(5, 3, 1).tolist()
+    [[0, 3], [1, 4], [2, 5]]
+    """
+    starts = np.arange((n_blocks - window) % slide, n_blocks - window + 1, slide)
     return np.stack([starts, starts + window], axis=1)
 
 
@@ -168,11 +182,12 @@ class Yardstick:
         return float(at + (beyond - at) * (alarm_level - rates[k - 1]) / (rates[k] - rates[k - 1]))
 
 
-def measure(counts: Mapping[str, Whole], tiling: Tiling, together: int) -> Yardstick | None:
+def measure(counts: Mapping[str, Whole], tiling: Tiling, together: int, per: int = 1) -> Yardstick | None:
     """The reference measured by itself; None when one of its windows has no rows.
 
     Args: counts: rows per bin of each feature, shape (blocks, bins); tiling: at least two windows; together: so many
-        blocks are alike (`alike`).
+        blocks are alike (`alike`); per: so many windows in a row overlap, and the largest statistic of them counts:
+        what one bad day does to all windows that hold it is one alarm.
     """
     features: list[str] = []
     statistics, least = [], []
@@ -194,6 +209,9 @@ def measure(counts: Mapping[str, Whole], tiling: Tiling, together: int) -> Yards
     groups = np.unique(tiling[:, 0] // together, return_inverse=True)[1]
     others = np.maximum(_scales_without(found, groups), floor)
     largest = (found / others[groups]).max(axis=1)
+    if per > 1:
+        n = len(largest) // per
+        largest, groups = largest[-n * per :].reshape(n, per).max(axis=1), groups[-n * per :: per]
     return Yardstick(tuple(features), np.maximum(_scale(found), floor), floor, largest, groups)
 
 
@@ -226,22 +244,34 @@ def _scales_without(statistics: Floats, groups: Whole) -> Floats:
 
 
 def calibrate(
-    blocks: Sequence[Profile], tiling: Tiling, alarm_level: float, *, block_s: float, min_blocks: int
+    blocks: Sequence[Profile],
+    tiling: Tiling,
+    alarm_level: float,
+    *,
+    block_s: float,
+    min_blocks: int,
+    together: int | None = None,
+    per: int = 1,
 ) -> Thresholds:
     """Limits such that a window like the reference's own alarms with probability `alarm_level`.
 
     Args: blocks: contiguous blocks of the reference, oldest first, each about `block_s` long; tiling: `by_time` or
-        `by_rows`; alarm_level: of the whole detector, over all features together.
+        `by_rows`, or `sliding` with `per` windows that overlap; alarm_level: of the whole detector, over all features
+        together, and over the `per` windows; together: blocks that are alike, where that is known.
     Returns: a limit per feature. Features are scaled by their own 90 % quantile and the maximum's quantile is taken,
-        which accounts for dependence between features (max-statistic, Westfall & Young 1993).
+        which accounts for dependence between features (max-statistic, Westfall & Young 1993). The scores, where every
+        block has them, count as one feature more, `SCORES`.
     """
-    together = alike(len(blocks), block_s, max(2, min_blocks))
+    together = together or alike(len(blocks), block_s, max(2, min_blocks))
     if not together:
         return Thresholds(None, f"the reference has {len(blocks)} blocks, {max(2, min_blocks)} are needed")
-    if len(tiling) < 2:
+    if len(tiling) < 2 * per:
         return Thresholds(None, f"the {len(blocks)} blocks of the reference are too few for two windows")
     counts = {name: np.stack([block.counts[name] for block in blocks]) for name in blocks[0].counts}
-    found = measure(counts, tiling, together)
+    scored = np.stack([block.scores for block in blocks])
+    if (scored.sum(axis=1) == [block.n for block in blocks]).all():
+        counts[SCORES] = scored
+    found = measure(counts, tiling, together, per)
     if found is None:
         return Thresholds(None, "the reference has windows without rows")
     limits = found.limits(alarm_level)
@@ -255,8 +285,17 @@ def compare(reference: Profile, window: Profile, thresholds: Mapping[str, float]
     drifts = (
         Drift(name, float(psi(reference.counts[name], window.counts[name])), limit)
         for name, limit in thresholds.items()
+        if name != SCORES
     )
     return tuple(sorted(drifts, key=lambda d: d.psi / d.limit, reverse=True))
+
+
+def compare_scores(reference: Profile, own: Profile, n_rows: int, limit: float) -> Drift:
+    """Drift of a version's scores in a window of `n_rows` rows, of which the version answered `own` (at least one).
+
+    The limit is of windows of all rows, and the index of fewer rows is larger by chance, in proportion: so it is taken
+    down by as much."""
+    return Drift(SCORES, float(psi(reference.scores, own.scores)) * min(1.0, own.n / n_rows), limit)
 
 
 def in_words(drift: Drift) -> str:

@@ -4,7 +4,7 @@ have had time to come. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 
 from mlops_ray.config import Monitoring, Task
 from mlops_ray.data.profile import Profile
-from mlops_ray.monitoring import drift, performance
+from mlops_ray.monitoring import budget, drift, performance
+from mlops_ray.monitoring.against import against
 from mlops_ray.monitoring.cause import cause
+from mlops_ray.monitoring.flight import in_flight
+from mlops_ray.monitoring.heeded import IGNORED
 from mlops_ray.training.artifact.model import Reference
 
-# Detectors that share the false-alarm budget: drift over all features together, and quality. An estimate alarms only
-# where all of its interval lies above quality's limit, which costs less than a hundredth of quality's share.
-N_DETECTORS = 2
 _LOSS = {"binary": "log_loss", "multiclass": "log_loss", "regression": "mse"}
+_SAID = {"log_loss": "log-loss", "mse": "mean squared error"}
 Trigger = Literal["drift", "performance", "estimated_performance"]
 ESTIMATED: Trigger = "estimated_performance"
 
@@ -35,27 +36,57 @@ class Judgement:
     detail: dict[str, Any]
 
 
-def judge_drift(plan: Monitoring, reference: Reference, window: Profile) -> Judgement:
-    """Inputs of a window against the reference of the stable version."""
+def judge_drift(
+    plan: Monitoring,
+    reference: Reference,
+    window: Profile,
+    *,
+    start: float,
+    end: float,
+    own: Profile | None = None,
+    previous: Profile | None = None,
+    first: bool = False,
+    change: Callable[[str], float] | None = None,
+) -> Judgement:
+    """Inputs of the window [start, end), and the scores of the stable version, against that version's reference.
+
+    Args: own: of the rows that the version answered; previous: the window before, which is compared with for people to
+        see, and alarms nobody; first: whether no window was held against this version before; change: by how much the
+        answers hang on what moved about a feature (`heeded.change`): one that the model ignores alarms nobody.
+    """
+    detail: dict[str, Any] = {"features": [], "scores": None, "rows": window.n}
     if window.n < plan.min_rows:
-        return _silent("drift", f"{window.n} rows; {plan.min_rows} are needed", {"features": []})
-    thresholds = drift.calibrate(
-        [profile for _, profile in reference.blocks],
-        drift.by_time(len(reference.blocks), round(plan.window_s / reference.block_s)),
-        drift.level(plan.false_alarms_per_month, plan.window_s, N_DETECTORS),
-        block_s=reference.block_s,
-        min_blocks=plan.min_blocks,
-    )
-    if thresholds.limits is None:
-        return _silent("drift", f"uncalibrated: {thresholds.why}", {"features": []})
-    whole = reference.total
-    drifts = drift.compare(whole, window, thresholds.limits)
+        return _silent("drift", f"{window.n} rows; {plan.min_rows} are needed", detail)
+    held = against(plan, reference, start, end)
+    detail["in_flight"] = in_flight(reference, held.tiling, window, first=first)
+    limits = held.thresholds.limits
+    if limits is None:
+        return _silent("drift", f"uncalibrated: {held.thresholds.why}", detail)
+    drifts = drift.compare(held.total, window, limits)
+    detail["features"] = [vars(d) for d in drifts]
+    if previous is not None and previous.n >= plan.min_rows:
+        detail["previous"] = {d.feature: d.psi for d in drift.compare(previous, window, limits)}
+    if drift.SCORES in limits and own is not None:
+        detail["scores"] = {"why": f"warming up: {own.n} rows of the version of {plan.min_rows}"}
+        if own.scores.sum() >= plan.min_rows:
+            moved = drift.compare_scores(held.total, own, window.n, limits[drift.SCORES])
+            detail["scores"] = {"psi": moved.psi, "limit": moved.limit, "why": drift.in_words(moved)}
+            drifts = tuple(sorted((*drifts, moved), key=lambda d: d.psi / d.limit, reverse=True))
     alarming = [d for d in drifts if d.alarm]
+    if change is not None:
+        ignored = [d.feature for d in alarming if d.feature != drift.SCORES and change(d.feature) < IGNORED]
+        detail["ignored"] = ignored
+        alarming = [d for d in alarming if d.feature not in ignored]
     if not alarming:
         why = "; ".join(drift.in_words(d) for d in drifts[:3])
+        if detail.get("ignored"):
+            why += f"; the model's answers do not change with {', '.join(detail['ignored'])}"
     else:
-        why = "; ".join(_because(d, cause(d.feature, whole, window)) for d in alarming[:3])
-    return Judgement("drift", bool(alarming), why, {"features": [vars(d) for d in drifts], "rows": window.n})
+        why = "; ".join(_because(d, cause(d.feature, held.total, window)) for d in alarming[:3])
+    if held.phase:
+        why = f"{why}, against {held.phase} alone"
+        detail["phase"] = held.phase
+    return Judgement("drift", bool(alarming), why, detail)
 
 
 def _because(found: drift.Drift, causes: tuple[str, ...]) -> str:
@@ -68,22 +99,19 @@ def judge_quality(
     labels: NDArray[np.float64],
     scores: NDArray[np.float64],
     rng: np.random.Generator,
+    task: Task = "binary",
 ) -> Judgement:
-    """Realised quality of stable over a mature cohort. Args: labels shape (n,), NaN where not known; scores (n,)."""
-    found = performance.quality(labels, scores)
-    detail: dict[str, Any] = vars(found) | {"coverage": found.coverage, "limit": None}
-    if found.log_loss is None or found.n_labelled < plan.min_rows:
+    """Realised quality of stable over a mature cohort. Args: labels: shape (n,), as in `target`, NaN where not known;
+    scores: as in `target`."""
+    found, metric = performance.quality(labels, scores, task), _LOSS[task]
+    detail: dict[str, Any] = vars(found) | {"metric": metric, "coverage": found.coverage, "limit": None}
+    if found.loss is None or found.n_labelled < plan.min_rows:
         return _silent("performance", f"warming up: {found.n_labelled} labelled rows of {plan.min_rows}", detail)
     limit = _limit(plan, reference, rng)
     if limit is None:
         return _silent("performance", f"uncalibrated: the holdout has {len(reference.holdout)} blocks", detail)
-    why = f"log-loss {found.log_loss:.4f} against a limit of {limit:.4f} ({found.n_labelled} labelled rows)"
-    return Judgement("performance", found.log_loss > limit, why, detail | {"limit": limit})
-
-
-def unjudged_quality(task: Task) -> Judgement:
-    """What is said of the quality of a task whose labels are kept, but not judged by this release."""
-    return _silent("performance", f"the quality of a {task} model is not judged yet", {"limit": None})
+    why = f"{_SAID[metric]} {found.loss:.4f} against a limit of {limit:.4f} ({found.n_labelled} labelled rows)"
+    return Judgement("performance", found.loss > limit, why, detail | {"limit": limit})
 
 
 def judge_estimate(
@@ -119,7 +147,7 @@ def _limit(plan: Monitoring, reference: Reference, rng: np.random.Generator) -> 
     return performance.limit(
         reference.holdout,
         round(plan.window_s / reference.block_s),
-        drift.level(plan.false_alarms_per_month, plan.window_s, N_DETECTORS),
+        drift.level(budget.share(plan, "quality"), plan.window_s),
         min_blocks=plan.min_blocks,
         rng=rng,
     )

@@ -14,22 +14,32 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from mlops_ray.config import Task
+from mlops_ray.training import target
 from mlops_ray.training.target import CLIP
 
 Block = tuple[float, int, float, float]
-"""Start (s), rows, summed log-loss (nats), positives: one block of the holdout."""
+"""Start (s), rows, summed loss (nats, or squared errors), summed labels: one block of the holdout."""
 
 _RESAMPLES = 4000
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Realised quality of one cohort: rows, labelled rows, mean log-loss (nats), ROC AUC (None with one class)."""
+    """Realised quality of one cohort: rows, labelled rows, mean log-loss (nats), ROC AUC (binary, None with one class);
+    of a regression the mean squared and absolute errors instead."""
 
     n_rows: int
     n_labelled: int
     log_loss: float | None
     roc_auc: float | None
+    mse: float | None = None
+    mae: float | None = None
+
+    @property
+    def loss(self) -> float | None:
+        """What the limit is about: log-loss, or mean squared error; None without labels."""
+        return self.mse if self.log_loss is None else self.log_loss
 
     @property
     def coverage(self) -> float:
@@ -37,14 +47,25 @@ class Quality:
         return self.n_labelled / self.n_rows if self.n_rows else 0.0
 
 
-def quality(labels: NDArray[np.float64], scores: NDArray[np.float64]) -> Quality:
-    """Quality of scored rows. Args: labels shape (n,), 0, 1 or NaN for not known; scores shape (n,), P(1)."""
+def quality(labels: NDArray[np.float64], scores: NDArray[np.float64], task: Task = "binary") -> Quality:
+    """Quality of scored rows. Args: labels: shape (n,), as in `target`, NaN for not known; scores: as in `target`."""
     known = ~np.isnan(labels)
     y, p = labels[known], scores[known]
     if not len(y):
         return Quality(len(labels), 0, None, None)
-    auc = float(roc_auc_score(y, p)) if 0 < y.sum() < len(y) else None
-    return Quality(len(labels), len(y), float(losses(y, p).mean()), auc)
+    loss = float(np.nanmean(row_losses(labels, scores, task)))
+    if task == "regression":
+        return Quality(len(labels), len(y), None, None, loss, float(np.abs(y - p).mean()))
+    auc = float(roc_auc_score(y, p)) if task == "binary" and 0 < y.sum() < len(y) else None
+    return Quality(len(labels), len(y), loss, auc)
+
+
+def row_losses(labels: NDArray[np.float64], scores: NDArray[np.float64], task: Task) -> NDArray[np.float64]:
+    """Loss of each row, shape (n,), as in `target`; NaN where no label is known."""
+    known, found = ~np.isnan(labels), np.full(len(labels), np.nan)
+    y = labels[known] if task == "regression" else labels[known].astype(np.int64)
+    found[known] = target.losses(task, y, scores[known])
+    return found
 
 
 def losses(labels: NDArray[Any], scores: NDArray[np.float64], *, clip: float = CLIP) -> NDArray[np.float64]:
@@ -56,7 +77,7 @@ def losses(labels: NDArray[Any], scores: NDArray[np.float64], *, clip: float = C
 def limit(
     holdout: Sequence[Block], n_blocks: int, alarm_level: float, *, min_blocks: int, rng: np.random.Generator
 ) -> float | None:
-    """Mean log-loss (nats) above which a window of `n_blocks` alarms; None when the holdout is too short.
+    """Mean loss above which a window of `n_blocks` blocks alarms; None when the holdout is too short.
 
     Runs of contiguous blocks (a quarter of the holdout long, at least 2: outcomes of neighbouring days are alike) are
     drawn to the length of a window and to that of the holdout; the limit is the holdout's mean plus the

@@ -6,12 +6,15 @@ of the next row, given all before, is at most the baseline, the mean number of r
 least A: no approximation, whatever the distribution. Source: Shin, Ramdas and Rinaldo, "E-detectors" (2023).
 
 The state is a few numbers, whatever the traffic, and does not depend on how rows were cut into batches.
+
+Rows of an hour or a day are alike, though, and a bad day is no change: `update_blocks` looks at whole blocks instead,
+whose evidence is divided by how much more their sums vary than those of independent rows would.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,24 +34,30 @@ class Watch:
     alarms.
 
     The baseline is the highest mean that is still well: the upper end of the holdout's interval, not its middle.
+    design_effect: variance of the sum of a block's losses over what independent rows would have, at least 1. Rows of a
+    day are alike, so a block's evidence is divided by it: for a sum of variance d times n the expectation of
+    exp(evidence / d) is at most 1, to second order, where that of exp(evidence) is beyond all bounds.
     """
 
     baseline: float
     run_length: float
+    design_effect: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 < self.baseline < 1:
             raise DataError("baseline", f"must lie between 0 and 1, got {self.baseline}; divide losses by their bound")
         if not self.run_length >= 1:
             raise DataError("run_length", f"must be at least 1 row, got {self.run_length}")
+        if not self.design_effect >= 1:
+            raise DataError("design_effect", f"must be at least 1, got {self.design_effect}")
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a detector stands after `n` rows.
+    """Where a detector stands after `n` steps: rows (`update`) or blocks of them (`update_blocks`).
 
-    evidence: per size of change, natural logarithm of its CUSUM. since: rows since each one's evidence began.
-    alarm: number of the row, from 1, at which it first was enough; None before. After an alarm begin anew.
+    evidence: per size of change, natural logarithm of its CUSUM. since: steps since each one's evidence began.
+    alarm: number of the step, from 1, at which it first was enough; None before. After an alarm begin anew.
     """
 
     n: int = 0
@@ -58,7 +67,7 @@ class State:
 
     @property
     def began(self) -> int:
-        """Number of the row, from 1, with which the change that there is most evidence for seems to have begun."""
+        """Number of the step, from 1, with which the change that there is most evidence for seems to have begun."""
         return self.n - self.since[int(np.argmax(self.evidence))] + 1
 
     def to_dict(self) -> dict[str, Any]:
@@ -79,30 +88,51 @@ class State:
         )
 
 
-def run_length(false_alarms_per_month: float, rows_per_month: float, n_detectors: int) -> float:
-    """Rows between two false alarms that one of `n_detectors` may not fall below in the mean.
+def run_length(false_alarms_per_month: float, steps_per_month: float) -> float:
+    """Steps between two false alarms that a detector with this part of the budget may not fall below in the mean.
 
-    >>> run_length(1.0, 30_000, 2)
+    >>> run_length(0.5, 30_000)
     60000.0
     """
-    return max(1.0, rows_per_month * n_detectors / false_alarms_per_month)
+    return max(1.0, steps_per_month / false_alarms_per_month)
 
 
 def update(watch: Watch, state: State, losses: NDArray[Any]) -> State:
-    """The state after these rows.
+    """The state after these rows, looked at one by one.
 
     Args: losses: shape (n,), in [0, 1], oldest first: 0 or 1, or a loss clipped to its bound and divided by it.
     Raises: DataError when one is not in [0, 1].
     """
+    return _after(watch, state, _gains(watch, losses) / watch.design_effect)
+
+
+def update_blocks(watch: Watch, state: State, blocks: Sequence[NDArray[Any]]) -> State:
+    """The state after these blocks of rows, each looked at as a whole: so rows of a block may be as alike as they like.
+
+    Args: blocks: oldest first, each of losses as in `update`; one without rows is a step too, without evidence.
+    Raises: DataError when a loss is not in [0, 1].
+    """
+    gains = [_gains(watch, block).sum(axis=1) for block in blocks]
+    return _after(watch, state, np.array(gains).reshape(-1, len(_ODDS)).T / watch.design_effect)
+
+
+def _gains(watch: Watch, losses: NDArray[Any]) -> NDArray[np.float64]:
+    """Logarithm of what each row multiplies each size's evidence by, shape (sizes, n)."""
     x = np.asarray(losses, dtype=np.float64)
-    if not x.size:
-        return state
-    if not (x.min() >= 0 and x.max() <= 1):
+    if x.size and not (x.min() >= 0 and x.max() <= 1):
         raise DataError("losses", "must lie in [0, 1] without NaN; clip them to a bound and divide by it")
     odds, m = np.array(_ODDS)[:, None], watch.baseline
     # For 0 and 1 the likelihood ratio of the raised odds; for losses between, a bet with mean 1 at the baseline.
     bet = (odds - 1) / (1 - m + odds * m)
-    rises = np.log1p(bet * (x - m)).cumsum(axis=1)
+    return np.asarray(np.log1p(bet * (x - m)))
+
+
+def _after(watch: Watch, state: State, gains: NDArray[np.float64]) -> State:
+    """Args: gains: of each step, shape (sizes, steps)."""
+    n = gains.shape[1]
+    if not n:
+        return state
+    rises = gains.cumsum(axis=1)
     # Evidence goes on from before while it was any, or begins at the lowest point so far.
     before = np.array(state.evidence)
     lows = np.concatenate([-np.maximum(before, 0)[:, None], rises[:, :-1]], axis=1)
@@ -111,7 +141,7 @@ def update(watch: Watch, state: State, losses: NDArray[Any]) -> State:
     if alarm is None:
         enough = np.logaddexp.reduce(evidence, axis=0) - math.log(len(_ODDS)) >= math.log(watch.run_length)
         alarm = state.n + int(enough.argmax()) + 1 if enough.any() else None
-    lowest = x.size - 1 - lows[:, ::-1].argmin(axis=1)  # the last of equals
+    lowest = n - 1 - lows[:, ::-1].argmin(axis=1)  # the last of equals
     carried = np.where((lowest == 0) & (before > 0), np.array(state.since), 0)
-    since = x.size - lowest + carried
-    return State(state.n + x.size, tuple(evidence[:, -1].tolist()), tuple(since.tolist()), alarm)
+    since = n - lowest + carried
+    return State(state.n + n, tuple(evidence[:, -1].tolist()), tuple(since.tolist()), alarm)

@@ -23,10 +23,10 @@ from mlops_ray.data.rules.expectations import about, check
 from mlops_ray.data.schema import conform
 from mlops_ray.errors import BackendUnavailable, DataError, MlopsRayError
 from mlops_ray.monitoring.alerts.alerting import Condition
+from mlops_ray.monitoring.brain import Brain
 from mlops_ray.monitoring.clock import decision_now
 from mlops_ray.monitoring.judgement import ESTIMATED
 from mlops_ray.monitoring.labels import joined
-from mlops_ray.monitoring.on_ray import Brain
 from mlops_ray.monitoring.record import ENTRY
 from mlops_ray.retraining import conditions
 from mlops_ray.retraining.policy import (
@@ -52,8 +52,14 @@ from mlops_ray.training.recipe import Recipe, changed, made_of
 
 MANUAL, CODE = "manual", "code"
 """Triggers of retrains that somebody ordered. They use up no cooldown, and the circuit does not look at them."""
-_TRIGGERS = {"drift": "drift", "quality": "performance", ENTRY: ESTIMATED}
-"""What an entry of a window's result triggers."""
+_TRIGGERS = {
+    "drift": "drift",
+    "quality": "performance",
+    ENTRY: ESTIMATED,
+    "sequential": "performance",
+    "multivariate": "drift",
+}
+"""What an entry of a window's result triggers; other entries trigger nothing."""
 MADE_OF = "made_of"
 """Key of a retrain's outcome: the fingerprint of code and project file that it was ordered for."""
 _SCHEDULED = "retrain schedule"
@@ -176,12 +182,13 @@ def _decide(tx: Tx, project: Project, stable: VersionRow, at: float, result: dic
         for window in tx.windows(project.project)
         if window.version == stable.version
         for kind, entry in window.result.items()
+        if kind in _TRIGGERS
     ]
     # Only what was judged now may fire: an alarm of an earlier instant had its say then.
     fresh = {j.trigger for j in judged if j.at == at}
     seen = sorted((j for j in judged if j.trigger in fresh), key=lambda j: j.at)
     found = decide(project.retraining, seen, _history(tx, project), now=at)
-    evidence = {_TRIGGERS[kind]: entry for kind, entry in result.items()}
+    evidence = {_TRIGGERS[kind]: entry for kind, entry in result.items() if kind in _TRIGGERS}
     _save(tx, project, found, at, evidence.get(found.trigger, {}))
     return found.reason or "nothing to do"
 

@@ -17,7 +17,8 @@ from mlops_ray.cluster.processes import free_port
 from mlops_ray.config import Project, Task, parse_portable
 from mlops_ray.data.profile import Bins, empty
 from mlops_ray.monitoring import on_ray
-from mlops_ray.monitoring.on_ray import Brain, Monitor
+from mlops_ray.monitoring.brain import Brain
+from mlops_ray.monitoring.on_ray import Monitor
 from mlops_ray.retraining.on_ray import brain
 from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.places import labels_uri, log_uri

@@ -38,11 +38,11 @@ def profile(**features: Any) -> Profile:
 
 
 def test_the_budget_is_shared_over_windows_and_detectors() -> None:
-    weekly = level(1.0, WEEK * DAY_S, 2)
+    weekly = level(0.5, WEEK * DAY_S)
     assert weekly == pytest.approx(7 / 30.4375 / 2)
     assert weekly * (MONTH_S / (WEEK * DAY_S)) * 2 == pytest.approx(1.0)
-    assert level(2.0, WEEK * DAY_S, 2) == pytest.approx(2 * weekly)
-    assert level(1000.0, MONTH_S, 1) == 0.5  # a detector that always calls is none
+    assert level(1.0, WEEK * DAY_S) == pytest.approx(2 * weekly)
+    assert level(1000.0, MONTH_S) == 0.5  # a detector that always calls is none
 
 
 # --- thresholds ---
@@ -84,7 +84,7 @@ def test_false_alarms_come_about_as_often_as_was_chosen() -> None:
     Tolerance: half to one and a half times the level. 16 x 20 weeks have a standard error of about 2 points; the rest
     is what eight weeks' worth of days do not know. (Limits from resampled rows would alarm most of the time: below.)
     """
-    chosen, found = level(1.0, WEEK * DAY_S, 2), []
+    chosen, found = level(0.5, WEEK * DAY_S), []
     for seed in range(16):
         rng = np.random.default_rng(seed)
         reference = days(rng, 60)
@@ -106,7 +106,7 @@ def test_limits_from_resampled_rows_would_alarm_most_of_the_time() -> None:
 def test_real_drift_is_seen() -> None:
     rng = np.random.default_rng(1)
     reference = days(rng, 120)
-    limits = thresholds(reference, WEEK, level(1.0, WEEK * DAY_S, 2)).limits
+    limits = thresholds(reference, WEEK, level(0.5, WEEK * DAY_S)).limits
     assert limits is not None
     assert np.mean([alarms(whole(reference), w, limits) for w in weeks(days(rng, 20 * WEEK, shift=0.8))]) > 0.9
 

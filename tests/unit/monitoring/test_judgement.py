@@ -35,7 +35,7 @@ def reference(n: int = 60, n_holdout: int = 30, loss: float = 52.0) -> Reference
 
 
 def drift(window: Profile, plan: Monitoring = PLAN, **of: Any) -> Judgement:
-    return judge_drift(plan, reference(**of), window)
+    return judge_drift(plan, reference(**of), window, start=0.0, end=plan.window_s)
 
 
 def week(shift: float = 0.0) -> Profile:

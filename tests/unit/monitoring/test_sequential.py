@@ -79,8 +79,8 @@ def test_no_rows_change_nothing() -> None:
 
 
 def test_the_run_length_follows_from_budget_and_traffic() -> None:
-    assert run_length(2.0, 30_000, 2) == 30_000
-    assert run_length(1e9, 10, 1) == 1  # no detector alarms more often than after every row
+    assert run_length(1.0, 30_000) == 30_000
+    assert run_length(1e9, 10) == 1  # no detector alarms more often than after every row
 
 
 @pytest.mark.parametrize("wrong", [[1.5], [-0.1], [math.nan]])

@@ -1,0 +1,145 @@
+"""The monitor without Ray: it folds what collectors push, judges what has become due, and sees to the open retrain.
+
+Nothing that matters lives in it: a new one over the same state database goes on where the last one was cut off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+from mlops_ray.config import Project
+from mlops_ray.monitoring import blocks, clock, windows
+from mlops_ray.monitoring.brain import Brain
+from mlops_ray.monitoring.due import Due, Kind, due
+from mlops_ray.monitoring.folding import fold
+from mlops_ray.monitoring.sources import JUDGED, Sources
+from mlops_ray.state import RetrainRow, Store, Tx
+
+# Machine time between two looks at what no window asks for.
+_CONSIDER_S = 10.0
+
+Point = Literal["pushed", "clock", "judged", "saved", "considered", "seen", "launched", "noted", "stopped", "closed"]
+"""Where a tick may be cut off: each stands between two steps that are whole or not at all."""
+
+
+class Loop:
+    """Not thread-safe but for `push`."""
+
+    def __init__(
+        self,
+        project: Project,
+        store: Store,
+        brain: Brain,
+        sources: Sources,
+        machine_now: Callable[[], float],
+        *,
+        fault: Callable[[Point], None] = lambda point: None,
+    ) -> None:
+        """Args: machine_now: seconds since the epoch; fault: called at every point, for tests that end it there."""
+        self._project, self._name, self._store = project, project.project, store
+        self._brain, self._sources, self._machine_now, self._fault = brain, sources, machine_now, fault
+        self._considered = -math.inf
+
+    def push(self, pushed: Mapping[str, Any]) -> bool:
+        """Fold what a collector committed, exactly once, whatever is repeated; whether this push was the next one of
+        its spool. Args: see `folding.fold`."""
+        was_next = self._store.run(lambda tx: fold(tx, self._name, pushed, self._machine_now()))
+        self._fault("pushed")
+        return was_next
+
+    def tick(self) -> dict[str, Any]:
+        """Judge what has become due, decide, and see to the open retrain. Returns where things stand."""
+        now = self._store.run(lambda tx: advance_clock(tx, self._project, self._machine_now()))
+        self._fault("clock")
+        if now is not None:
+            self._judge_until(now)
+            self._consider(now)
+            self._fault("considered")
+        return {"now": now, "open_retrain": self._see_to_retrain()}
+
+    def _judge_until(self, now: float) -> None:
+        plan = self._project.monitoring
+        with self._store.read() as tx:
+            cursor, first = tx.cursor(self._name, JUDGED), tx.first_block(self._name)
+            if first is None:
+                return
+            filled = windows.filled(tx, self._project, first, now) if plan.window_rows is not None else ()
+        for one in due(plan, first=first, judged=cursor, now=now, filled=filled):
+            conclude = self._judged(one)
+            self._fault("judged")
+            if conclude is not None:
+                self._store.run(conclude)
+                self._fault("saved")
+
+    def _judged(self, one: Due) -> Callable[[Tx], None] | None:
+        """What saves the judgement, once; None where there is no version to judge."""
+        of = (self._store, self._project, self._sources, one)
+        if one.kind is Kind.SEQUENTIAL:
+            looked = blocks.look(*of)
+            if looked is None:
+                return None
+            return partial(blocks.conclude, project=self._project, brain=self._brain, looked=looked)
+        found = windows.judge(*of)
+        if found is None:
+            return None
+        return partial(windows.conclude, project=self._project, brain=self._brain, judged=found)
+
+    def _consider(self, now: float) -> None:
+        """Have the policy decide about what no window asks for: its schedule, and the number of new labels."""
+        triggers, machine_now = self._project.retraining.triggers, self._machine_now()
+        if not {"schedule", "new_rows"} & set(triggers) or machine_now - self._considered < _CONSIDER_S:
+            return
+        self._considered, n_labels = machine_now, 0
+        if "new_rows" in triggers:
+            with self._store.read() as tx:
+                last = max((row.decided for row in tx.retrains(self._name)), default=0.0)
+            n_labels = self._sources.labels_since(last)
+        self._store.run(lambda tx: self._brain.consider(tx, self._project, now, n_labels))
+
+    def _see_to_retrain(self) -> str | None:
+        """Launch, follow or give up the open retrain; its id, or None when there is none."""
+        with self._store.read() as tx:
+            row = tx.open_retrain(self._name)
+        if row is None:
+            return None
+        machine_now = self._machine_now()
+        # A job that computes is no idle time: decision time must not run on while traffic waits for it.
+        self._store.run(lambda tx: tx.save_cursor(self._name, "seen", 0, machine_now))
+        self._fault("seen")
+        launcher = self._brain.launcher
+        overdue = machine_now - row.updated > self._project.retraining.timeout_s
+        if row.status == "decided" and not overdue:
+            launcher.launch(row)
+            self._fault("launched")
+            self._store.run(lambda tx: _note_submission(tx, row, machine_now))
+            self._fault("noted")
+            return row.id
+        trouble = launcher.ended(row)
+        if trouble is None and overdue:
+            launcher.stop(row)
+            self._fault("stopped")
+            trouble = f"the job was stopped after {self._project.retraining.timeout_s:g} s"
+        if trouble is not None:
+            why = trouble
+            self._store.run(lambda tx: self._brain.close_failed(tx, row, why))
+            self._fault("closed")
+        return row.id
+
+
+def _note_submission(tx: Tx, row: RetrainRow, machine_now: float) -> None:
+    """The quickest of jobs may have ended by now: only what is still decided becomes submitted."""
+    current = tx.retrain(row.id)
+    if current is not None and current.status == "decided":
+        tx.save_retrain(replace(current, status="submitted", updated=machine_now))
+
+
+def advance_clock(tx: Tx, project: Project, machine_now: float) -> float | None:
+    """`clock.decision_now`, remembered: late rows after an idle stretch do not take back what was decided by then."""
+    now = clock.decision_now(tx, project, machine_now)
+    if now is not None:
+        tx.save_cursor(project.project, "decision time", 0, now)
+    return now
