@@ -10,6 +10,9 @@ import math
 from mlops_ray.config import Project
 from mlops_ray.state import Cursor, Tx
 
+DECISION_TIME = "decision time"
+"""Cursor: what decision time has reached."""
+
 
 def decision_time(watermark: float, seen: float, machine_now: float, *, idle_s: float) -> float:
     """Seconds since the epoch that decisions are taken at.
@@ -27,7 +30,7 @@ def decision_time(watermark: float, seen: float, machine_now: float, *, idle_s: 
 def decision_now(tx: Tx, project: Project, machine_now: float) -> float | None:
     """Decision time of the project (seconds since the epoch), which never goes back; None before any traffic."""
     name = project.project
-    watermark, seen, reached = (tx.cursor(name, cursor) for cursor in ("watermark", "seen", "decision time"))
+    watermark, seen, reached = (tx.cursor(name, cursor) for cursor in ("watermark", "seen", DECISION_TIME))
     if watermark == Cursor():
         return None
     idle_s = project.monitoring.idle_s

@@ -52,19 +52,30 @@ def due(plan: Monitoring, *, first: float, judged: Cursor, now: float, filled: S
     Args: first: start of the first block that has rows; judged: `at` and `kind` of what was judged last; filled: where
         windows are by rows, those of them that have closed (`by_rows`).
     """
-    after = max(judged.at, first) - plan.block_s  # what is due at the cursor's own instant may be half done
+    since = max(judged.at, first) - plan.block_s  # what is due at the cursor's own instant may be half done
     horizon_s = plan.label_horizon_s
-    closed = _closed(plan, filled, after, now, every_s=plan.slide_s or plan.window_s)
-    mature = _closed(plan, filled, after - horizon_s, now - horizon_s, every_s=plan.window_s)
-    blocks = clock.passed(after - horizon_s, now - horizon_s, every_s=plan.block_s)
+    closed = _closed(plan, filled, since, now, every_s=plan.slide_s or plan.window_s)
+    mature = _closed(plan, filled, since - horizon_s, now - horizon_s, every_s=plan.window_s)
+    blocks = clock.passed(since - horizon_s, now - horizon_s, every_s=plan.block_s)
     found = [Due(end, Kind.DRIFT, start, end) for start, end in closed]
     found += [Due(end + horizon_s, Kind.QUALITY, start, end) for start, end in mature]
     found += [Due(end + horizon_s, Kind.SEQUENTIAL, end - plan.block_s, end) for end in blocks[-_MOST:]]
     if plan.multivariate_s is not None:
-        ends = clock.passed(after, now, every_s=plan.multivariate_s)[-_MOST:]
+        ends = clock.passed(since, now, every_s=plan.multivariate_s)[-_MOST:]
         found += [Due(end, Kind.MULTIVARIATE, end - plan.multivariate_s, end) for end in ends]
     # A window that began before the traffic did is a part of one, no fair sample of its hours and weekdays.
     return [d for d in sorted(found) if d.start >= first and not is_judged(d, judged)]
+
+
+def after(plan: Monitoring, now: float) -> float:
+    """The next decision time at which anything can become due: the end of a block, or when one is mature.
+
+    >>> after(Monitoring(window_s=40.0, block_s=10.0, label_horizon_s=15.0), 31.0)
+    35.0
+    """
+    block_s, horizon_s = plan.block_s, plan.label_horizon_s
+    over = (now // block_s + 1) * block_s
+    return min(over, ((now - horizon_s) // block_s + 1) * block_s + horizon_s)
 
 
 def is_side_by_side(plan: Monitoring, window: Window) -> bool:

@@ -14,7 +14,8 @@ from typing import Any, Literal
 from mlops_ray.config import Project
 from mlops_ray.monitoring import blocks, clock, windows
 from mlops_ray.monitoring.brain import Brain
-from mlops_ray.monitoring.due import Due, Kind, due
+from mlops_ray.monitoring.clock import DECISION_TIME
+from mlops_ray.monitoring.due import Due, Kind, after, due
 from mlops_ray.monitoring.folding import fold
 from mlops_ray.monitoring.sources import JUDGED, Sources
 from mlops_ray.state import RetrainRow, Store, Tx
@@ -42,7 +43,7 @@ class Loop:
         """Args: machine_now: seconds since the epoch; fault: called at every point, for tests that end it there."""
         self._project, self._name, self._store = project, project.project, store
         self._brain, self._sources, self._machine_now, self._fault = brain, sources, machine_now, fault
-        self._considered = -math.inf
+        self._considered = self._nothing_until = -math.inf
 
     def push(self, pushed: Mapping[str, Any]) -> bool:
         """Fold what a collector committed, exactly once, whatever is repeated; whether this push was the next one of
@@ -53,27 +54,38 @@ class Loop:
 
     def tick(self) -> dict[str, Any]:
         """Judge what has become due, decide, and see to the open retrain. Returns where things stand."""
-        now = self._store.run(lambda tx: advance_clock(tx, self._project, self._machine_now()))
-        self._fault("clock")
+        machine_now = self._machine_now()
+        with self._store.read() as tx:
+            now, before = clock.decision_now(tx, self._project, machine_now), tx.cursor(self._name, DECISION_TIME)
+            row = tx.open_retrain(self._name)
+        if now is not None and now != before.at:
+            now = self._store.run(lambda tx: advance_clock(tx, self._project, machine_now))
+            self._fault("clock")
         if now is not None:
-            self._judge_until(now)
+            if now >= self._nothing_until and self._judge_until(now):
+                self._nothing_until = after(self._project.monitoring, now)
+                with self._store.read() as tx:
+                    row = tx.open_retrain(self._name)
             self._consider(now)
             self._fault("considered")
-        return {"now": now, "open_retrain": self._see_to_retrain()}
+        return {"now": now, "open_retrain": None if row is None else self._see_to_retrain(row)}
 
-    def _judge_until(self, now: float) -> None:
+    def _judge_until(self, now: float) -> bool:
+        """Whether all that is due by then has been judged, and is not due again."""
         plan = self._project.monitoring
         with self._store.read() as tx:
             cursor, first = tx.cursor(self._name, JUDGED), tx.first_block(self._name)
             if first is None:
-                return
+                return False
             filled = windows.filled(tx, self._project, first, now) if plan.window_rows is not None else ()
         for one in due(plan, first=first, judged=cursor, now=now, filled=filled):
             conclude = self._judged(one)
             self._fault("judged")
-            if conclude is not None:
-                self._store.run(conclude)
-                self._fault("saved")
+            if conclude is None:
+                return False
+            self._store.run(conclude)
+            self._fault("saved")
+        return True
 
     def _judged(self, one: Due) -> Callable[[Tx], None] | None:
         """What saves the judgement, once; None where there is no version to judge."""
@@ -100,12 +112,8 @@ class Loop:
             n_labels = self._sources.labels_since(last)
         self._store.run(lambda tx: self._brain.consider(tx, self._project, now, n_labels))
 
-    def _see_to_retrain(self) -> str | None:
-        """Launch, follow or give up the open retrain; its id, or None when there is none."""
-        with self._store.read() as tx:
-            row = tx.open_retrain(self._name)
-        if row is None:
-            return None
+    def _see_to_retrain(self, row: RetrainRow) -> str:
+        """Launch, follow or give up the open retrain; its id."""
         machine_now = self._machine_now()
         # A job that computes is no idle time: decision time must not run on while traffic waits for it.
         self._store.run(lambda tx: tx.save_cursor(self._name, "seen", 0, machine_now))
@@ -141,5 +149,5 @@ def advance_clock(tx: Tx, project: Project, machine_now: float) -> float | None:
     """`clock.decision_now`, remembered: late rows after an idle stretch do not take back what was decided by then."""
     now = clock.decision_now(tx, project, machine_now)
     if now is not None:
-        tx.save_cursor(project.project, "decision time", 0, now)
+        tx.save_cursor(project.project, DECISION_TIME, 0, now)
     return now

@@ -81,12 +81,20 @@ class Exposition(Collector):
             [(name | {"feature": f["feature"]}, f["limit"]) for f in features],
         )
         found = quality["quality"] if quality else {}
-        for metric, field, title in (
-            ("log_loss", "log_loss", "Realised log-loss (nats) of the newest mature window"),
-            ("log_loss_limit", "limit", "Calibrated alarm limit of the log-loss"),
-            ("label_coverage", "coverage", "Share of rows whose label is known"),
+        judged = found.get("metric", "log_loss")
+        told = {
+            judged: found.get(judged),
+            f"{judged}_limit": found.get("limit"),
+            "label_coverage": found.get("coverage"),
+        }
+        for metric, title in (
+            ("log_loss", "Realised log-loss (nats) of the newest mature window"),
+            ("log_loss_limit", "Calibrated alarm limit of the log-loss"),
+            ("mse", "Realised mean squared error of the newest mature window"),
+            ("mse_limit", "Calibrated alarm limit of the mean squared error"),
+            ("label_coverage", "Share of rows whose label is known"),
         ):
-            value = found.get(field)
+            value = told.get(metric)
             yield self._gauge(f"mlops_ray_{metric}", title, [] if value is None else [(name, value)])
         yield from self._estimates([w.result[ENTRY] for w in windows if ENTRY in w.result], name)
 

@@ -6,6 +6,7 @@ by whoever starts it.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -30,8 +31,8 @@ from mlops_ray.serving.artifacts import local
 from mlops_ray.serving.places import labels_uri
 from mlops_ray.state import Store, VersionRow
 
-# How often the actor looks when nobody pushes: machine time.
-_TICK_S = 2.0
+# How often the actor looks while somebody pushes or a retrain is open, and how often when nothing happens: machine time.
+_TICK_S, _REST_S = 2.0, 10.0
 
 
 # No CPU slot: it runs once in `multivariate_s`, on one core, and must not wait for a retrain that holds them all.
@@ -62,8 +63,13 @@ class Monitor:
         self._server, _ = prometheus_client.start_http_server(
             self._project.monitoring.metrics_port, addr="127.0.0.1", registry=registry
         )
+<<<<<<< HEAD
         self._alerting = Alerting(store, self._project, brain.conditions)
         keep_doing(self.tick, every_s=_TICK_S, what=f"monitor of {self._project.project}")
+=======
+        self._news, self._ticked, self._is_open = True, -math.inf, False
+        keep_doing(self._turn, every_s=_TICK_S, what=f"monitor of {self._project.project}")
+>>>>>>> detectors
 
     def ping(self) -> int:
         """Process id."""
@@ -75,12 +81,22 @@ class Monitor:
 
     def push(self, pushed: Mapping[str, Any]) -> bool:
         """Fold what a collector committed, exactly once: see `Loop.push`."""
-        return self._loop.push(pushed)
+        was_next = self._loop.push(pushed)
+        self._news = True
+        return was_next
 
     def tick(self) -> dict[str, Any]:
         """Judge what has become due, decide, and see to the open retrain. Returns where things stand."""
         with self._busy:
-            return self._loop.tick()
+            self._news, self._ticked = False, time.monotonic()
+            found = self._loop.tick()
+            self._is_open = found["open_retrain"] is not None
+            return found
+
+    def _turn(self) -> None:
+        """A tick, unless nothing has happened since the last one: of a hundred projects most rest."""
+        if self._news or self._is_open or time.monotonic() - self._ticked >= _REST_S:
+            self.tick()
 
     def _yardstick(self, version: VersionRow) -> Yardstick:
         found = self._yardsticks.get(version.sha256)
