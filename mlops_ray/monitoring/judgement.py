@@ -20,7 +20,8 @@ from mlops_ray.monitoring.flight import in_flight
 from mlops_ray.monitoring.heeded import IGNORED
 from mlops_ray.training.artifact.model import Reference
 
-_LOSS = {"binary": "log_loss", "multiclass": "log_loss", "regression": "mse"}
+LOSS = {"binary": "log_loss", "multiclass": "log_loss", "regression": "mse"}
+"""What the limit of realised quality is about, by task."""
 _SAID = {"log_loss": "log-loss", "mse": "mean squared error"}
 Trigger = Literal["drift", "performance", "estimated_performance"]
 ESTIMATED: Trigger = "estimated_performance"
@@ -103,7 +104,7 @@ def judge_quality(
 ) -> Judgement:
     """Realised quality of stable over a mature cohort. Args: labels: shape (n,), as in `target`, NaN where not known;
     scores: as in `target`."""
-    found, metric = performance.quality(labels, scores, task), _LOSS[task]
+    found, metric = performance.quality(labels, scores, task), LOSS[task]
     detail: dict[str, Any] = vars(found) | {"metric": metric, "coverage": found.coverage, "limit": None}
     if found.loss is None or found.n_labelled < plan.min_rows:
         return _silent("performance", f"warming up: {found.n_labelled} labelled rows of {plan.min_rows}", detail)
@@ -121,7 +122,7 @@ def judge_estimate(
 
     The better trusted method speaks, and by as much as it is trusted: half its interval is divided by the trust, and
     alarms when the lower end still lies above the limit. Without a record nothing alarms."""
-    name = _LOSS[task]
+    name = LOSS[task]
     said = {m: entry[m]["metrics"].get(name) for m in entry["record"]}
     able = [m for m, each in said.items() if each is not None and each["low"] is not None]
     if not able:

@@ -31,7 +31,7 @@ from mlops_ray.serving.artifacts import local
 from mlops_ray.serving.places import labels_uri
 from mlops_ray.state import Store, VersionRow
 
-# How often the actor looks while somebody pushes or a retrain is open, and how often when nothing happens: machine time.
+# How often the actor looks while somebody pushes or a retrain is open, and how often else: machine time.
 _TICK_S, _REST_S = 2.0, 10.0
 
 
@@ -63,13 +63,9 @@ class Monitor:
         self._server, _ = prometheus_client.start_http_server(
             self._project.monitoring.metrics_port, addr="127.0.0.1", registry=registry
         )
-<<<<<<< HEAD
         self._alerting = Alerting(store, self._project, brain.conditions)
-        keep_doing(self.tick, every_s=_TICK_S, what=f"monitor of {self._project.project}")
-=======
         self._news, self._ticked, self._is_open = True, -math.inf, False
         keep_doing(self._turn, every_s=_TICK_S, what=f"monitor of {self._project.project}")
->>>>>>> detectors
 
     def ping(self) -> int:
         """Process id."""

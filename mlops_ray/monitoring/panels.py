@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlops_ray.config import Project
+from mlops_ray.monitoring.judgement import LOSS
 from mlops_ray.monitoring.panel import Panel, band, dashed, dotted, newest, of, rate
 from mlops_ray.monitoring.promql import QUANTILES, duration, over
 from mlops_ray.monitoring.record import MAIN
@@ -198,7 +199,7 @@ def _drift(project: Project) -> list[Panel]:
 
 
 def _quality(project: Project) -> list[Panel]:
-    main = MAIN[project.task]
+    main, loss = MAIN[project.task], LOSS[project.task]
     chosen, horizon = f'metric="{main}"', duration(project.monitoring.label_horizon_s)
     ends = [
         (newest(f"mlops_ray_estimate{end}", "method", chosen), f"{{{{method}}}} {word}")
@@ -209,8 +210,8 @@ def _quality(project: Project) -> list[Panel]:
             f"{main}: realised and estimated",
             "timeseries",
             [
-                (newest("mlops_ray_log_loss"), "realised log_loss"),
-                (newest("mlops_ray_log_loss_limit"), "limit of log_loss"),
+                (newest(f"mlops_ray_{loss}"), f"realised {loss}"),
+                (newest(f"mlops_ray_{loss}_limit"), f"limit of {loss}"),
                 *ends,
             ],
             "Estimates are of the newest window, in 95 % of the windows the realised value lies in their interval; "

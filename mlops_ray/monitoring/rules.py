@@ -12,6 +12,7 @@ import yaml
 
 from mlops_ray.config import Project
 from mlops_ray.monitoring.alerting_rules import alerts
+from mlops_ray.monitoring.judgement import LOSS
 from mlops_ray.monitoring.promql import QUANTILES, newest, over, selected
 
 
@@ -54,12 +55,13 @@ def _recorded(project: Project) -> Iterator[dict[str, str]]:
         found[f"project_version:mlops_ray_score_seconds:p{q * 100:g}_rate{span}"] = (
             f"histogram_quantile({q}, {buckets})"
         )
+    loss = LOSS[project.task]
     psi, limit = (newest(project, f"mlops_ray_drift_{what}", "feature") for what in ("psi", "limit"))
     found |= {
         "project_feature:mlops_ray_drift_psi:ratio_limit": f"{psi} / {limit}",
         "project:mlops_ray_drift_psi:max_ratio_limit": f"max by (project) ({psi} / {limit})",
-        "project:mlops_ray_log_loss:ratio_limit": (
-            f"{newest(project, 'mlops_ray_log_loss')} / {newest(project, 'mlops_ray_log_loss_limit')}"
+        f"project:mlops_ray_{loss}:ratio_limit": (
+            f"{newest(project, f'mlops_ray_{loss}')} / {newest(project, f'mlops_ray_{loss}_limit')}"
         ),
         "project:mlops_ray_label_seconds:lag": (
             f"{newest(project, 'mlops_ray_decision_time_seconds')} - {newest(project, 'mlops_ray_label_seconds')}"
