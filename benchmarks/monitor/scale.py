@@ -6,8 +6,9 @@
 There is one monitoring actor for each project, so on a cluster the cost is spread over as many processes; here all run
 in one, over one state database in a file, through the same functions: `folding.fold` for each push, and
 `judge_drift` when a window closes (estimates read the log, which a collector's commit dwarfs); and `Loop.tick` when
-nothing is due, as it is after a push and every ten seconds. A collector pushes what it commits every `--commit` seconds, the profile of
-the rows that came since. Printed: processor time of each, and the share of a core that they make at that rate.
+nothing is due, as it is after a push and every ten seconds. A collector pushes what it commits every `--commit`
+seconds, the profile of the rows that came since. Printed: processor time of each, and the share of a core that they
+make at that rate.
 """
 
 from __future__ import annotations
