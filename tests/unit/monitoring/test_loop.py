@@ -33,14 +33,14 @@ def test_the_classifier_is_asked_on_schedule_and_its_alarm_is_a_reason_to_retrai
         asked.append({"live": live.shape, "blocks": len(set(live_blocks.tolist())), "level": plan["alarm_level"]})
         return Told(0.7, 0.01, True, "a classifier tells the rows")
 
-    plan = MONITORING | {"multivariate_s": 3 * BLOCK_S}
-    run = Run(Story(n_blocks=7, project={"monitoring": plan}, tell=told), f"sqlite:///{tmp_path}/state.db")
+    plan = MONITORING | {"multivariate_s": 4 * BLOCK_S}
+    run = Run(Story(n_blocks=9, project={"monitoring": plan}, tell=told), f"sqlite:///{tmp_path}/state.db")
     run.tell()
     left = run.left_behind()
     found = {(w[0] - START, w[1] - START): w[3] for w in left["windows"] if "multivariate" in w[3]}
     run.world.store.close()
-    assert {(0.0, 3 * BLOCK_S), (3 * BLOCK_S, 6 * BLOCK_S)} >= set(found)
-    assert asked[0] == {"live": (3 * N, 2), "blocks": 3, "level": pytest.approx(80 * 0.04 * 3 / 730.5)}
+    assert set(found) == {(0.0, 4 * BLOCK_S), (4 * BLOCK_S, 8 * BLOCK_S)}
+    assert asked[0] == {"live": (4 * N, 2), "blocks": 4, "level": pytest.approx(80 * 0.04 * 4 / 730.5)}
     entry = next(iter(found.values()))["multivariate"]
     assert (entry["alarm"], entry["auc"], entry["p"]) == (True, 0.7, 0.01)
     assert ("drift", "a classifier tells the rows") in [(r[0], r[1]) for r in left["retrains"]]
