@@ -20,6 +20,7 @@ from mlops_ray.config import Project
 from mlops_ray.data.profile import Bins, Profile, fold
 from mlops_ray.monitoring.brain import Brain
 from mlops_ray.monitoring.loop import Loop, Point
+from mlops_ray.monitoring.multivariate import Told, tell
 from mlops_ray.monitoring.sources import Sources, Yardstick
 from mlops_ray.monitoring.watching import DETECTORS
 from mlops_ray.retraining.on_ray import brain
@@ -83,12 +84,13 @@ def reference(n_blocks: int = 48) -> Reference:
 @dataclass(frozen=True)
 class Story:
     """What happens: so many blocks of traffic, of which those from `shifted` on have moved inputs and those from
-    `turned` on have other outcomes; blocks of the `project`."""
+    `turned` on have other outcomes; blocks of the `project`; what tells live rows from the holdout's."""
 
     n_blocks: int = 24
     shifted: int = 1000
     turned: int = 1000
     project: dict[str, Any] = field(default_factory=dict)
+    tell: Callable[..., Told] = tell
 
 
 class Cluster:
@@ -130,7 +132,7 @@ class World:
             tx.save_serving("small", {"stable": {"version": 1}, "share": 0.0}, 0)
 
     def sources(self) -> Sources:
-        return Sources(self.rows, lambda version: self.yardstick, lambda since: 0)
+        return Sources(self.rows, lambda version: self.yardstick, lambda since: 0, self.story.tell)
 
     def brain(self) -> Brain:
         return replace(brain("", dashboard=""), launcher=self.cluster)

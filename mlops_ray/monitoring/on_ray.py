@@ -31,7 +31,7 @@ from mlops_ray.serving.artifacts import local
 from mlops_ray.serving.places import labels_uri
 from mlops_ray.state import Store, VersionRow
 
-# How often the actor looks while somebody pushes or a retrain is open, and how often else: machine time.
+# How often the actor looks while somebody pushes or a retrain is open, and how often at rest: machine time.
 _TICK_S, _REST_S = 2.0, 10.0
 
 

@@ -1,0 +1,68 @@
+"""The loop over a real state database: what only shows when its parts work together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from threadpoolctl import threadpool_limits
+
+from mlops_ray.monitoring.loop import Point
+from mlops_ray.monitoring.multivariate import Told
+from tests.monitors import BLOCK_S, MONITORING, START, N, Run, Story
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    with threadpool_limits(1):
+        yield
+
+
+def windows(run: Run) -> list[Any]:
+    found = run.left_behind()["windows"]
+    run.world.store.close()
+    return [w for w in found if w[0] < w[1]]
+
+
+def test_the_classifier_is_asked_on_schedule_and_its_alarm_is_a_reason_to_retrain(tmp_path: Path) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def told(known: Any, known_blocks: Any, live: Any, live_blocks: Any, **plan: Any) -> Told:
+        asked.append({"live": live.shape, "blocks": len(set(live_blocks.tolist())), "level": plan["alarm_level"]})
+        return Told(0.7, 0.01, True, "a classifier tells the rows")
+
+    plan = MONITORING | {"multivariate_s": 4 * BLOCK_S}
+    run = Run(Story(n_blocks=9, project={"monitoring": plan}, tell=told), f"sqlite:///{tmp_path}/state.db")
+    run.tell()
+    left = run.left_behind()
+    found = {(w[0] - START, w[1] - START): w[3] for w in left["windows"] if "multivariate" in w[3]}
+    run.world.store.close()
+    assert set(found) == {(0.0, 4 * BLOCK_S), (4 * BLOCK_S, 8 * BLOCK_S)}
+    assert asked[0] == {"live": (4 * N, 2), "blocks": 4, "level": pytest.approx(80 * 0.04 * 4 / 730.5)}
+    entry = next(iter(found.values()))["multivariate"]
+    assert (entry["alarm"], entry["auc"], entry["p"]) == (True, 0.7, 0.01)
+    assert ("drift", "a classifier tells the rows") in [(r[0], r[1]) for r in left["retrains"]]
+
+
+def test_windows_by_rows_are_judged_once_each_and_matured(tmp_path: Path) -> None:
+    plan = MONITORING | {"window_rows": 2 * N}
+    run = Run(Story(n_blocks=9, project={"monitoring": plan}), f"sqlite:///{tmp_path}/state.db")
+    run.tell()
+    found = [w for w in windows(run) if "drift" in w[3]]
+    starts = sorted((w[0] - START) / BLOCK_S for w in found)
+    assert starts == [0, 2, 4, 6]
+    assert [(w[1] - w[0]) / BLOCK_S for w in found] == [2] * 4
+    assert sorted((w[0] - START) / BLOCK_S for w in found if "quality" in w[3]) == [0, 2, 4]
+    assert all("estimated" in w[3] for w in found)
+
+
+def test_a_loop_without_news_writes_nothing(tmp_path: Path) -> None:
+    passed: list[Point] = []
+    run = Run(Story(n_blocks=5), f"sqlite:///{tmp_path}/state.db", passed.append)
+    run.tell()
+    passed.clear()
+    run._loop.tick()
+    run.world.store.close()
+    assert passed == ["considered"]
