@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from mlops_ray import ledger, state
 from mlops_ray.errors import BackendUnavailable, DataError, IllegalMove, LeaseLost, ModelNotFound
+from mlops_ray.monitoring import standing
 from mlops_ray.serving import tokens
 from mlops_ray.serving.spool import claims
 from mlops_ray.state import Cursor, Lease, RetrainRow, RolloutRow, Store, Tx, VersionRow, WindowRow
@@ -47,7 +48,7 @@ def test_the_scripts_build_the_tables_that_the_code_declares(fresh_url: str) -> 
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
-    declared = (ledger.LEDGER, claims.REQUEST_IDS, claims.SECRETS, tokens.TOKENS)
+    declared = (ledger.LEDGER, claims.REQUEST_IDS, claims.SECRETS, tokens.TOKENS, standing.DETECTORS)
     assert all(table.metadata is state.METADATA for table in declared)
     store = Store.open(fresh_url)
     with store.read() as tx:
