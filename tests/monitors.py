@@ -22,7 +22,7 @@ from mlops_ray.monitoring.brain import Brain
 from mlops_ray.monitoring.loop import Loop, Point
 from mlops_ray.monitoring.multivariate import Told, tell
 from mlops_ray.monitoring.sources import Sources, Yardstick
-from mlops_ray.monitoring.watching import DETECTORS
+from mlops_ray.monitoring.standing import DETECTORS
 from mlops_ray.retraining.on_ray import brain
 from mlops_ray.serving.log import tables as log
 from mlops_ray.state import RetrainRow, Store, VersionRow

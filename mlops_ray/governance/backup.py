@@ -28,7 +28,7 @@ from sqlalchemy import ColumnElement, Table, delete, insert, select, update
 from mlops_ray import ledger
 from mlops_ray.config.base import Config
 from mlops_ray.errors import DataError
-from mlops_ray.monitoring import watching
+from mlops_ray.monitoring import standing
 from mlops_ray.monitoring.alerts import book
 from mlops_ray.serving import tokens
 from mlops_ray.serving.spool import claims
@@ -39,7 +39,7 @@ ABOUT, STATE, REGISTRY, MODELS, TABLES = "backup.json", "state.db", "registry.js
 _AT_ONCE = 500  # rows of an INSERT
 _MAX_ABOUT = 64 << 20  # bytes of backup.json: some 400,000 files
 # Known to METADATA once their modules are imported.
-_DECLARED = (ledger.LEDGER, tokens.TOKENS, claims.REQUEST_IDS, book.ALERTS, watching.DETECTORS)
+_DECLARED = (ledger.LEDGER, tokens.TOKENS, claims.REQUEST_IDS, book.ALERTS, standing.DETECTORS)
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlops_ray.config import Project
-from mlops_ray.monitoring import watching
+from mlops_ray.monitoring import standing, watching
 from mlops_ray.monitoring.brain import Brain
 from mlops_ray.monitoring.due import ENTRIES, Due, Kind, is_judged
 from mlops_ray.monitoring.performance import row_losses
@@ -21,14 +21,14 @@ class Looked:
 
     due: Due
     stable: VersionRow
-    now: watching.Standing
+    now: standing.Standing
     alarm: watching.Alarm | None
 
 
 def look(store: Store, project: Project, sources: Sources, due: Due) -> Looked | None:
     """What the detector makes of the block, which changes nothing yet; None where no version is stable."""
     with store.read() as tx:
-        stable, before = stable_of(tx, project.project), watching.standing(tx, project.project)
+        stable, before = stable_of(tx, project.project), standing.read(tx, project.project)
     if stable is None:
         return None
     known = watching.scale(project.monitoring, sources.yardstick(stable).reference)
@@ -46,7 +46,7 @@ def conclude(tx: Tx, project: Project, brain: Brain, looked: Looked) -> None:
     due, stable, alarm = looked.due, looked.stable, looked.alarm
     if is_judged(due, tx.cursor(project.project, JUDGED)):
         return
-    watching.save(tx, project.project, looked.now)
+    standing.save(tx, project.project, looked.now)
     tx.save_cursor(project.project, JUDGED, due.kind, due.at)
     if alarm is None:
         return

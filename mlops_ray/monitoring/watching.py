@@ -1,42 +1,26 @@
 """The sequential detector of the loss: after every mature block, where it stands, and when it calls somebody.
 
 Rows are looked at once, in time order, with the labels known `label_horizon_s` after their block's end; a label that
-comes later is in windows no more, and not here either. Where the detector stands is a row of the state database, saved
-with the cursor that says which block it has seen.
+comes later is in windows no more, and not here either. Pure; where it stands is kept by `standing`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 from scipy import stats
-from sqlalchemy import Column, Table, Text, select
 
 from mlops_ray.config import Monitoring
 from mlops_ray.monitoring import budget
 from mlops_ray.monitoring.drift import MONTH_S
-from mlops_ray.monitoring.sequential import State, Watch, run_length, update_blocks
-from mlops_ray.state import METADATA, Tx, canonical, insert_of
+from mlops_ray.monitoring.sequential import Watch, run_length, update_blocks
+from mlops_ray.monitoring.standing import Standing
 from mlops_ray.training.artifact.model import Reference
 from mlops_ray.training.calibration import Calibration
 from mlops_ray.training.evaluation.intervals import Floats
 from mlops_ray.training.target import CLIP
-
-ENTRY = "sequential"
-"""Its key in a window's result: the stretch from the change to the block that alarmed."""
-
-DETECTORS = Table(
-    "detectors",
-    METADATA,
-    Column("project", Text, primary_key=True),
-    Column("name", Text, primary_key=True),
-    Column("body", Text, nullable=False),
-)
 
 # A loss counts as so many times the baseline at most: of a probability that is right on average, few rows lie beyond.
 _BOUND = 10.0
@@ -55,28 +39,6 @@ class Scale:
     def baseline(self) -> float:
         """Highest mean loss that is still well."""
         return self.watch.baseline * self.bound
-
-
-@dataclass(frozen=True)
-class Standing:
-    """Where the detector stands for `version`, whose first block it saw began at `since` (seconds since the epoch).
-
-    n_rows: labelled rows seen since. why: in words."""
-
-    version: int
-    since: float
-    n_rows: int = 0
-    state: State = field(default_factory=State)
-    why: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-friendly form, read back by `from_dict` without loss."""
-        return {**vars(self), "state": self.state.to_dict()}
-
-    @staticmethod
-    def from_dict(body: Mapping[str, Any]) -> Standing:
-        """The standing that `to_dict` wrote. Raises: DataError when its state is of another release's grid."""
-        return Standing(**{**body, "state": State.from_dict(body["state"])})
 
 
 @dataclass(frozen=True)
@@ -153,21 +115,6 @@ def look(
         f"{known.baseline:.4f} that the holdout promised, by a detector that looks after every block"
     )
     return Standing(version, end, why="begun anew after an alarm"), Alarm(began, why)
-
-
-def standing(tx: Tx, project: str) -> Standing | None:
-    """Where the project's detector stands, or None before its first block."""
-    c = DETECTORS.c
-    query = select(c.body).where(c.project == project, c.name == ENTRY)
-    body = tx.connection.execute(query).scalar_one_or_none()
-    return None if body is None else Standing.from_dict(json.loads(body))
-
-
-def save(tx: Tx, project: str, now: Standing) -> None:
-    """Save where it stands; in the transaction of its cursor."""
-    values = {"project": project, "name": ENTRY, "body": canonical(now.to_dict(), "sequential detector")}
-    put = insert_of(DETECTORS, tx.connection.dialect.name).values(values)
-    tx.connection.execute(put.on_conflict_do_update(index_elements=["project", "name"], set_={"body": values["body"]}))
 
 
 def _runs(n: int, needed: int) -> list[int]:

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from mlops_ray import ledger, state
 from mlops_ray.errors import BackendUnavailable, DataError, IllegalMove, LeaseLost, ModelNotFound
-from mlops_ray.monitoring import watching
+from mlops_ray.monitoring import standing
 from mlops_ray.monitoring.alerts import book
 from mlops_ray.serving import tokens
 from mlops_ray.serving.spool import claims
@@ -49,7 +49,7 @@ def test_the_scripts_build_the_tables_that_the_code_declares(fresh_url: str) -> 
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
-    declared = (ledger.LEDGER, claims.REQUEST_IDS, claims.SECRETS, tokens.TOKENS, book.ALERTS, watching.DETECTORS)
+    declared = (ledger.LEDGER, claims.REQUEST_IDS, claims.SECRETS, tokens.TOKENS, book.ALERTS, standing.DETECTORS)
     assert all(table.metadata is state.METADATA for table in declared)
     store = Store.open(fresh_url)
     with store.read() as tx:

@@ -10,7 +10,8 @@ import pytest
 
 from mlops_ray.config import Monitoring, Task
 from mlops_ray.data.profile import Bins
-from mlops_ray.monitoring.watching import Standing, look, row_losses, scale
+from mlops_ray.monitoring.standing import Standing
+from mlops_ray.monitoring.watching import look, row_losses, scale
 from mlops_ray.training import calibration, target
 from mlops_ray.training.artifact.model import Reference
 from mlops_ray.training.evaluation.intervals import blocks
