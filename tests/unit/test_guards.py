@@ -39,6 +39,7 @@ ORDER = (
     {"rollout"},
     {"retraining"},
     {"governance"},
+    {"simulation"},
     {"dashboard"},
     {"endpoint"},
     {"verbs"},
