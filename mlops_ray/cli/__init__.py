@@ -22,6 +22,7 @@ from mlops_ray.cli.output import AsJson, Config, progress, say, table_console, w
 from mlops_ray.cli.profile import drift, profile
 from mlops_ray.cli.schema import schema_app
 from mlops_ray.cli.scoring import score
+from mlops_ray.cli.simulate import simulate
 from mlops_ray.errors import DataRefused, GateRejected, MlopsRayError
 
 app = typer.Typer(
@@ -45,7 +46,7 @@ app.add_typer(ledger.app, name="ledger")
 app.add_typer(data.app, name="data")
 app.add_typer(log.app, name="log")
 app.add_typer(access.app, name="token")
-for command in (profile, drift, analyze, score, models.lineage, models.card, models.reproduce, models.export):
+for command in (profile, drift, analyze, simulate, score, models.lineage, models.card, models.reproduce, models.export):
     app.command()(command)
 for decision in (models.approve, models.reject):
     app.command()(decision)

@@ -6,6 +6,7 @@ is packaged and loaded again, and the gates judge it. Left out is `gates.infrast
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -136,7 +137,9 @@ def search(
     now: float,
     clock: Callable[[], float],
 ) -> tuple[TrialEnded, ...]:
-    """The trials of the project's search, one after the other."""
+    """The trials of the project's search, one after the other, however long they take: no result depends on that."""
+    import optuna  # here, as in `study`
+
     plan, task = project.search, project.task
     listed, metric = candidates.resolved(plan.candidates, task), measures.metric_of(plan.metric, task)
     job = Job(
@@ -149,8 +152,9 @@ def search(
     )
     if any(wants_single(one.path) for one in listed):
         folds = [replace(fold, single=fold.matrix.astype("float32")) for fold in folds]
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = Study(plan, listed, metric, seed=project.seed, warm=warm)
-    desk, ended = Desk(plan, study, (), deadline=clock() + plan.max_s), list[TrialEnded]()
+    desk, ended = Desk(plan, study, (), deadline=math.inf), list[TrialEnded]()
     while order := desk.take(_LANE, clock()):
         ended.append(lane.ended(order, folds, job, clock=lambda: now))
         desk.end(_LANE, ended[-1])
