@@ -69,8 +69,8 @@ def _parts(result: Mapping[str, Any]) -> Iterator[str]:
         )
         rows = [(_day(w["end"]), f"v{w['version']}", w["kind"], w["why"]) for w in run["windows"]]
         alarms = {i for i, w in enumerate(run["windows"]) if w["alarm"]}
-        heads = ("until", "version", "of", "what it says")
-        yield f"<details><summary>{len(rows)} judged windows</summary>{_table(heads, rows, alarms)}</details>"
+        listed = _table(("until", "version", "of", "what it says"), rows, alarms)
+        yield f"<details><summary>{len(rows)} judged windows</summary>{listed}</details>"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], marked: set[int] | frozenset[int] = frozenset()) -> str:

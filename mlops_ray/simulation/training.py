@@ -123,7 +123,7 @@ def train(
     version = None
     if result.verdict is Verdict.PASS:
         version = VersionRow(project.project, number, run_id, artifact, sha256, "", VersionRow.REGISTERED, now, {})
-    metrics = {name: estimate.value for name, estimate in result.metrics.items()}
+    metrics: dict[str, float] = {name: estimate.value for name, estimate in result.metrics.items()}
     seconds = {"train": clock() - began}
     return Candidate(run_id, result.verdict, result, version, metrics, seconds, loaded, choice, trials)
 

@@ -44,13 +44,14 @@ def look(
     Args: models: of stable and of the version on trial."""
     rows = history.between(row.created, at)
     ids = pa.array([str(i) for i in range(rows.start, rows.stop)], pa.string())
+    mine = answers.trial[rows] == answers.number_of(row.id)
     predictions = {
         "prediction_id": ids,
         "at": _times(history.times[rows]),
         "event_time": _times(history.times[rows]),
         "key": pa.array(history.keys[rows], pa.string()),
         "canary": pa.array(answers.canary[rows], pa.int64()),
-        "rollout": pa.array(np.where(answers.trial[rows] == answers.number_of(row.id), row.id, None), pa.string()),
+        "rollout": pa.array([row.id if own else None for own in mine], pa.string()),
         "share": pa.array(answers.share[rows], pa.float64(), from_pandas=True),
         "stable_score": pa.array(answers.stable_score[rows], pa.float64()),
         "score_us": pa.array(np.full(len(ids), _US), pa.float32()),

@@ -55,7 +55,8 @@ def project() -> dict[str, Any]:
             ],
         },
         "gates": {"min_rows": 100, "margin": 0.2, "power": 0.5, "resamples": 500},
-        "monitoring": {"min_rows": 100, "min_blocks": 5, "label_horizon_s": DAY_S},
+        # So few false alarms that the first alarm is the true one.
+        "monitoring": {"min_rows": 100, "min_blocks": 5, "label_horizon_s": DAY_S, "false_alarms_per_month": 0.02},
         "rollout": {"shares": [0.5], "look_s": DAY_S, "step_min_s": DAY_S, "min_keys": 50},
         "retraining": {"window_s": 30 * DAY_S, "cooldown_s": 21 * DAY_S},
     }
