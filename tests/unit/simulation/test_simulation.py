@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 from pathlib import Path
@@ -12,7 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import yaml
+from rich.console import Console
 
+from mlops_ray.cli.simulate import view
 from mlops_ray.config import DAY_S, load_project
 from mlops_ray.data.profile import Profile, empty
 from mlops_ray.data.profile import fold as folded
@@ -150,6 +153,14 @@ def test_the_page_tells_it(lived: dict[str, Any]) -> None:
     assert "rollout promoted" in told
     assert "retraining.triggers" in told
     assert "<script" not in told
+
+
+def test_people_see_the_settings_side_by_side_and_each_decision(lived: dict[str, Any]) -> None:
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(view(lived["result"]))
+    told = console.export_text()
+    for words in ("retraining.triggers", "never retrained", "2024-03", "rollout promoted v2"):
+        assert words in told
 
 
 def test_what_cannot_be_simulated_is_said(lived: dict[str, Any]) -> None:
