@@ -23,6 +23,7 @@ from mlops_ray.cli.output import AsJson, Config, progress, say, table_console, w
 from mlops_ray.cli.profile import drift, profile
 from mlops_ray.cli.schema import schema_app
 from mlops_ray.cli.scoring import score
+from mlops_ray.cli.simulate import simulate
 from mlops_ray.errors import DataRefused, GateRejected, MlopsRayError
 from mlops_ray.texts import harmless, harmless_lines
 
@@ -54,6 +55,7 @@ for command in (
     profile,
     drift,
     analyze,
+    simulate,
     score,
     models.lineage,
     models.card,

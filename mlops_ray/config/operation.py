@@ -213,8 +213,15 @@ class Retraining(Config):
     """When a new model is trained, and on what."""
 
     triggers: tuple[Trigger, ...] = ("drift", "performance")
+    train_on: Literal["span", "rows", "all", "since_drift"] = "span"
+    """Of the labelled rows older than `label_horizon_s`: those of the last `window_s`, the newest `window_rows`, all of
+    them, or those since the drift began. Where older rows should count for less: `search.half_life_s`."""
     window_s: PositiveFloat = 60 * DAY_S
-    """The newest labelled rows of this span, older than `label_horizon_s`, make the training set."""
+    """Of `train_on: span`."""
+    window_rows: PositiveInt | None = None
+    """Of `train_on: rows`."""
+    warm_start: NonNegativeInt = 0
+    """How many of the best trials of the champion's search a retrain's search begins with."""
     schedule: Cron | None = None
     """Of the trigger `schedule`, in decision time: a cron expression such as "0 3 * * mon"."""
     timezone: Zone = "UTC"
@@ -244,4 +251,8 @@ class Retraining(Config):
                 raise ValueError(f"triggers names {trigger}, which needs `{trigger}: {example}`")
             if given and not listed:
                 raise ValueError(f"{trigger} does nothing unless `triggers` names it; add it there")
+        if self.train_on == "rows" and self.window_rows is None:
+            raise ValueError("train_on: rows needs how many; add `window_rows: 50000`")
+        if self.train_on != "rows" and self.window_rows is not None:
+            raise ValueError(f"window_rows does nothing with train_on: {self.train_on}; say `train_on: rows`")
         return self

@@ -221,7 +221,7 @@ def _parallel(search: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
         other = f"candidate {several[0][0]} has workers: {several[0][1]}"
         says = f"one process holds all rows for it, {other}; give each workers above 1, or none"
         yield ("search", "candidates", first), says
-    for name in ("cross_validation", "calibrate", "threshold"):
+    for name in ("cross_validation", "calibrate", "threshold", "half_life_s"):
         if search.get(name) is not None and search[name] != "none":
             value = f"{search[name]!r} " if isinstance(search[name], str) else ""
             says = f"{value}needs all rows in one process, and candidates have workers above 1; remove it"

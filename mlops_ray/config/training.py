@@ -191,6 +191,9 @@ class Search(Config):
     """`null`: every trial runs to its end."""
     sample_weight: str | None = None
     """A numeric column of row weights, at least 0, for fitting and validation."""
+    half_life_s: PositiveFloat | None = None
+    """A row that is older than the newest one by so much counts for half of it, by twice so much for a quarter, in
+    fitting and validation (times `sample_weight`). The gates count every row of the holdout alike."""
     class_weight: Literal["balanced"] | dict[str, PositiveFloat] | None = None
     """Weights of the classes when fitting: inversely to their frequency, or one per label (written as text)."""
     calibrate: Literal["none", "sigmoid", "isotonic"] = "none"

@@ -25,7 +25,8 @@ from mlops_ray.errors import BackendUnavailable, DataError
 from mlops_ray.monitoring.labels import joined
 from mlops_ray.monitoring.on_ray import monitor_name
 from mlops_ray.monitoring.performance import quality
-from mlops_ray.retraining.on_ray import MANUAL, decided
+from mlops_ray.retraining.deciding import MANUAL
+from mlops_ray.retraining.on_ray import decided
 from mlops_ray.rollout.on_ray import controller_name
 from mlops_ray.serving.artifacts import local
 from mlops_ray.serving.log import tables as log

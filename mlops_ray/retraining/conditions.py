@@ -1,17 +1,34 @@
-"""What alerts may be about, of retrains, rollouts and versions. Pure: rows in, conditions that hold out."""
+"""What alerts may be about, of retrains, rollouts and versions: rows in, conditions that hold out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from mlops_ray.config import Project
 from mlops_ray.monitoring.alerts.alerting import Condition
+from mlops_ray.retraining.deciding import history
+from mlops_ray.retraining.policy import open_circuit
 from mlops_ray.rollout.approval import Standing
 from mlops_ray.rollout.canary import CanaryState, Phase, Reason
-from mlops_ray.state import RetrainRow, RolloutRow, VersionRow
+from mlops_ray.rollout.orders import decision_time, standing
+from mlops_ray.state import RetrainRow, RolloutRow, Tx, VersionRow
 
 RETRAINING = "retraining"
 """The subject of what is about retrains: one that failed again is the same trouble."""
 _ENDS = ("succeeded", "failed", "rejected")
+
+
+def of_project(tx: Tx, project: Project, machine_now: float) -> list[Condition]:
+    """What holds of all three. Args: machine_now: seconds since the epoch."""
+    name, now = project.project, decision_time(tx, project, machine_now)
+    retrains, rollouts, serving = tx.retrains(name), tx.rollouts(name), tx.serving(name)
+    circuit = open_circuit(project.retraining, history(tx, project, retrains), now=now)
+    waits = next((row for row in rollouts if row.ended is None and row.state["phase"] == Phase.PENDING), None)
+    return [
+        *of_retrains(retrains, circuit),
+        *of_rollouts(rollouts, None if waits is None else standing(tx, waits, now)),
+        *of_versions(tx.versions(name), serving.spec["stable"]["version"] if serving else 0),
+    ]
 
 
 def of_retrains(retrains: Sequence[RetrainRow], circuit: str | None) -> list[Condition]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,51 +20,28 @@ from mlops_ray.config import Project
 from mlops_ray.data import lake
 from mlops_ray.data.lineage import last_prepared, lineage
 from mlops_ray.data.on_ray import snapshot, working_code
-from mlops_ray.data.rules.expectations import about, check
 from mlops_ray.data.schema import conform
 from mlops_ray.errors import BackendUnavailable, DataError, MlopsRayError
-from mlops_ray.monitoring.alerts.alerting import Condition
 from mlops_ray.monitoring.brain import Brain
 from mlops_ray.monitoring.clock import decision_now
-from mlops_ray.monitoring.judgement import ESTIMATED
 from mlops_ray.monitoring.labels import joined
-from mlops_ray.monitoring.record import ENTRY
-from mlops_ray.retraining import conditions
-from mlops_ray.retraining.policy import (
-    Decision,
-    History,
-    Judged,
-    decide,
-    decide_due,
-    new_labels,
-    open_circuit,
-    scheduled,
-)
-from mlops_ray.rollout.canary import Phase
-from mlops_ray.rollout.orders import decision_time, demand_room, save_start, standing
+from mlops_ray.retraining import conditions, deciding, window
+from mlops_ray.retraining.deciding import BEGAN, MANUAL, champion_of
+from mlops_ray.rollout.orders import demand_room
 from mlops_ray.serving.artifacts import local
 from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.places import labels_uri, log_uri
 from mlops_ray.state import RetrainRow, Store, Tx, VersionRow
-from mlops_ray.training.gates.verdict import Verdict
 from mlops_ray.training.on_machine import checkout
 from mlops_ray.training.on_ray import Trained, train
 from mlops_ray.training.recipe import Recipe, changed, made_of
+from mlops_ray.training.search.book import best
+from mlops_ray.training.search.candidates import Choice
+from mlops_ray.training.search.measures import metric_of
+from mlops_ray.training.search.trials import Folder
 
-MANUAL, CODE = "manual", "code"
-"""Triggers of retrains that somebody ordered. They use up no cooldown, and the circuit does not look at them."""
-_TRIGGERS = {
-    "drift": "drift",
-    "quality": "performance",
-    ENTRY: ESTIMATED,
-    "sequential": "performance",
-    "multivariate": "drift",
-}
-"""What an entry of a window's result triggers; other entries trigger nothing."""
 MADE_OF = "made_of"
 """Key of a retrain's outcome: the fingerprint of code and project file that it was ordered for."""
-_SCHEDULED = "retrain schedule"
-"""Cursor: the decision time up to which instants of the schedule have had their retrain."""
 TEXT_VARIABLE = "MLOPS_RAY_PROJECT_TEXT"
 """Environment variable that carries the project file (secrets as `${NAME}`) into a job that we launch."""
 
@@ -170,86 +148,17 @@ def changes(project: Project, store: Store) -> tuple[str, tuple[str, ...]]:
 
 def brain(text: str, *, dashboard: str) -> Brain:
     """Policy and launcher for the monitoring actor."""
-    launcher = Launcher(dashboard, text)
     return Brain(
-        decide=_decide, consider=_consider, close_failed=_close_failed, launcher=launcher, conditions=_conditions
+        decide=functools.partial(deciding.on_window, make=decided),
+        consider=functools.partial(deciding.on_time, make=decided),
+        close_failed=_close_failed,
+        launcher=Launcher(dashboard, text),
+        conditions=conditions.of_project,
     )
-
-
-def _decide(tx: Tx, project: Project, stable: VersionRow, at: float, result: dict[str, Any]) -> str:
-    judged = [
-        Judged(_TRIGGERS[kind], entry["at"], entry["alarm"], entry["why"])
-        for window in tx.windows(project.project)
-        if window.version == stable.version
-        for kind, entry in window.result.items()
-        if kind in _TRIGGERS
-    ]
-    # Only what was judged now may fire: an alarm of an earlier instant had its say then.
-    fresh = {j.trigger for j in judged if j.at == at}
-    seen = sorted((j for j in judged if j.trigger in fresh), key=lambda j: j.at)
-    found = decide(project.retraining, seen, _history(tx, project), now=at)
-    evidence = {_TRIGGERS[kind]: entry for kind, entry in result.items() if kind in _TRIGGERS}
-    _save(tx, project, found, at, evidence.get(found.trigger, {}))
-    return found.reason or "nothing to do"
-
-
-def _consider(tx: Tx, project: Project, now: float, n_labels: int) -> None:
-    plan, name = project.retraining, project.project
-    looked = tx.cursor(name, _SCHEDULED)
-    if plan.schedule is not None and looked.number < 0:
-        tx.save_cursor(name, _SCHEDULED, 0, now)  # instants before the first look were nobody's to miss
-        looked = tx.cursor(name, _SCHEDULED)
-    asked = scheduled(plan, after=looked.at, now=now), new_labels(plan, n=n_labels)
-    due = [one for one in asked if one is not None]
-    found = decide_due(plan, due, _history(tx, project), now=now)
-    if found.retrain:
-        if plan.schedule is not None:
-            tx.save_cursor(name, _SCHEDULED, 0, now)
-        _save(tx, project, found, now, {"due": [vars(d) for d in due]})
-
-
-def _conditions(tx: Tx, project: Project, machine_now: float) -> list[Condition]:
-    """What alerts may be about, of retrains, rollouts and approvals."""
-    name, now = project.project, decision_time(tx, project, machine_now)
-    retrains, rollouts, serving = tx.retrains(name), tx.rollouts(name), tx.serving(name)
-    circuit = open_circuit(project.retraining, _history_of(tx, project, retrains), now=now)
-    waits = next((row for row in rollouts if row.ended is None and row.state["phase"] == Phase.PENDING), None)
-    return [
-        *conditions.of_retrains(retrains, circuit),
-        *conditions.of_rollouts(rollouts, None if waits is None else standing(tx, waits, now)),
-        *conditions.of_versions(tx.versions(name), serving.spec["stable"]["version"] if serving else 0),
-    ]
-
-
-def _history(tx: Tx, project: Project) -> History:
-    """What the policy decided itself. What it only proposed counts for as long as it only proposes."""
-    return _history_of(tx, project, tx.retrains(project.project))
-
-
-def _history_of(tx: Tx, project: Project, rows: Sequence[RetrainRow]) -> History:
-    unseen = set() if project.retraining.dry_run else {RetrainRow.PROPOSED}
-    retrains = [r for r in rows if r.trigger not in (MANUAL, CODE) and r.status not in unseen]
-    return History(
-        decided=tuple(r.decided for r in retrains),
-        endings=tuple(r.status for r in retrains if r.status not in (*RetrainRow.OPEN, RetrainRow.PROPOSED)),
-        open_retrain=tx.open_retrain(project.project) is not None,
-        open_rollout=tx.open_rollout(project.project) is not None,
-    )
-
-
-def _save(tx: Tx, project: Project, found: Decision, at: float, evidence: dict[str, Any]) -> None:
-    """Save a decision to retrain, if it is one, with its entry in the ledger. A dry run's is not open: nobody acts."""
-    if not found.retrain:
-        return
-    row, kind = decided(project.project, found.trigger, found.reason, at), "retrain decided"
-    if project.retraining.dry_run:
-        row, kind = replace(row, status=RetrainRow.PROPOSED), "retrain proposed"
-    tx.save_retrain(row)
-    ledger.append(tx, project.project, kind, row.id, "mlops_ray", row.reason, evidence, at)
 
 
 def _close_failed(tx: Tx, row: RetrainRow, why: str) -> None:
-    close(tx, row, "failed", {"error": why}, "retrain failed", why)
+    deciding.close(tx, row, "failed", {"error": why}, "retrain failed", why, machine_now=time.time())
 
 
 def retrain(
@@ -263,11 +172,18 @@ def retrain(
     try:
         with store.read() as tx:
             champion = champion_of(tx, project.project)
-        dataset = training_set(project, row.decided, row.id)
+        dataset = training_set(project, row.decided, row.id, began=row.outcome.get(BEGAN))
         planted = bool(row.outcome.get("planted"))
         tags = {"trigger": row.trigger, "decision": row.id} | ({"planted": "true"} if planted else {})
         trained = train(
-            project, dataset, store=store, champion=champion, tags=tags, now=row.decided, shuffle_target=planted
+            project,
+            dataset,
+            store=store,
+            champion=champion,
+            tags=tags,
+            now=row.decided,
+            shuffle_target=planted,
+            warm=best_of(project, champion),
         )
         return store.run(lambda tx: _conclude(tx, project, row, trained))
     except BaseException as exc:
@@ -277,62 +193,18 @@ def retrain(
         raise
 
 
-def close(tx: Tx, row: RetrainRow, status: str, outcome: dict[str, Any], kind: str, why: str) -> None:
-    """Save how a retrain ended, once, with its entry in the ledger; a retrain that has ended is left alone."""
-    current = tx.retrain(row.id)
-    if current is None or current.status not in RetrainRow.OPEN:
-        return
-    tx.save_retrain(replace(current, status=status, outcome=outcome, updated=time.time()))
-    ledger.append(tx, row.project, kind, row.id, "mlops_ray", why, outcome, row.decided)
-
-
-def champion_of(tx: Tx, project: str) -> VersionRow | None:
-    """The version that serves as stable, or None before the first one."""
-    row = tx.serving(project)
-    return tx.version(project, row.spec["stable"]["version"]) if row and row.spec.get("stable") else None
-
-
 def _conclude(tx: Tx, project: Project, row: RetrainRow, trained: Trained) -> dict[str, Any]:
-    result = trained.result.to_dict()
-    outcome = {**row.outcome, "run_id": trained.run_id, "metrics": trained.metrics, "seconds": trained.seconds}
-    if trained.verdict is not Verdict.PASS or trained.version is None:
-        why = "; ".join(trained.result.reasons)
-        close(tx, row, "rejected", outcome | {"gates": result}, "candidate rejected", why)
-        return {"status": "rejected", "reasons": list(trained.result.reasons), **outcome}
-    version, champion = trained.version, champion_of(tx, project.project)
-    outcome |= {"version": version.version}
-    mine = tx.retrain(row.id)
-    if mine is None or mine.status not in RetrainRow.OPEN:
-        return {"status": "superseded", **outcome}  # stopped or timed out meanwhile: no rollout for whom nobody waits
-    if not version.may_serve:
-        close(
-            tx, row, "succeeded", outcome, "retrain succeeded", f"v{version.version} passed its gates, approval pending"
-        )
-        return {"status": "succeeded", "approval": "pending", **outcome}
-    if champion is not None:
-        evidence = {"gates": result, "run_id": trained.run_id, "decision": row.id}
-        outcome["rollout"] = save_start(
-            tx,
-            project,
-            version,
-            champion.version,
-            supersede=project.rollout.supersede,
-            at=row.decided,
-            who="mlops_ray",
-            why=row.reason,
-            evidence=evidence,
-        )
-    close(tx, row, "succeeded", outcome, "retrain succeeded", f"v{trained.version.version} passed its gates")
-    return {"status": "succeeded", **outcome}
+    return deciding.conclude(tx, project, row, trained, machine_now=time.time())
 
 
-def training_set(project: Project, decided_at: float, decision: str) -> lake.DatasetVersion:
-    """Labelled live rows of the configured window, older than the label horizon, and base rows of the same span.
+def training_set(
+    project: Project, decided_at: float, decision: str, *, began: float | None = None
+) -> lake.DatasetVersion:
+    """Labelled live rows that `retraining.train_on` chooses, older than the label horizon, and base rows of that span.
 
-    Raises: DataError when there are too few.
+    Args: began: see `window.choose`. Raises: DataError when there are too few.
     """
-    plan, horizon = project.retraining, project.monitoring.label_horizon_s
-    since, until = decided_at - plan.window_s, decided_at - horizon
+    since, _ = window.span(project.retraining, decided_at, horizon=project.monitoring.label_horizon_s)
     names = [c.name for c in project.columns_in("serving")] + [project.target]
     schema = log.prediction_schema(project)
     # Beyond the window: a label by entity key is its newest prediction's, which may be younger.
@@ -348,30 +220,14 @@ def training_set(project: Project, decided_at: float, decision: str) -> lake.Dat
     specs = [project.column(name) for name in names]
     rows, _ = conform(live.select(pl.col(logged[name]).alias(name) for name in names).to_arrow(), specs)
     base = last_prepared(project.storage.path("data", project.project))
+    # The rules of ingestion hold here too; live rows come last, and of rows that repeat the newest stays.
     parts = [rows]
-    parents, live_rows = [], rows.num_rows
+    parents = []
     if base is not None:
         known, _ = conform(lake.read(base, names), specs)
         parts.insert(0, known)
         parents.append(base)
-    table = pl.DataFrame(pl.from_arrow(pa.concat_tables(parts)))
-    time_us = pl.col(project.event_time).dt.epoch("us")
-    table = table.filter((time_us >= round(since * 1e6)) & (time_us < round(until * 1e6)))
-    # The rules of ingestion hold here too; live rows come last, and of rows that repeat the newest stays.
-    # Those about rows, that is: expectations about the data as a whole are the source's.
-    checked = check(about(project, specs), table.to_arrow())
-    share = checked.report.n_quarantined / max(1, checked.report.n_read)
-    if share > project.validation.max_bad_share:
-        limit = project.validation.max_bad_share
-        raise DataError(
-            project.project, f"{share:.1%} of the rows are bad, {limit:.1%} are allowed: {checked.report.broken}"
-        )
-    good = pl.DataFrame(pl.from_arrow(checked.good))
-    if project.validation.unique:
-        good = good.unique(list(project.validation.unique), keep="last", maintain_order=True)
-    if good.height < project.validation.min_rows:
-        needed = project.validation.min_rows
-        raise DataError(project.project, f"{good.height} labelled rows in the window; {needed} are needed")
+    chosen = window.choose(project, specs, pa.concat_tables(parts), decided_at, began=began)
     origin = lineage(
         project,
         made_by={"verb": "retrain", "decision": decision, "decided": decided_at},
@@ -379,8 +235,17 @@ def training_set(project: Project, decided_at: float, decision: str) -> lake.Dat
         code=working_code(),
         parents=parents,
     )
-    counts = {"rows": table.height, "live_rows": live_rows, "repeated": checked.good.num_rows - good.height}
-    return snapshot(project, good.to_arrow(), origin | counts | {"bad": checked.report.broken}, specs)
+    return snapshot(project, chosen.rows, origin | {"live_rows": rows.num_rows} | dict(chosen.counts), specs)
+
+
+def best_of(project: Project, champion: VersionRow | None) -> list[Choice]:
+    """The `retraining.warm_start` best points of the champion's search, best first; of a search whose trials were
+    removed none."""
+    n = project.retraining.warm_start
+    if champion is None or n == 0:
+        return []
+    kept = Folder(project.storage.path("search", project.project, champion.run_id)).trials()
+    return best(metric_of(project.search.metric, project.task), kept, n)
 
 
 def project_text() -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zoneinfo
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from cronsim import CronSim
@@ -17,12 +17,14 @@ _DOUBLINGS = 2
 
 @dataclass(frozen=True)
 class Judged:
-    """One judged window of one trigger, newest last in a sequence: whether it alarmed, and why in words."""
+    """One judged window of one trigger, newest last in a sequence: whether it alarmed, and why in words; `began`: since
+    when what it shows has been so (its own start, unless a detector knows better), seconds since the epoch."""
 
     trigger: str
     at: float
     alarm: bool
     why: str
+    began: float | None = None
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,13 @@ class History:
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether to retrain now, which trigger says so, and the reason in words (also of a refusal)."""
+    """Whether to retrain now, which trigger says so, and the reason in words (also of a refusal). began: since when the
+    windows show what led to it, None where none did."""
 
     retrain: bool
     trigger: str = ""
     reason: str = ""
+    began: float | None = None
 
 
 def decide(plan: Retraining, judged: Sequence[Judged], history: History, *, now: float) -> Decision:
@@ -59,10 +63,12 @@ def decide(plan: Retraining, judged: Sequence[Judged], history: History, *, now:
     Args: judged: windows of the present stable version, oldest first; a trigger fires when its last
         `debounce_windows` all alarmed. now: decision time, seconds since the epoch.
     """
-    firing = [alarms[-1] for t in plan.triggers if (alarms := _run(judged, t)) and len(alarms) >= plan.debounce_windows]
-    if not firing:
+    runs = [run for t in plan.triggers if (run := _run(judged, t)) and len(run) >= plan.debounce_windows]
+    if not runs:
         return Decision(False)
-    return _unless_held(plan, firing[0].trigger, "; ".join(j.why for j in firing), history, now)
+    found = _unless_held(plan, runs[0][0].trigger, "; ".join(run[-1].why for run in runs), history, now)
+    begun = [one.began for run in runs for one in run if one.began is not None]
+    return replace(found, began=min(begun, default=None))
 
 
 def decide_due(plan: Retraining, due: Sequence[Due], history: History, *, now: float) -> Decision:

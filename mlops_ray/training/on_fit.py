@@ -5,7 +5,7 @@ The matrix of features lies in the object store once; fits read it without copyi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -19,42 +19,19 @@ from mlops_ray.data.features.statistics import Partial
 from mlops_ray.data.features.transformer import transformer
 from mlops_ray.data.lake import DatasetVersion
 from mlops_ray.data.on_ray import fit_features
-from mlops_ray.data.profile import Bins
-from mlops_ray.data.splits import HOLDOUT, TRAIN, VALIDATION, FoldCut
-from mlops_ray.training import packaging
-from mlops_ray.training.artifact import engines
-from mlops_ray.training.artifact.model import Reference
+from mlops_ray.data.splits import TRAIN, VALIDATION, FoldCut
 from mlops_ray.training.evaluation.intervals import Floats
+from mlops_ray.training.fitting import FOLDS, Winner, concluded
 from mlops_ray.training.rows import Rows, read
-from mlops_ray.training.search import candidates, decision
+from mlops_ray.training.search import candidates
 from mlops_ray.training.search.book import Progress
 from mlops_ray.training.search.candidates import Choice
 from mlops_ray.training.search.on_tune import Found, search
 from mlops_ray.training.search.trials import FoldData, TrialEnded
-from mlops_ray.training.target import Labels, Scores
+from mlops_ray.training.target import Labels
 
 if TYPE_CHECKING:
     from sklearn.compose import ColumnTransformer
-    from sklearn.pipeline import Pipeline
-
-FOLDS = 3
-"""Cross-fitting of the scores of rows that train: each third is scored by a fit on the other two. Two would compare
-with models of half the rows; five cost two more fits and change little."""
-
-
-@dataclass(frozen=True)
-class Winner:
-    """The pipeline fitted on all rows before the holdout, and its answers to the holdout, oldest first.
-
-    threshold: chosen on scores of fits that did not see the row (None: the project's). reference: what monitoring
-    compares with, profiled by these bins; the scores in it are of such fits as well, for those of the fit itself would
-    be sharper than any it will give live, and every live window would look drifted.
-    """
-
-    pipeline: Pipeline
-    answers: Scores
-    threshold: float | None
-    reference: Callable[[Bins], Reference]
 
 
 @dataclass(frozen=True)
@@ -91,6 +68,7 @@ class Whole:
         *,
         storage: str,
         name: str,
+        warm: Sequence[Choice] = (),
         on_trial: Callable[[TrialEnded], None] = lambda trial: None,
         on_progress: Progress = lambda stage, done, total: None,
     ) -> Found:
@@ -103,6 +81,7 @@ class Whole:
             storage=storage,
             name=name,
             classes=self.rows.classes,
+            warm=warm,
             on_trial=on_trial,
             on_progress=on_progress,
         )
@@ -126,27 +105,7 @@ class Whole:
         whole = task(_fit).remote(choice, given, **data)
         folds = task(_crossed).remote(choice, given | {"n_folds": FOLDS, "n_classes": len(rows.classes)}, **data)
         estimator, crossed = ray.get([whole, folds])
-        scores = crossed.scores
-        if plan.calibrate != "none":
-            method, known = plan.calibrate, estimator.classes_
-            scores = decision.cross_calibrated(method, known, crossed, made.y, weights=made.weights)
-            estimator = decision.calibrated(estimator, method, crossed.raw, made.y, weights=made.weights)
-        threshold = None
-        if plan.threshold is not None:
-            threshold = decision.best_threshold(plan.threshold, made.y, scores, made.weights)
-        pipeline, answers = completed(project, rows, self.fitted, estimator)
-        every = np.empty((len(rows.y), *answers.shape[1:]))
-        every[seen], every[rows.of(HOLDOUT)] = scores, answers
-        return Winner(pipeline, answers, threshold, lambda edges: packaging.reference(project, edges, rows, every))
-
-
-def completed(project: Project, rows: Rows, fitted: ColumnTransformer, estimator: Any) -> tuple[Pipeline, Scores]:
-    """The pipeline of transform and estimator, both fitted, and its answers to the holdout of `rows`, oldest first."""
-    from sklearn.pipeline import Pipeline
-
-    pipeline = Pipeline([("features", fitted), ("model", estimator)])
-    score = engines.sklearn_scorer(pipeline, project.features, project.task)
-    return pipeline, score(rows.inputs(rows.of(HOLDOUT)))
+        return concluded(project, rows, self.fitted, made, estimator, crossed)
 
 
 def _fit(choice: Choice, given: dict[str, Any], *, matrix: Floats, y: Labels, weights: Floats | None) -> Any:

@@ -18,7 +18,8 @@ from mlops_ray.data.splits import TRAIN, VALIDATION, FoldCut, TimeCut
 from mlops_ray.errors import DataError
 from mlops_ray.training import packaging
 from mlops_ray.training.artifact.model import Reference
-from mlops_ray.training.on_fit import FOLDS, Whole, Winner, completed
+from mlops_ray.training.fitting import FOLDS, SHOWN_ROWS, Winner, completed
+from mlops_ray.training.on_fit import Whole
 from mlops_ray.training.rows import Rows, read_part
 from mlops_ray.training.search import candidates
 from mlops_ray.training.search.book import Progress
@@ -29,8 +30,6 @@ from mlops_ray.training.search.references import Crossed
 from mlops_ray.training.search.shards import Shards
 from mlops_ray.training.search.trials import TrialEnded
 
-SHOWN_ROWS = 20_000
-"""Rows before the holdout that the gates are shown, evenly spread: enough for a gap of 0.01 nats."""
 LONGER = 3.0
 """Time limit of a fit on all rows before the holdout, over that of a trial, which fits on fewer."""
 START_S = 120.0

@@ -10,12 +10,12 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from mlops_ray.data import lake, splits
 from mlops_ray.data.features.statistics import Partial, rough
 from mlops_ray.data.lake import DatasetVersion
 from mlops_ray.data.on_ray import REPORT_HTML, REPORT_JSON
-from mlops_ray.data.splits import HOLDOUT, TRAIN, VALIDATION
+from mlops_ray.data.splits import HOLDOUT
 from mlops_ray.errors import ConfigError, DataError
 from mlops_ray.state import Store, VersionRow
 from mlops_ray.training import packaging, recipe, report
@@ -32,14 +32,15 @@ from mlops_ray.training import rows as rows_of
 from mlops_ray.training.artifact import model
 from mlops_ray.training.artifact.lock import distributions_of, environment_lock
 from mlops_ray.training.artifact.model import Model
+from mlops_ray.training.fitting import Winner, case_of
 from mlops_ray.training.gates import judgement
-from mlops_ray.training.gates.case import Case, Fitted
+from mlops_ray.training.gates.case import Case
 from mlops_ray.training.gates.on_replica import infrastructure
 from mlops_ray.training.gates.verdict import CheckResult, GateResult, Verdict
-from mlops_ray.training.on_fit import Whole, Winner
+from mlops_ray.training.on_fit import Whole
 from mlops_ray.training.on_machine import checkout
 from mlops_ray.training.on_mlflow import FINGERPRINT, Tracker
-from mlops_ray.training.on_parallel import SHOWN_ROWS, Parallel, way_of
+from mlops_ray.training.on_parallel import Parallel, way_of
 from mlops_ray.training.on_registry import Registry
 from mlops_ray.training.recipe import Recipe
 from mlops_ray.training.report import Pages
@@ -105,6 +106,7 @@ class _Run:
     now: float
     shuffle_target: bool
     clock: _Clock
+    warm: tuple[Choice, ...]
 
 
 def train(
@@ -117,6 +119,7 @@ def train(
     now: float,
     shuffle_target: bool = False,
     resume: bool = False,
+    warm: Sequence[Choice] = (),
     on_progress: Progress = lambda stage, done, total: None,
 ) -> Trained:
     """Train on `dataset`, judge the winner against `champion`, and register it if it passes. Ray must be initialised.
@@ -125,7 +128,7 @@ def train(
         version's time of creation. tags: go to the run and the version.
         shuffle_target: permutes the labels of all rows but the holdout: a planted bad candidate, for demonstrations.
         resume: take up the newest run over the same rows and settings that did not end well; trials that it finished
-        are not run again.
+            are not run again. warm: points that the search begins with.
     Returns: also when the gates refuse; the artifact is kept for inspection then, without a version.
     Raises: ConfigError for candidates that cannot be built; DataError for rows that cannot be trained on, when no
         trial succeeds, or when there is nothing to resume; ArtifactRefused when the champion's files are not the
@@ -153,7 +156,7 @@ def train(
         with opened as run_id:
             if not resume:
                 tracker.dataset(run_id, dataset)
-            run = _Run(project, dataset, tracker, run_id, rival, given, now, shuffle_target, clock)
+            run = _Run(project, dataset, tracker, run_id, rival, given, now, shuffle_target, clock, tuple(warm))
             return _train(run, registry)
 
 
@@ -220,7 +223,7 @@ def _judge(
     trusted = project.features.trusted_types
     with tempfile.TemporaryDirectory() as cache:
         candidate = model.load(model.fetch(artifact, Path(cache), sha256), sha256, trusted=trusted)
-        case = _case(run, rows, candidate, winner)
+        case = case_of(project, rows, run.rival, candidate, winner.threshold)
         checks = infrastructure(
             plan.infrastructure, artifact, sha256, candidate.lock, candidate.engine, trusted=trusted
         )
@@ -278,7 +281,10 @@ def _search(run: _Run, way: Whole | Parallel) -> Found:
         )
 
     storage = project.storage.path("search", project.project)
-    found = way.search(storage=storage, name=run.run_id, on_trial=on_trial, on_progress=run.clock.on_progress)
+    told: dict[str, Any] = {"on_trial": on_trial, "on_progress": run.clock.on_progress}
+    if isinstance(way, Whole):
+        told["warm"] = run.warm
+    found = way.search(storage=storage, name=run.run_id, **told)
     for ended in found.trials:
         if ended.number not in heard:
             on_trial(ended)  # of an attempt before, whose driver died between keeping the trial and telling of it
@@ -317,35 +323,6 @@ def _package(run: _Run, way: Whole | Parallel, winner: Winner, found: Found) -> 
         lock=environment_lock(distributions_of(winner.pipeline)),
         threshold=winner.threshold,
         recipe=made.to_dict(),
-    )
-
-
-def _case(run: _Run, rows: Rows, candidate: Model, winner: Winner) -> Case:
-    """What the gates are shown."""
-    project, holdout = run.project, rows.of(HOLDOUT)
-    columns = rows.inputs(holdout)
-    rival = None
-    if run.rival is not None:
-        if run.rival.classes != rows.classes:
-            raise DataError("target", f"the champion knows {run.rival.classes}, the rows {rows.classes}; deploy anew")
-        rival = run.rival.score(rows.columns_for(run.rival.features, holdout))
-    shown = rows_of.even(rows.of(TRAIN, VALIDATION), SHOWN_ROWS)
-    fitted = Fitted(rows.inputs(shown), rows.y[shown], candidate.score(rows.inputs(shown)), rows.times[shown])
-    return Case(
-        task=project.task,
-        classes=rows.classes,
-        features=project.features,
-        columns=columns,
-        y=rows.y[holdout],
-        scores=candidate.score(columns),
-        rival=rival,
-        times=rows.times[holdout],
-        score=candidate.score,
-        groups=rows.groups(holdout),
-        fitted=fitted,
-        threshold=project.serving.threshold if winner.threshold is None else winner.threshold,
-        nullable=frozenset(column.name for column in project.columns if column.nullable),
-        newest=project.split.by == "time",
     )
 
 

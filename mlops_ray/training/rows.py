@@ -112,14 +112,18 @@ def read(project: Project, dataset: DatasetVersion, also: Iterable[str] = ()) ->
         training side that nothing can be learnt from, weights that are negative or missing.
     """
     names, shown = _columns(project, dataset, also)
-    table = lake.read(dataset, names)
-    _refuse_nulls(dataset, table, project.event_time, project.target)
+    return of_table(project, lake.read(dataset, names), shown, named=label(dataset))
+
+
+def of_table(project: Project, table: pa.Table, shown: tuple[str, ...], *, named: str) -> Rows:
+    """The same of rows that are in memory. Args: shown: columns that the gates look at; named: for messages."""
+    _refuse_nulls(named, table, project.event_time, project.target)
     instants = table[project.event_time].cast(pa.int64()).to_numpy()
     order = np.argsort(instants, kind="stable")
     table, instants = table.take(pa.array(order)), instants[order]
     cut = _cut(project, instants)
     sides = splits.assign(cut, table)
-    counts = _counts(dataset, sides)
+    counts = _counts(named, sides)
     known = target.classes(project.task, table[project.target].filter(pa.array(sides != HOLDOUT)))
     rows = _rows(project, table, cut, known, counts, shown)
     target.learnable(project.task, rows.y[sides == TRAIN], side="train")
@@ -137,12 +141,12 @@ def read_part(project: Project, dataset: DatasetVersion, also: Iterable[str] = (
     names, shown = _columns(project, dataset, also)
     times = []
     for table in _batches(dataset, [project.event_time, project.target]):
-        _refuse_nulls(dataset, table, project.event_time, project.target)
+        _refuse_nulls(label(dataset), table, project.event_time, project.target)
         times.append(table[project.event_time].cast(pa.int64()).to_numpy())
     instants = np.concatenate(times)
     cut = _cut(project, instants)
     sides, classes = _surveyed(project, dataset, cut)
-    counts = _counts(dataset, sides)
+    counts = _counts(label(dataset), sides)
     order = np.argsort(instants, kind="stable")
     kept = sides == HOLDOUT
     kept[even(order[sides[order] != HOLDOUT], most)] = True
@@ -157,6 +161,16 @@ def read_part(project: Project, dataset: DatasetVersion, also: Iterable[str] = (
 def even(numbers: Indices, most: int) -> Indices:
     """At most so many of `numbers`, shape (n,), evenly spread from the first to the last."""
     return numbers[np.unique(np.linspace(0, len(numbers) - 1, min(len(numbers), most)).astype(np.int64))]
+
+
+def decay(times: Floats, half_life_s: float) -> Floats:
+    """What rows weigh, shape (n,), in (0, 1]: the newest 1, one that is older by `half_life_s` half of that.
+
+    Args: times: seconds since the epoch, shape (n,).
+    >>> decay(np.array([0.0, 10.0, 20.0]), 10.0).tolist()
+    [0.25, 0.5, 1.0]
+    """
+    return np.asarray(np.exp2((times - times.max(initial=-np.inf)) / half_life_s), dtype=np.float64)
 
 
 def _columns(project: Project, dataset: DatasetVersion, also: Iterable[str]) -> tuple[list[str], tuple[str, ...]]:
@@ -183,10 +197,10 @@ def _batches(dataset: DatasetVersion, columns: Iterable[str]) -> Iterator[pa.Tab
             yield pa.Table.from_batches([batch]).select(wanted)
 
 
-def _refuse_nulls(dataset: DatasetVersion, table: pa.Table, *names: str) -> None:
+def _refuse_nulls(named: str, table: pa.Table, *names: str) -> None:
     for name in names:
         if table[name].null_count:
-            raise DataError(name, f"{table[name].null_count} rows of {label(dataset)} have none; run prepare again")
+            raise DataError(name, f"{table[name].null_count} rows of {named} have none; run prepare again")
 
 
 def _cut(project: Project, instants: Indices) -> Cut:
@@ -195,12 +209,12 @@ def _cut(project: Project, instants: Indices) -> Cut:
     )
 
 
-def _counts(dataset: DatasetVersion, sides: Sides) -> tuple[int, ...]:
+def _counts(named: str, sides: Sides) -> tuple[int, ...]:
     """Rows of each side. Raises: DataError when one has none."""
     counts = np.bincount(sides, minlength=len(splits.NAMES)).tolist()
     for n, name in zip(counts, splits.NAMES, strict=True):
         if not n:
-            raise DataError("split", f"no row of {label(dataset)} falls to {name}; split otherwise, or give more rows")
+            raise DataError("split", f"no row of {named} falls to {name}; split otherwise, or give more rows")
     return tuple(counts)
 
 
@@ -219,15 +233,20 @@ def _rows(
     project: Project, table: pa.Table, cut: Cut, classes: Classes, counts: tuple[int, ...], shown: tuple[str, ...]
 ) -> Rows:
     """`Rows` of `table`, oldest first."""
-    weighed = project.search.sample_weight
+    plan = project.search
     if project.task == "multiclass":
         _refuse_unseen(project.target, classes, table[project.target])
+    times = table[project.event_time].cast(pa.int64()).to_numpy() / 1e6
+    weights = None if plan.sample_weight is None else _weights(plan.sample_weight, table[plan.sample_weight])
+    if plan.half_life_s is not None:
+        faded = decay(times, plan.half_life_s)
+        weights = faded if weights is None else faded * weights
     return Rows(
         table,
-        table[project.event_time].cast(pa.int64()).to_numpy() / 1e6,
+        times,
         target.encode(project.task, classes, table[project.target]),
         classes,
-        None if weighed is None else _weights(weighed, table[weighed]),
+        weights,
         to_columns(project.features, table),
         cut,
         splits.assign(cut, table),

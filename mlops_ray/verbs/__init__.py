@@ -146,7 +146,7 @@ def train(
     from mlops_ray.cluster.on_ray import connected
     from mlops_ray.data.lineage import last_prepared
     from mlops_ray.errors import DataError, GateRejected
-    from mlops_ray.retraining.on_ray import champion_of
+    from mlops_ray.retraining.deciding import champion_of
     from mlops_ray.training import on_ray
 
     project = load(paths, env).project
@@ -351,6 +351,7 @@ def retrain(
     from mlops_ray.cluster.on_ray import connected
     from mlops_ray.errors import DataError, GateRejected
     from mlops_ray.retraining import on_ray as retraining
+    from mlops_ray.retraining.deciding import CODE, MANUAL
     from mlops_ray.state import RetrainRow
     from mlops_ray.texts import reason as checked
     from mlops_ray.verbs.subjects import proposer
@@ -367,12 +368,12 @@ def retrain(
         if row is None or row.status not in RetrainRow.OPEN:
             what = "is unknown" if row is None else f"has ended as {row.status}"
             raise DataError(f"decision {decision}", f"it {what}; `mlops-ray status` lists decisions")
-    trigger, made_of = retraining.MANUAL, None
+    trigger, made_of = MANUAL, None
     if if_changed:
         made_of, changed = retraining.changes(project, store)
         if not changed:
             return {"status": "unchanged"}
-        trigger, reason = retraining.CODE, f"changed: {'; '.join(changed)}"
+        trigger, reason = CODE, f"changed: {'; '.join(changed)}"
     with connected(project, start_local=True):
         # Recorded only now: an order that finds no cluster would stay open, and hold back those to come.
         row = row or retraining.order(store, project, reason, who=who, trigger=trigger, made_of=made_of)

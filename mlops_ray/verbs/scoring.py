@@ -54,7 +54,7 @@ def score(
 
 def _version(store: Store, project: Project, which: str) -> VersionRow:
     """The version, and without a champion the newest that may serve. Raises: ModelNotFound when there is none."""
-    from mlops_ray.retraining.on_ray import champion_of
+    from mlops_ray.retraining.deciding import champion_of
 
     if which != "champion" and not which.isdecimal():
         raise ConfigError("--version", (f"{which!r} is no version; give a number, or champion",))

@@ -40,6 +40,7 @@ ORDER = (
     {"rollout"},
     {"retraining"},
     {"governance"},
+    {"simulation"},
     {"dashboard"},
     {"endpoint"},
     {"verbs"},

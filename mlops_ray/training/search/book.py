@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from mlops_ray.config import SearchMetric
 from mlops_ray.errors import DataError
 from mlops_ray.training.search import measures
+from mlops_ray.training.search.candidates import Choice
 from mlops_ray.training.search.trials import Folder, TrialEnded
 
 Progress = Callable[[str, int, int], None]
@@ -25,6 +26,12 @@ def winner(metric: SearchMetric, trials: Sequence[TrialEnded], reason: str | Non
         said = reason or next((trial.error for trial in trials if trial.error), None)
         raise DataError("search", f"no trial succeeded; {said or 'give search.max_s more seconds'}")
     return min(full, key=lambda one: (one[0], one[1].number))[1]
+
+
+def best(metric: SearchMetric, trials: Sequence[TrialEnded], n: int) -> list[Choice]:
+    """The points of the `n` best trials that ran to their end, best first."""
+    done = [(measures.loss(metric, t.score), t.number, t) for t in trials if t.score is not None and t.status == "done"]
+    return [trial.choice for *_, trial in sorted(done, key=lambda one: one[:2])[:n]]
 
 
 class Book:

@@ -140,8 +140,9 @@ def _problems(
 def _check_weights(path: str, cls: type[Any], plan: config.Search) -> None:
     if takes_weights(cls):
         return
-    if plan.sample_weight is not None:
-        raise _refusal(path, "takes no sample weights; remove search.sample_weight or the candidate")
+    for name in ("sample_weight", "half_life_s"):
+        if getattr(plan, name) is not None:
+            raise _refusal(path, f"takes no sample weights; remove search.{name} or the candidate")
     if plan.class_weight is not None and "class_weight" not in parameters(cls):
         raise _refusal(path, "takes neither class nor sample weights; remove search.class_weight or the candidate")
 

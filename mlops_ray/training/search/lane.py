@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from mlops_ray.config import EarlyStopping
 from mlops_ray.training.search import candidates, measures
 from mlops_ray.training.search.stages import Stages, staged, wants_single
-from mlops_ray.training.search.trials import FoldData, Job, Order, Status
+from mlops_ray.training.search.trials import FoldData, Job, Order, Status, TrialEnded
 
 Steps = Sequence[tuple[int, float]]
 
@@ -62,6 +63,37 @@ def evaluate(
     finally:
         for part in steps:
             part.close()
+
+
+def ended(
+    order: Order,
+    folds: Sequence[FoldData],
+    job: Job,
+    *,
+    clock: Callable[[], float],
+    on_step: Callable[[Steps], Any] = lambda steps: None,
+) -> TrialEnded:
+    """What became of one point; a point that raises has failed. Args: clock: seconds since the epoch."""
+    started, began = clock(), time.perf_counter()
+    try:
+        outcome = evaluate(order, folds, job, on_step=on_step)
+    except Exception as exc:  # noqa: BLE001 - an estimator raises what it likes, and the search goes on
+        said = f"{type(exc).__name__}: {str(exc).strip()}"[:500]
+        outcome = Outcome("failed", None, error=said)
+    return TrialEnded(
+        number=order.number,
+        choice=order.choice,
+        status=outcome.status,
+        score=outcome.score,
+        steps=tuple(outcome.steps),
+        seconds=time.perf_counter() - began,
+        started=started,
+        ended=clock(),
+        error=outcome.error,
+        rungs=tuple(outcome.rungs),
+        rounds=outcome.rounds,
+        refit=outcome.refit,
+    )
 
 
 def _plain(order: Order, fold: FoldData, job: Job) -> float:

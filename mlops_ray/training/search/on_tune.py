@@ -81,6 +81,7 @@ def search(
     storage: str,
     name: str,
     classes: Classes = (0, 1),
+    warm: Sequence[Choice] = (),
     on_trial: Callable[[TrialEnded], None] = lambda trial: None,
     on_progress: Progress = lambda stage, done, total: None,
 ) -> Found:
@@ -88,7 +89,8 @@ def search(
 
     Args: folds: one, whose other rows validate, or several of a cross-validation, whose mean counts.
         storage, name: finished trials are kept in `<storage>/<name>`; a search that finds some there goes on from them
-        with what is left of the budget. classes: of a multiclass target, by place.
+        with what is left of the budget. classes: of a multiclass target, by place. warm: points to begin with, see
+        `Study`.
         on_trial: called with each trial that ends in this attempt, after it was kept, from a thread of ours, one at a
         time (and so is on_progress). What it raises ends the search and is raised here.
     Returns: the best trial that ran to its end; one that was stopped only where none did.
@@ -108,13 +110,13 @@ def search(
         early_stopping=plan.early_stopping,
     )
     folder = Folder(f"{storage.rstrip('/')}/{name}")
-    kept = folder.open(_fingerprint(plan, listed, job, folds))
+    kept = folder.open(_fingerprint(plan, listed, job, folds, warm))
     spent = max((trial.at_s for trial in kept), default=0.0)
     book = Book(folder, plan.trials, kept, on_trial, on_progress)
     if len(kept) < plan.trials and spent < plan.max_s:
         others = [_foreign(callback) for callback in plan.callbacks]
         with book:
-            _run(plan, listed, job, folds, book, spent, storage, others)
+            _run(plan, listed, job, folds, book, spent, storage, others, warm)
     return Found.of(metric, book.trials, book.reason)
 
 
@@ -129,10 +131,11 @@ def _check_rows(task: Task, folds: Sequence[FoldData]) -> None:
 
 
 def _fingerprint(
-    plan: config.Search, listed: Sequence[Searched], job: Job, folds: Sequence[FoldData]
+    plan: config.Search, listed: Sequence[Searched], job: Job, folds: Sequence[FoldData], warm: Sequence[Choice]
 ) -> dict[str, Any]:
     """What makes two searches the same: all but budgets and concurrency, which may differ when one is resumed."""
-    return {
+    begun = {"warm": repr([(c.candidate, sorted(c.params.items())) for c in warm])} if warm else {}
+    return begun | {
         "candidates": repr([(c.path, sorted(c.params.items()), sorted(c.space.items())) for c in listed]),
         "job": repr(job),
         "rows": digest(folds),
@@ -219,11 +222,12 @@ def _run(
     spent: float,
     storage: str,
     others: Sequence[Any],
+    warm: Sequence[Choice],
 ) -> None:
     left = plan.max_s - spent
     # The desk holds the rows, and not Tune, which would keep them for as long as the driver lives.
     data = [put(folds, [c.path for c in listed])]
-    desk = _DeskActor.remote(plan, tuple(listed), job, data, book.trials, time.time() + left)
+    desk = _DeskActor.remote(plan, tuple(listed), job, data, book.trials, time.time() + left, warm)
     clerk = _Clerk(desk, book, spent)
     try:
         _tune(plan, desk, job, clerk, _Until(time.monotonic() + left, book, clerk), storage, others)
@@ -319,12 +323,13 @@ class _Actor:
         data: Sequence[Any],
         finished: Sequence[TrialEnded],
         until: float,
+        warm: Sequence[Choice],
     ) -> None:
         """data: one reference to the folds; until: when the time is up, seconds since the epoch."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study = Study(plan, listed, job.metric, seed=job.seed)
+        study = Study(plan, listed, job.metric, seed=job.seed, warm=warm)
         self._desk = Desk(plan, study, finished, deadline=time.monotonic() + until - time.time())
         self._data, self._paths = data, tuple(candidate.path for candidate in listed)
         self._changed = asyncio.Condition()
@@ -377,32 +382,9 @@ def _lane(given: dict[str, Any], *, desk: Any, job: Job) -> None:
     while (order := ray.get(desk.order.remote(me, ended))) is not None:
         # A fit that hangs may hold the interpreter's lock: this timer runs outside of it, and ends the process.
         faulthandler.dump_traceback_later(order.limit_s, exit=True, file=sys.__stderr__ or sys.stderr)
-        ended = _trial(order, folds, job, lambda steps: desk.step.remote(me, steps))
+        ended = lane.ended(order, folds, job, clock=time.time, on_step=lambda steps: desk.step.remote(me, steps))
         faulthandler.cancel_dump_traceback_later()
         shown: dict[str, Any] = {"number": ended.number, "candidate": ended.choice.label, "status": ended.status}
         if ended.score is not None:
             shown[job.metric] = ended.score
         tune.report({**shown, "seconds": ended.seconds, "trial": ended.to_json()})
-
-
-def _trial(order: Order, folds: Sequence[FoldData], job: Job, on_step: Callable[[lane.Steps], Any]) -> TrialEnded:
-    began, started = time.perf_counter(), time.time()
-    try:
-        outcome = lane.evaluate(order, folds, job, on_step=on_step)
-    except Exception as exc:  # noqa: BLE001 - an estimator raises what it likes, and the search goes on
-        said = f"{type(exc).__name__}: {str(exc).strip()}"[:500]
-        outcome = lane.Outcome("failed", None, error=said)
-    return TrialEnded(
-        number=order.number,
-        choice=order.choice,
-        status=outcome.status,
-        score=outcome.score,
-        steps=tuple(outcome.steps),
-        seconds=time.perf_counter() - began,
-        started=started,
-        ended=time.time(),
-        error=outcome.error,
-        rungs=tuple(outcome.rungs),
-        rounds=outcome.rounds,
-        refit=outcome.refit,
-    )

@@ -75,6 +75,39 @@ def first(number: int, candidates: Sequence[Searched]) -> dict[str, Any] | None:
     return {CANDIDATE: number, **{f"{number}.{name}": value for name, value in values.items()}}
 
 
+def starts(candidates: Sequence[Searched], warm: Sequence[Choice] = ()) -> list[dict[str, Any]]:
+    """What the first trials are told to begin with: points of another search that these spaces hold too, best first,
+    then each candidate once."""
+    known = [point(c, candidates[c.candidate]) for c in warm if _holds(candidates, c)]
+    firsts = [first(number, candidates) for number in range(len(candidates))]
+    return known + [values for values in firsts if values is not None]
+
+
+def _holds(candidates: Sequence[Searched], choice: Choice) -> bool:
+    """Whether `choice` could have come of these spaces."""
+    if choice.candidate >= len(candidates) or candidates[choice.candidate].path != choice.estimator:
+        return False
+    candidate = candidates[choice.candidate]
+    if set(choice.params) - set(candidate.params) - set(candidate.space):
+        return False
+    searched = {name: choice.params.get(name) for name in candidate.space}
+    given = {name: choice.params.get(name) for name in candidate.params if name not in candidate.space}
+    if any(candidate.params[name] != value for name, value in given.items()):
+        return False
+    return all(
+        _within(space, searched[name]) if name in choice.params else bool(space.when)
+        for name, space in candidate.space.items()
+    )
+
+
+def _within(space: config.Space, value: Any) -> bool:
+    if isinstance(space, config.Choice):
+        return among(value, space.values)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    fits = whole if isinstance(space, config.IntRange) else whole or isinstance(value, float)
+    return fits and space.low <= value <= space.high
+
+
 def among(value: Any, values: Sequence[Any]) -> bool:
     """Whether `value` is one of `values`; unlike for Python, 1 is not True."""
     return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in values)

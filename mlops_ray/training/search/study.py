@@ -48,10 +48,19 @@ class Study:
     """The points of one search in their order. Trials are numbered from 0."""
 
     def __init__(
-        self, plan: config.Search, listed: Sequence[Searched], metric: config.SearchMetric, *, seed: int
+        self,
+        plan: config.Search,
+        listed: Sequence[Searched],
+        metric: config.SearchMetric,
+        *,
+        seed: int,
+        warm: Sequence[Choice] = (),
     ) -> None:
+        """Args: warm: points to begin with, the best of another search; those that the spaces do not hold are left
+        out."""
         import optuna
 
+        self._starts = spaces.starts(listed, warm)
         self._plan, self._listed, self.metric, self._seed = plan, tuple(listed), metric, seed
         self._shares = lane.shares(plan.early_stopping)
         self._lag = LAG * plan.concurrency
@@ -112,7 +121,7 @@ class Study:
         for attempt in range(TRIES):
             self._study.sampler = self._sampler(number, attempt)
             kept = self._results.get(number)
-            start = spaces.first(number, self._listed) if attempt == 0 else None
+            start = self._starts[number] if attempt == 0 and number < len(self._starts) else None
             if kept is not None:
                 start = spaces.point(kept.choice, self._listed[kept.choice.candidate])
             if start is not None:
@@ -162,7 +171,7 @@ class Study:
         import optuna
 
         seed = int(np.random.SeedSequence([self._seed, number, attempt]).generate_state(1)[0])
-        random = len(self._listed) + min(RANDOM, self._plan.trials // 4)
+        random = len(self._starts) + min(RANDOM, self._plan.trials // 4)
         with _quiet():
             return optuna.samplers.TPESampler(
                 seed=seed, n_startup_trials=random, multivariate=True, group=True, constant_liar=True

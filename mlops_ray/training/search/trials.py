@@ -147,11 +147,15 @@ class Folder:
         Raises: DataError when the folder holds those of another search, or a file that is none of ours.
         """
         self._fs.create_dir(f"{self._root}/trials", recursive=True)
-        infos = self._fs.get_file_info(fs.FileSelector(f"{self._root}/trials"))
-        found = [self._trial(info.path) for info in infos if info.extension == "json"]
-        kept = sorted((trial for trial in found if trial is not None), key=lambda trial: trial.number)
+        kept = self.trials()
         self._belongs(json.dumps(dict(fingerprint), sort_keys=True, default=str), empty=not kept)
-        return tuple(kept)
+        return kept
+
+    def trials(self) -> tuple[TrialEnded, ...]:
+        """The trials that stand here, by number; none where there is no such folder. Raises: DataError."""
+        infos = self._fs.get_file_info(fs.FileSelector(f"{self._root}/trials", allow_not_found=True))
+        found = [self._trial(info.path) for info in infos if info.extension == "json"]
+        return tuple(sorted((trial for trial in found if trial is not None), key=lambda trial: trial.number))
 
     def _belongs(self, wanted: str, *, empty: bool) -> None:
         path = f"{self._root}/search.json"

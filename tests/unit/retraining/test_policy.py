@@ -165,3 +165,10 @@ def test_a_schedule_knows_no_cooldown_but_the_days_budget_and_what_is_open() -> 
     )
     assert decide_due(plan, due, History(decided=(NOW - 1, NOW - DAY)), now=NOW).retrain
     assert "rollout" in decide_due(PLAN, due, History(open_rollout=True), now=NOW).reason
+
+
+def test_a_decision_says_since_when_it_has_been_so() -> None:
+    first, second = (Judged("drift", NOW - w * 7 * DAY, True, "x", began=NOW - (w + 1) * 7 * DAY) for w in (1, 0))
+    calm = Judged("drift", NOW - 14 * DAY, False, "x", began=0.0)
+    assert decision(calm, first, second).began == NOW - 14 * DAY
+    assert decision(*FIRING).began is None

@@ -206,3 +206,24 @@ def test_a_column_that_this_version_lacks_is_not_shown_to_the_gates(tmp_path: Pa
     made = project(tmp_path, gates={"slices": {"columns": ["shop"]}})
     dataset = stored(made, table(np.arange(100) % 2), without="shop")
     assert rows_of.read(made, dataset).shown == ()
+
+
+def test_older_rows_count_for_less_times_their_own_weight(tmp_path: Path) -> None:
+    ages = np.arange(40.0)[::-1] * 86_400
+    table = pa.table(
+        {
+            "y": np.arange(40) % 2,
+            "id": [f"r{i}" for i in range(40)],
+            "at": pa.array((np.arange(40) * DAY_US).astype(np.int64)).cast(pa.timestamp("us", tz="UTC")),
+            "x": np.arange(40.0),
+            "w": np.full(40, 3.0),
+            "shop": ["a"] * 40,
+        }
+    )
+    plain = project(tmp_path)
+    for weighed, factor in ((None, 1.0), ("w", 3.0)):
+        faded = plain.search.model_copy(update={"half_life_s": 10 * 86_400.0, "sample_weight": weighed})
+        rows = rows_of.of_table(plain.model_copy(update={"search": faded}), table, (), named="rows")
+        assert rows.weights is not None
+        np.testing.assert_allclose(rows.weights, factor * 0.5 ** (ages / (10 * 86_400)))
+    assert rows_of.of_table(plain, table, (), named="rows").weights is None

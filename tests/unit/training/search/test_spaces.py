@@ -70,3 +70,18 @@ def test_the_first_trials_take_each_candidate_once_with_the_presets_own_values()
     assert spaces.first(0, [first, TREE]) == {"candidate": 0, "0.C": 1.0}
     assert spaces.first(1, [first, TREE]) == {"candidate": 1}
     assert spaces.first(2, [first, TREE]) is None
+
+
+def test_a_search_begins_with_points_of_another_that_its_spaces_hold() -> None:
+    known = Choice(0, PATH, {"max_iter": 50, "C": 0.5})
+    strange = [
+        Choice(0, PATH, {"max_iter": 50, "C": 20.0}),  # beyond the space
+        Choice(0, PATH, {"max_iter": 90, "C": 0.5}),  # another constant
+        Choice(0, PATH, {"max_iter": 50}),  # not searched then
+        Choice(0, PATH, {"max_iter": 50, "C": 0.5, "tol": 0.1}),  # not known now
+        Choice(0, "sklearn.tree:DecisionTreeClassifier", {}),
+        Choice(2, PATH, {}),
+    ]
+    firsts = [spaces.first(number, [LINEAR, TREE]) for number in range(2)]
+    assert spaces.starts([LINEAR, TREE], [*strange, known]) == [{"candidate": 0, "0.C": 0.5}, *firsts]
+    assert spaces.starts([LINEAR, TREE]) == firsts

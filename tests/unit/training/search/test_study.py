@@ -145,3 +145,15 @@ def test_a_candidate_that_always_fails_is_left() -> None:
         wanted.result(TrialEnded(number, choice, "failed" if bad else "done", None if bad else 0.5))
     late = [wanted._asked[n].choice.candidate for n in range(20, 40)]
     assert late.count(1) < 8
+
+
+def test_a_warm_search_takes_the_points_it_is_given_first_and_its_own_afterwards() -> None:
+    wanted = plan()
+    best = [t.choice for t in sorted(run(study(wanted)), key=lambda t: t.score or 9.0) if t.status == "done"][:3]
+    listed = candidates.resolved(wanted.candidates, "binary")
+    warm = run(Study(wanted, listed, "log_loss", seed=2, warm=best))
+    assert [t.choice.params for t in warm[:3]] == [choice.params for choice in best]
+    assert [t.choice.candidate for t in warm[3:6]] == [0, 1, 2]
+    assert [t.choice for t in run(Study(wanted, listed, "log_loss", seed=2, warm=best), shuffle=5)] == [
+        t.choice for t in warm
+    ]

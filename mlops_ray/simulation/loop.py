@@ -1,0 +1,281 @@
+"""The loop in virtual time: traffic of one block after the other, and after each what monitor, policy, training and
+controller make of it.
+
+State lives in a state database of the simulation's own, and what is decided is decided and written by the functions
+that a live project uses: `retraining.deciding`, `rollout.canary`, `rollout.orders`, `monitoring.judgement`. What takes
+time in life and none here: training, starting replicas, people who approve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mlops_ray import ledger
+from mlops_ray.config import Project
+from mlops_ray.errors import DataError, MlopsRayError
+from mlops_ray.retraining import deciding, window
+from mlops_ray.rollout import canary, orders, schedule, traffic
+from mlops_ray.rollout.analysis import Analysis
+from mlops_ray.rollout.canary import CanaryState, Phase
+from mlops_ray.rollout.looks import due as look_due
+from mlops_ray.serving import routing
+from mlops_ray.simulation import training, trial, windows
+from mlops_ray.simulation.history import History
+from mlops_ray.simulation.training import Candidate
+from mlops_ray.simulation.trial import Answers
+from mlops_ray.state import RetrainRow, RolloutRow, Store, WindowRow
+from mlops_ray.training.artifact.model import Model
+from mlops_ray.training.search.book import best
+from mlops_ray.training.search.measures import metric_of
+
+Progress = Callable[[str, int, int], None]
+_JUDGED = "judged"
+_LOOKED = "look"
+
+
+class Loop:
+    """One simulated project. `answers` and `store` hold all that happened."""
+
+    def __init__(
+        self, project: Project, history: History, store: Store, folder: Path, first: Candidate, *, start: float
+    ) -> None:
+        """Args: store: an empty state database. folder: where artifacts go. first: the version that serves at first.
+        start: when traffic begins, seconds since the epoch; rows before it are the source's.
+
+        Raises: DataError when the gates refused the first version; ConfigError for what no simulation knows."""
+        trial.demand_mode(project.rollout)
+        if first.version is None:
+            says = f"the gates refuse the first version: {'; '.join(first.result.reasons)}"
+            raise DataError(project.project, says)
+        self.project, self.history, self.store = project, history, store
+        self._folder, self._start = folder, start
+        self.models: dict[int, Model] = {first.version.version: first.model}
+        self.candidates: dict[int, Candidate] = {first.version.version: first}
+        self.answers = Answers(len(history.times))
+        version = first.version
+        store.run(lambda tx: tx.save_version(version))
+        orders.first_version(store, project, now=start)
+
+    def until(self, end: float, on_progress: Progress = lambda stage, done, total: None) -> None:
+        """Live through [start, end), a block of the monitor at a time."""
+        ticks = list(_ticks(self._start, end, self.project.monitoring.block_s))
+        for i, now in enumerate(ticks):
+            on_progress("days" if self.project.monitoring.block_s == 86_400 else "blocks", i, len(ticks))
+            self._answer(now - self.project.monitoring.block_s, now)
+            self._judge(now)
+            self._consider(now)
+            self._retrain()
+            self._steer(now)
+        on_progress("days" if self.project.monitoring.block_s == 86_400 else "blocks", len(ticks), len(ticks))
+
+    # traffic
+
+    def _answer(self, since: float, until: float) -> None:
+        rows = self.history.between(since, until)
+        if rows.start == rows.stop:
+            return
+        with self.store.read() as tx:
+            served = tx.serving(self.project.project)
+        if served is None:
+            return
+        spec, columns, said = served.spec, self.history.inputs(rows), self.answers
+        stable = spec["stable"]["version"]
+        said.stable[rows] = stable
+        said.stable_score[rows] = self.models[stable].score(columns)
+        version, share = spec.get("canary"), spec.get("share", 0.0)
+        if version is None or share <= 0:
+            return
+        keys = self.history.keys[rows]
+        theirs = np.flatnonzero(routing.to_canary(keys, spec["salt"], share))
+        places = rows.start + theirs
+        if len(theirs):
+            scores = self.models[version].score({name: values[theirs] for name, values in columns.items()})
+            said.canary[places], said.canary_score[places], said.share[places] = version, scores, share
+            said.trial[places] = said.number_of(spec["salt"])
+
+    # monitor and policy
+
+    def _judge(self, now: float) -> None:
+        name = self.project.project
+        with self.store.read() as tx:
+            cursor = tx.cursor(name, _JUDGED)
+        for at, kind, end in windows.due(self.project, self._start, (cursor.at, cursor.number), now):
+            self._judge_one(at, kind, end)
+
+    def _judge_one(self, at: float, kind: int, end: float) -> None:
+        project, name = self.project, self.project.project
+        with self.store.read() as tx:
+            stable, before = deciding.champion_of(tx, name), tx.windows(name)
+        if stable is None:
+            return
+        known, scored = (stable.version, self.models[stable.version]), (self.answers.stable, self.answers.stable_score)
+        if kind == windows.DRIFT:
+            found = windows.drift(project, self.history, known, scored, before, at, end)
+        else:
+            found = windows.quality(project, self.history, known, scored, before, self.models, at, end)
+        start = end - project.monitoring.window_s
+
+        def conclude(tx: Any) -> None:
+            results = {w.version: w.result for w in tx.windows(name) if (w.start, w.end) == (start, end)}
+            for version, entries in found.items():
+                results[version] = results.get(version, {}) | entries
+                tx.save_window(WindowRow(name, start, end, version, results[version]))
+            tx.save_cursor(name, _JUDGED, kind, at)
+            said = deciding.on_window(tx, project, stable, at, results[stable.version], make=self._decided)
+            results[stable.version][windows.ENTRY[kind]]["decision"] = said
+            tx.save_window(WindowRow(name, start, end, stable.version, results[stable.version]))
+
+        self.store.run(conclude)
+
+    def _consider(self, now: float) -> None:
+        triggers = self.project.retraining.triggers
+        if not {"schedule", "new_rows"} & set(triggers):
+            return
+        with self.store.read() as tx:
+            last = max((row.decided for row in tx.retrains(self.project.project)), default=0.0)
+        labelled = self.history.labelled[self.history.times >= self._start]
+        n = int(((labelled > last) & (labelled <= now)).sum())
+        self.store.run(lambda tx: deciding.on_time(tx, self.project, now, n, make=self._decided))
+
+    def _decided(self, project: str, trigger: str, reason: str, at: float) -> RetrainRow:
+        identity = f"{project}-{int(at)}"
+        return RetrainRow(identity, project, trigger, reason, at, f"retrain-{identity}", "decided", {}, at)
+
+    # training
+
+    def _retrain(self) -> None:
+        name = self.project.project
+        with self.store.read() as tx:
+            row, stable = tx.open_retrain(name), deciding.champion_of(tx, name)
+        if row is None or stable is None:
+            return
+        try:
+            candidate = self._trained(row, self.candidates[stable.version])
+        except MlopsRayError as exc:
+            why = str(exc)
+            close = (row, "failed", {"error": why}, "retrain failed", why)
+            self.store.run(lambda tx: deciding.close(tx, *close, machine_now=row.decided))
+            return
+
+        def conclude(tx: Any) -> None:
+            if candidate.version is not None:
+                tx.save_version(candidate.version)
+            deciding.conclude(tx, self.project, row, candidate, machine_now=row.decided)
+
+        if candidate.version is not None:
+            self.models[candidate.version.version] = candidate.model
+            self.candidates[candidate.version.version] = candidate
+        self.store.run(conclude)
+
+    def _trained(self, row: RetrainRow, champion: Candidate) -> Candidate:
+        project, plan = self.project, self.project.retraining
+        metric = metric_of(project.search.metric, project.task)
+        return training.train(
+            project,
+            training_set(project, self.history, self._start, row.decided, row.outcome.get(deciding.BEGAN)),
+            folder=self._folder,
+            number=max(self.candidates) + 1,
+            rival=champion.model,
+            warm=best(metric, champion.trials, plan.warm_start),
+            now=row.decided,
+        )
+
+    # rollout
+
+    def _steer(self, now: float) -> None:
+        """Have the rollout go as far as it can at decision time `now`: replicas are ready at once."""
+        name, looked = self.project.project, False
+        while True:
+            with self.store.read() as tx:
+                row = tx.open_rollout(name)
+            if row is None:
+                break
+            plan, before = orders.plan_of(row), CanaryState.from_dict(row.state)
+            after, analysis, why = self._next(row, plan, before, now, looked=looked)
+            looked = looked or analysis is not None
+            if after == before and analysis is None:
+                break
+            self._save(row, before, after, analysis, why, now)
+        self.store.run(lambda tx: orders.save_wanted(tx, name, now=now))
+
+    def _next(
+        self, row: RolloutRow, plan: Any, before: CanaryState, now: float, *, looked: bool
+    ) -> tuple[CanaryState, Analysis | None, str]:
+        """State after the next thing that happens, the look that led to it, and why in words."""
+        at = look_due(plan.look_s, now)
+        may_go = schedule.closed(plan.schedule, max(now, before.since)) is None
+        heard = canary.heard(plan, before, approved=True, rejected=False, may_go=may_go, now=max(now, before.since))
+        heard = canary.at_once(plan, heard)
+        if heard != before:
+            return heard, None, "the schedule is open, and who is asked agrees"
+        started = canary.started(plan, before, ready=True, crashed=False, now=now)
+        if started != before:
+            return started, None, "the canary is ready"
+        if before.phase is Phase.PROMOTING:
+            self.store.run(lambda tx: traffic.flip(tx, row.id))
+            return canary.flipped(plan, before, answering=True, now=now), None, "every replica answers with it"
+        if not looked and before.is_looked_at and at > row.created:
+            models = self.models[row.stable], self.models[row.version]
+            found = trial.look(self.project, row, plan, self.history, self.answers, models, at)
+            after = canary.advance(plan, before, found.verdict, now=at, may_go=may_go, exhausted=found.exhausted)
+            return after, found, "; ".join(metric.in_words() for metric in found.metrics)
+        return before, None, ""
+
+    def _save(
+        self, row: RolloutRow, before: CanaryState, after: CanaryState, found: Analysis | None, why: str, now: float
+    ) -> None:
+        seen = None if found is None else {"at": now, "analysis": found.to_dict()}
+
+        def save(tx: Any) -> None:
+            if after == before:
+                orders.keep_look(tx, row, seen)
+                return
+            share = canary.canary_share(orders.plan_of(row), after)
+            kind = f"rollout {after.phase}" + (f" at {share:g}" if share and after.phase is Phase.RAMPING else "")
+            evidence = {} if seen is None else {"analysis": seen["analysis"]}
+            orders.transition(tx, row, after, kind=kind, who=orders.US, why=why, evidence=evidence, look=seen)
+
+        self.store.run(save)
+
+
+def training_set(project: Project, history: History, start: float, decided: float, began: float | None) -> pa.Table:
+    """What a retrain learns from: rows before `start` are the source's, with all labels; later ones were answered live.
+
+    Raises: DataError when there are too few."""
+    there = np.where(history.times < start, np.isfinite(history.labelled), history.labelled <= decided)
+    table = history.table.filter(pa.array(there))
+    names = [c.name for c in project.columns_in("serving")] + [project.target]
+    specs = [project.column(name) for name in names]
+    return window.choose(project, specs, table.select(names), decided, began=began).rows
+
+
+def first_version(project: Project, history: History, folder: Path, *, start: float) -> Candidate:
+    """The version that the project's `run` would make of the rows before `start`. Raises: as `training.train`."""
+    table = history.table.filter(pa.array((history.times < start) & np.isfinite(history.labelled)))
+    if not table.num_rows:
+        raise DataError(project.project, "no labelled rows before the simulation begins; begin later")
+    return training.train(project, table, folder=folder, number=1, rival=None, now=start)
+
+
+def entries(loop: Loop) -> list[ledger.Entry]:
+    """The simulation's ledger."""
+    with loop.store.read() as tx:
+        return list(ledger.entries(tx, loop.project.project))
+
+
+def retrains(loop: Loop) -> Sequence[RetrainRow]:
+    """Its decisions to retrain, oldest first."""
+    with loop.store.read() as tx:
+        return sorted(tx.retrains(loop.project.project), key=lambda row: row.decided)
+
+
+def _ticks(start: float, end: float, every_s: float) -> Iterator[float]:
+    at = start + every_s
+    while at <= end + 1e-6:
+        yield at
+        at += every_s
