@@ -8,7 +8,7 @@ import numpy as np
 
 from mlops_ray.config import Project
 from mlops_ray.monitoring import standing, watching
-from mlops_ray.monitoring.brain import Brain
+from mlops_ray.monitoring.brain import Decide
 from mlops_ray.monitoring.due import ENTRIES, Due, Kind, is_judged
 from mlops_ray.monitoring.performance import row_losses
 from mlops_ray.monitoring.sources import JUDGED, Sources, labelled, stable_of
@@ -41,7 +41,7 @@ def look(store: Store, project: Project, sources: Sources, due: Due) -> Looked |
     return Looked(due, stable, now, alarm)
 
 
-def conclude(tx: Tx, project: Project, brain: Brain, looked: Looked) -> None:
+def conclude(tx: Tx, project: Project, decide: Decide, looked: Looked) -> None:
     """Save where the detector stands, with what the policy makes of its alarm, once: the cursor tells."""
     due, stable, alarm = looked.due, looked.stable, looked.alarm
     if is_judged(due, tx.cursor(project.project, JUDGED)):
@@ -55,5 +55,5 @@ def conclude(tx: Tx, project: Project, brain: Brain, looked: Looked) -> None:
     entry = {"alarm": True, "why": alarm.why, "at": due.at, "began": alarm.began}
     result = known | {ENTRIES[Kind.SEQUENTIAL]: entry}
     tx.save_window(WindowRow(*where, result))
-    entry["decision"] = brain.decide(tx, project, stable, due.at, result)
+    entry["decision"] = decide(tx, project, stable, due.at, result)
     tx.save_window(WindowRow(*where, result))

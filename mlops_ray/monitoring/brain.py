@@ -24,16 +24,20 @@ class Launcher(Protocol):
         """Stop the job."""
 
 
+Decide = Callable[[Tx, Project, VersionRow, float, dict[str, Any]], str]
+"""(tx, project, stable version, decision time, a window's result): the reason in words; a retrain is saved when there
+is to be one."""
+
+
 @dataclass(frozen=True)
 class Brain:
     """The policy, and the means to carry it out.
 
-    decide(tx, project, stable version, decision time, a window's result): the reason in words; a retrain is saved when
-    there is to be one. consider(tx, project, decision time, labels since the last decision): the same, windowless.
-    conditions: of retrains and rollouts, for alerts.
+    consider(tx, project, decision time, labels since the last decision): as `decide`, windowless. conditions: of
+    retrains and rollouts, for alerts.
     """
 
-    decide: Callable[[Tx, Project, VersionRow, float, dict[str, Any]], str]
+    decide: Decide
     consider: Callable[[Tx, Project, float, int], None]
     close_failed: Callable[[Tx, RetrainRow, str], None]
     launcher: Launcher

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from mlops_ray.config import Project
 from mlops_ray.monitoring import blocks, clock, windows
-from mlops_ray.monitoring.brain import Brain
+from mlops_ray.monitoring.brain import Brain, Decide
 from mlops_ray.monitoring.clock import DECISION_TIME
 from mlops_ray.monitoring.due import Due, Kind, after, due
 from mlops_ray.monitoring.folding import fold
@@ -72,33 +72,15 @@ class Loop:
 
     def _judge_until(self, now: float) -> bool:
         """Whether all that is due by then has been judged, and is not due again."""
-        plan = self._project.monitoring
-        with self._store.read() as tx:
-            cursor, first = tx.cursor(self._name, JUDGED), tx.first_block(self._name)
-            if first is None:
-                return False
-            filled = windows.filled(tx, self._project, first, now) if plan.window_rows is not None else ()
-        for one in due(plan, first=first, judged=cursor, now=now, filled=filled):
-            conclude = self._judged(one)
+        found = pending(self._store, self._project, now)
+        for one in found or ():
+            conclude = judged(self._store, self._project, self._sources, self._brain.decide, one)
             self._fault("judged")
             if conclude is None:
                 return False
             self._store.run(conclude)
             self._fault("saved")
-        return True
-
-    def _judged(self, one: Due) -> Callable[[Tx], None] | None:
-        """What saves the judgement, once; None where there is no version to judge."""
-        of = (self._store, self._project, self._sources, one)
-        if one.kind is Kind.SEQUENTIAL:
-            looked = blocks.look(*of)
-            if looked is None:
-                return None
-            return partial(blocks.conclude, project=self._project, brain=self._brain, looked=looked)
-        found = windows.judge(*of)
-        if found is None:
-            return None
-        return partial(windows.conclude, project=self._project, brain=self._brain, judged=found)
+        return found is not None
 
     def _consider(self, now: float) -> None:
         """Have the policy decide about what no window asks for: its schedule, and the number of new labels."""
@@ -136,6 +118,26 @@ class Loop:
             self._store.run(lambda tx: self._brain.close_failed(tx, row, why))
             self._fault("closed")
         return row.id
+
+
+def pending(store: Store, project: Project, now: float) -> list[Due] | None:
+    """What is to be judged by the decision time `now`, in order; None before there are rows."""
+    plan, name = project.monitoring, project.project
+    with store.read() as tx:
+        cursor, first = tx.cursor(name, JUDGED), tx.first_block(name)
+        if first is None:
+            return None
+        filled = windows.filled(tx, project, first, now) if plan.window_rows is not None else ()
+    return due(plan, first=first, judged=cursor, now=now, filled=filled)
+
+
+def judged(store: Store, project: Project, sources: Sources, decide: Decide, one: Due) -> Callable[[Tx], None] | None:
+    """What saves the judgement of what is due, once; None where there is no version to judge."""
+    if one.kind is Kind.SEQUENTIAL:
+        looked = blocks.look(store, project, sources, one)
+        return None if looked is None else partial(blocks.conclude, project=project, decide=decide, looked=looked)
+    found = windows.judge(store, project, sources, one)
+    return None if found is None else partial(windows.conclude, project=project, decide=decide, judged=found)
 
 
 def _note_submission(tx: Tx, row: RetrainRow, machine_now: float) -> None:

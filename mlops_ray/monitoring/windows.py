@@ -17,7 +17,7 @@ import pyarrow as pa
 from mlops_ray.config import Project
 from mlops_ray.data.profile import Profile, codes, empty
 from mlops_ray.monitoring import budget, captured, drift, heeded, judgement, realised, record
-from mlops_ray.monitoring.brain import Brain
+from mlops_ray.monitoring.brain import Decide
 from mlops_ray.monitoring.due import ENTRIES, Due, Kind, Window, by_rows, is_judged, is_side_by_side
 from mlops_ray.monitoring.sources import JUDGED, Sources, Yardstick, labelled, stable_of
 from mlops_ray.serving.log import tables as log
@@ -133,7 +133,7 @@ def filled(tx: Tx, project: Project, first: float, now: float) -> list[Window]:
     return known + by_rows(project.monitoring, sorted(rows.items()), now)
 
 
-def conclude(tx: Tx, project: Project, brain: Brain, judged: Judged) -> None:
+def conclude(tx: Tx, project: Project, decide: Decide, judged: Judged) -> None:
     """Save the judgement with what the policy makes of it, once: the cursor tells."""
     due, stable, found = judged.due, judged.stable, judged.found
     if is_judged(due, tx.cursor(project.project, JUDGED)):
@@ -146,7 +146,7 @@ def conclude(tx: Tx, project: Project, brain: Brain, judged: Judged) -> None:
     for version, result in results.items():
         tx.save_window(WindowRow(project.project, due.start, due.end, version, result))
     tx.save_cursor(project.project, JUDGED, due.kind, due.at)
-    entry["decision"] = brain.decide(tx, project, stable, due.at, results[stable.version])
+    entry["decision"] = decide(tx, project, stable, due.at, results[stable.version])
     tx.save_window(WindowRow(project.project, due.start, due.end, stable.version, results[stable.version]))
 
 

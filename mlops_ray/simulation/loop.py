@@ -2,13 +2,14 @@
 controller make of it.
 
 State lives in a state database of the simulation's own, and what is decided is decided and written by the functions
-that a live project uses: `retraining.deciding`, `rollout.canary`, `rollout.orders`, `monitoring.judgement`. What takes
+that a live project uses: `monitoring.loop`, `retraining.deciding`, `rollout.canary`, `rollout.orders`. What takes
 time in life and none here: training, starting replicas, people who approve.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +17,26 @@ import numpy as np
 import pyarrow as pa
 
 from mlops_ray import ledger
-from mlops_ray.config import Project
+from mlops_ray.config import DAY_S, Project
 from mlops_ray.errors import DataError, MlopsRayError
+from mlops_ray.monitoring.loop import judged, pending
+from mlops_ray.monitoring.sources import Sources, Yardstick
 from mlops_ray.retraining import deciding, window
 from mlops_ray.rollout import canary, orders, schedule, traffic
 from mlops_ray.rollout.analysis import Analysis
 from mlops_ray.rollout.canary import CanaryState, Phase
 from mlops_ray.rollout.looks import due as look_due
 from mlops_ray.serving import routing
-from mlops_ray.simulation import training, trial, windows
+from mlops_ray.simulation import captured, training, trial
 from mlops_ray.simulation.history import History
 from mlops_ray.simulation.training import Candidate
 from mlops_ray.simulation.trial import Answers
-from mlops_ray.state import RetrainRow, RolloutRow, Store, WindowRow
+from mlops_ray.state import RetrainRow, RolloutRow, Store, VersionRow
 from mlops_ray.training.artifact.model import Model
 from mlops_ray.training.search.book import best
 from mlops_ray.training.search.measures import metric_of
 
 Progress = Callable[[str, int, int], None]
-_JUDGED = "judged"
-_LOOKED = "look"
 
 
 class Loop:
@@ -57,21 +58,26 @@ class Loop:
         self.models: dict[int, Model] = {first.version.version: first.model}
         self.candidates: dict[int, Candidate] = {first.version.version: first}
         self.answers = Answers(len(history.times))
+        self._now = start
+        self._sources = Sources(self._rows, self._yardstick, self._labels_since)
+        self._decide = partial(deciding.on_window, make=self._decided)
         version = first.version
         store.run(lambda tx: tx.save_version(version))
         orders.first_version(store, project, now=start)
 
     def until(self, end: float, on_progress: Progress = lambda stage, done, total: None) -> None:
         """Live through [start, end), a block of the monitor at a time."""
-        ticks = list(_ticks(self._start, end, self.project.monitoring.block_s))
+        block_s = self.project.monitoring.block_s
+        ticks, what = list(_ticks(self._start, end, block_s)), "days" if block_s == DAY_S else "blocks"
         for i, now in enumerate(ticks):
-            on_progress("days" if self.project.monitoring.block_s == 86_400 else "blocks", i, len(ticks))
-            self._answer(now - self.project.monitoring.block_s, now)
+            on_progress(what, i, len(ticks))
+            self._now = now
+            self._answer(max(self._start, now - block_s), now)
             self._judge(now)
             self._consider(now)
             self._retrain()
             self._steer(now)
-        on_progress("days" if self.project.monitoring.block_s == 86_400 else "blocks", len(ticks), len(ticks))
+        on_progress(what, len(ticks), len(ticks))
 
     # traffic
 
@@ -87,6 +93,8 @@ class Loop:
         stable = spec["stable"]["version"]
         said.stable[rows] = stable
         said.stable_score[rows] = self.models[stable].score(columns)
+        model = self.models[stable]
+        self.store.run(lambda tx: captured.keep(tx, self.project, self.history, said, rows, model))
         version, share = spec.get("canary"), spec.get("share", 0.0)
         if version is None or share <= 0:
             return
@@ -101,36 +109,22 @@ class Loop:
     # monitor and policy
 
     def _judge(self, now: float) -> None:
-        name = self.project.project
-        with self.store.read() as tx:
-            cursor = tx.cursor(name, _JUDGED)
-        for at, kind, end in windows.due(self.project, self._start, (cursor.at, cursor.number), now):
-            self._judge_one(at, kind, end)
+        for one in pending(self.store, self.project, now) or ():
+            conclude = judged(self.store, self.project, self._sources, self._decide, one)
+            if conclude is not None:
+                self.store.run(conclude)
 
-    def _judge_one(self, at: float, kind: int, end: float) -> None:
-        project, name = self.project, self.project.project
-        with self.store.read() as tx:
-            stable, before = deciding.champion_of(tx, name), tx.windows(name)
-        if stable is None:
-            return
-        known, scored = (stable.version, self.models[stable.version]), (self.answers.stable, self.answers.stable_score)
-        if kind == windows.DRIFT:
-            found = windows.drift(project, self.history, known, scored, before, at, end)
-        else:
-            found = windows.quality(project, self.history, known, scored, before, self.models, at, end)
-        start = end - project.monitoring.window_s
+    def _rows(self, start: float, end: float, known_by: float, *, inputs: bool = False) -> pa.Table:
+        return captured.rows(self.project, self.history, self.answers, start, end, known_by)
 
-        def conclude(tx: Any) -> None:
-            results = {w.version: w.result for w in tx.windows(name) if (w.start, w.end) == (start, end)}
-            for version, entries in found.items():
-                results[version] = results.get(version, {}) | entries
-                tx.save_window(WindowRow(name, start, end, version, results[version]))
-            tx.save_cursor(name, _JUDGED, kind, at)
-            said = deciding.on_window(tx, project, stable, at, results[stable.version], make=self._decided)
-            results[stable.version][windows.ENTRY[kind]]["decision"] = said
-            tx.save_window(WindowRow(name, start, end, stable.version, results[stable.version]))
+    def _yardstick(self, version: VersionRow) -> Yardstick:
+        model = self.models[version.version]
+        threshold = self.project.serving.threshold if model.threshold is None else model.threshold
+        return Yardstick(model.reference, model.classes, threshold, model.score)
 
-        self.store.run(conclude)
+    def _labels_since(self, last: float) -> int:
+        labelled = self.history.labelled[self.history.times >= self._start]
+        return int(((labelled > last) & (labelled <= self._now)).sum())
 
     def _consider(self, now: float) -> None:
         triggers = self.project.retraining.triggers
@@ -138,8 +132,7 @@ class Loop:
             return
         with self.store.read() as tx:
             last = max((row.decided for row in tx.retrains(self.project.project)), default=0.0)
-        labelled = self.history.labelled[self.history.times >= self._start]
-        n = int(((labelled > last) & (labelled <= now)).sum())
+        n = self._sources.labels_since(last)
         self.store.run(lambda tx: deciding.on_time(tx, self.project, now, n, make=self._decided))
 
     def _decided(self, project: str, trigger: str, reason: str, at: float) -> RetrainRow:
@@ -275,7 +268,7 @@ def retrains(loop: Loop) -> Sequence[RetrainRow]:
 
 
 def _ticks(start: float, end: float, every_s: float) -> Iterator[float]:
-    at = start + every_s
+    at = (start // every_s + 1) * every_s
     while at <= end + 1e-6:
         yield at
         at += every_s

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from mlops_ray.config import Project, RolloutPlan
 from mlops_ray.errors import ConfigError
-from mlops_ray.rollout.analysis import Analysis, analyse
+from mlops_ray.rollout.analysis import KEPT, Analysis, analyse
 from mlops_ray.rollout.outcomes import Reads, from_log
 from mlops_ray.serving.log import tables as log
 from mlops_ray.simulation.history import History
@@ -47,8 +47,8 @@ def look(
     mine = answers.trial[rows] == answers.number_of(row.id)
     predictions = {
         "prediction_id": ids,
-        "at": _times(history.times[rows]),
-        "event_time": _times(history.times[rows]),
+        "at": times(history.times[rows]),
+        "event_time": times(history.times[rows]),
         "key": pa.array(history.keys[rows], pa.string()),
         "canary": pa.array(answers.canary[rows], pa.int64()),
         "rollout": pa.array([row.id if own else None for own in mine], pa.string()),
@@ -61,7 +61,7 @@ def look(
     slices = {one.where.column for one in plan.judged_by(project.task) if one.where is not None}
     predictions |= {f"x_{name}": history.table[name].slice(rows.start, len(ids)) for name in sorted(slices)}
     known = np.flatnonzero(history.labelled[rows] <= at)
-    when = _times(history.labelled[rows][known])
+    when = times(history.labelled[rows][known])
     labels = {
         "prediction_id": ids.take(pa.array(known)),
         "key": pa.nulls(len(known), pa.string()),
@@ -91,10 +91,11 @@ def look(
         min_keys=plan.min_keys,
         min_requests=plan.min_requests,
         max_requests=plan.max_requests,
+        kept=KEPT if plan.bake_s else 0.0,
     )
     if not found.exhausted or plan.max_requests is None:
         return found
-    last = seen.until(plan.max_requests).seen.max() * plan.look_s
+    last = seen.seen[seen.asked & seen.counted(plan.max_requests)].max() * plan.look_s
     return replace(found, exhausted=bool(last + project.monitoring.label_horizon_s <= at))
 
 
@@ -126,5 +127,8 @@ class Answers:
         return np.where(np.isnan(self.canary_score), self.stable, self.canary)
 
 
-def _times(seconds: Floats) -> pa.Array:
-    return pa.array(np.round(seconds * 1e6).astype(np.int64), pa.int64()).cast(_TIME)
+def times(seconds: Floats) -> pa.Array:
+    """Seconds since the epoch as the log has times; NaN is null."""
+    none = np.isnan(seconds)
+    micros = np.round(np.where(none, 0.0, seconds) * 1e6).astype(np.int64)
+    return pa.array(micros, pa.int64(), mask=none).cast(_TIME)

@@ -142,7 +142,7 @@ def test_a_window_in_bulk_is_the_sum_of_its_blocks(lived: dict[str, Any]) -> Non
 
     parts = [Profile.from_dict(profile(a, b).to_dict()) for a, b in itertools.pairwise(week)]
     judged = [
-        judge_drift(plan.monitoring, with_model.reference, window)
+        judge_drift(plan.monitoring, with_model.reference, window, start=week[0], end=week[-1])
         for window in (sum(parts, empty(bins)), profile(week[0], week[-1]))
     ]
     assert judged[0] == judged[1]
