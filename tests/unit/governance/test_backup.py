@@ -20,6 +20,7 @@ from mlops_ray import ledger, state
 from mlops_ray.errors import DataError
 from mlops_ray.governance import backup
 from mlops_ray.governance.approvals import approve
+from mlops_ray.monitoring import standing
 from mlops_ray.monitoring.alerts import book
 from mlops_ray.monitoring.alerts.alerting import Alert, Kind, Message, Phase, Silence
 from mlops_ray.rollout.orders import begin, first_version
@@ -53,6 +54,7 @@ def filled(store: Store, name: str = "small") -> None:
         tx.save_window(WindowRow(name, 0.0, 7.0, 1, {"drift": {"alarm": False}}))
         tx.save_profile(name, 1, 0.0, {"n": 0.1 + 0.2})
         tx.save_cursor(name, "watermark", 3, 1.5)
+        standing.save(tx, name, standing.Standing(1, 0.1, 5))
         claims.claim(tx, name, ["a", "b"], "spool", 1, 2.0)
         claims.secret(tx, name)
         tokens.save(tx, name, access.new_token("ann", [access.Role.READ], now=1.0, expires=None)[1])
