@@ -582,6 +582,11 @@ def test_groups_of_a_split_are_part_of_every_request(tmp_path: Path) -> None:
             "threshold: {metric: f1}",
             "search.threshold: needs all rows in one process",
         ),
+        (
+            "[{estimator: xgboost, workers: 2}]",
+            "half_life_s: 86400",
+            "search.half_life_s: needs all rows in one process",
+        ),
     ],
 )
 def test_what_does_not_go_with_data_parallel_candidates_is_refused(
