@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from mlops_ray import ledger
 from mlops_ray.config import Project, Retraining, load_project
 from mlops_ray.errors import DataError, IllegalMove
+from mlops_ray.retraining import deciding
 from mlops_ray.retraining import on_ray as retraining
 from mlops_ray.state import RolloutRow, Store, Tx
 
@@ -76,7 +78,7 @@ def end(store: Store, status: str) -> None:
     def run(tx: Tx) -> None:
         row = tx.open_retrain("quickstart")
         assert row is not None
-        retraining.close(tx, row, status, {}, f"retrain {status}", "a test")
+        deciding.close(tx, row, status, {}, f"retrain {status}", "a test", machine_now=time.time())
 
     store.run(run)
 

@@ -25,6 +25,7 @@ from mlops_ray.data.on_ray import prepare
 from mlops_ray.data.splits import HOLDOUT
 from mlops_ray.data.traces import Needles
 from mlops_ray.errors import DataError
+from mlops_ray.retraining import deciding
 from mlops_ray.retraining import on_ray as retraining
 from mlops_ray.serving.log import erasure, forget
 from mlops_ray.state import Store, VersionRow
@@ -206,7 +207,7 @@ def test_a_retrain_for_changed_code_or_file_is_due_once(
     edited = world.project(["linear"], seed=6)
     made_of, said = retraining.changes(edited, world.store)
     assert said == ("`seed` of the project file", *dirty)
-    row = retraining.order(world.store, edited, "changed", who="ci", trigger=retraining.CODE, made_of=made_of)
+    row = retraining.order(world.store, edited, "changed", who="ci", trigger=deciding.CODE, made_of=made_of)
     for status, again in (("failed", said), ("rejected", ())):  # what failed is tried again, what was refused is not
         ended = replace(row, status=status)
         world.store.run(lambda tx, ended=ended: tx.save_retrain(ended))
