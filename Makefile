@@ -35,7 +35,7 @@ prometheus: $(PROMETHEUS) ## bring Debian's Prometheus into .tools for the tests
 $(PROMETHEUS):
 	@mkdir -p $(@D) && into=$$(realpath $(@D)) && from=$$(mktemp -d) && trap 'rm -rf "$$from"' EXIT && cd "$$from" && \
 	if command -v promtool prometheus >"$$from/there"; then ln -sf $$(cat there) "$$into"; \
-	elif { apt-get download -qq prometheus || { apt-get update -qq && apt-get download -qq prometheus; }; } 2>"$$from/said" \
+	elif { timeout 90 apt-get download -qq prometheus || { timeout 120 apt-get update -qq && timeout 90 apt-get download -qq prometheus; }; } 2>"$$from/said" \
 	  && dpkg-deb -x prometheus_*.deb . ; then mv usr/bin/promtool usr/bin/prometheus "$$into"; \
 	else cat "$$from/said"; echo "no Prometheus: its tests will be skipped"; fi
 
@@ -66,8 +66,9 @@ format: $(STAMP) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## run the benchmarks but those of serving, which need other servers (docs/serving.md)
-	@for script in $(sort $(wildcard benchmarks/*.py)) benchmarks/rollout/error_rates.py benchmarks/rollout/power.py; do echo "== $$script"; $(BIN)/python $$script; done
+bench: $(STAMP) ## run the benchmarks but those on a cluster and of serving (docs/serving.md); hours
+	@for script in $$(grep -l __main__ benchmarks/*.py benchmarks/loop/*.py benchmarks/monitor/*.py benchmarks/rollout/*.py | grep -v live); do \
+	  echo "== $$script"; PYTHONPATH=. $(BIN)/python $$script; done
 
 lock: ## resolve requirements.lock again from pyproject.toml (needs uv); keeps pins that still fit
 	$(UV) pip compile pyproject.toml --extra demo --extra dev --universal --python-version 3.11 \
