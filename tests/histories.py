@@ -18,7 +18,8 @@ from mlops_ray.data.distance import psi
 from mlops_ray.data.profile import Bins, Profile, empty, fold
 from mlops_ray.monitoring.folding import rows_cursor
 from mlops_ray.monitoring.record import ENTRY
-from mlops_ray.retraining.on_ray import close, decided
+from mlops_ray.retraining.deciding import close
+from mlops_ray.retraining.on_ray import decided
 from mlops_ray.rollout import orders, traffic
 from mlops_ray.rollout.analysis import Analysis, Metric
 from mlops_ray.rollout.canary import CanaryState, Phase, Reason
@@ -170,12 +171,15 @@ def retrained(store: Store, of: Project, at: float, number: int | None, *, plant
         check = {"name": "limit.roc_auc", "verdict": "fail", "detail": "0.51 is below 0.55"}
         gates = {"verdict": "fail", "checks": [{"name": "slices", "verdict": "pass", "detail": "fine"}, check]}
         store.run(
-            lambda tx: close(tx, row, "rejected", row.outcome | {"gates": gates}, "candidate rejected", "roc_auc")
+            lambda tx: close(
+                tx, row, "rejected", row.outcome | {"gates": gates}, "candidate rejected", "roc_auc", machine_now=at
+            )
         )
         return row.id
     register(store, of, number, at, decision=row.id)
     outcome = {"version": number}
-    store.run(lambda tx: close(tx, row, "succeeded", outcome, "retrain succeeded", f"v{number} passed its gates"))
+    why = f"v{number} passed its gates"
+    store.run(lambda tx: close(tx, row, "succeeded", outcome, "retrain succeeded", why, machine_now=at))
     return row.id
 
 

@@ -76,7 +76,7 @@ class LogPlan(Config):
     """The canary's share, where it was the same in the whole log."""
     analyses: LoggedAnalyses
     """As in a project's `rollout:`; each that is not about labels and scores names its column."""
-    alpha: Share = 0.05
+    alpha: Annotated[Share, Field(ge=1e-9)] = 0.05
     min_keys: PositiveInt = 100
     """Below so many keys with an outcome every verdict is inconclusive."""
     min_requests: PositiveInt = 1

@@ -115,7 +115,7 @@ class RolloutPlan(Config):
     """Below so many of the canary's rows every verdict is inconclusive."""
     max_requests: PositiveInt | None = None
     """A step that is undecided after so many of the canary's rows follows `on_inconclusive` without waiting longer."""
-    alpha: Share = 0.05
+    alpha: Annotated[Share, Field(ge=1e-9)] = 0.05
     prediction_affects_outcome: bool = False
     """Whether what happens depends on the answer (an offer, a block). Then outcomes are compared between the keys of
     the canary and those of stable, not between two scores of one row."""

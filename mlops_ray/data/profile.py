@@ -308,6 +308,11 @@ class Profile:
             _both(self.unseen, other.unseen, _merged),
         )
 
+    def fits(self, other: Profile) -> bool:
+        """Whether the two can be added: they are over the same features, with as many bins."""
+        shapes = ({name: counts.shape for name, counts in each.counts.items()} for each in (self, other))
+        return next(shapes) == next(shapes) and self.moments.keys() == other.moments.keys()
+
     def missing(self, name: str) -> int:
         """Rows without a value of this feature."""
         return int(self.counts[name][-1])

@@ -23,9 +23,12 @@ def fold(tx: Tx, project: str, pushed: Mapping[str, Any], now: float) -> bool:
         return False
     _note_time(tx, project, pushed, now)
     for version, block, body in pushed["profiles"]:
-        known = tx.profile(project, version, block)
-        merged = Profile.from_dict(body) + Profile.from_dict(known) if known else Profile.from_dict(body)
-        tx.save_profile(project, version, block, merged.to_dict())
+        found, known = Profile.from_dict(body), tx.profile(project, version, block)
+        before = Profile.from_dict(known) if known else None
+        if before is not None and before.fits(found):
+            found = found + before
+        # Over other features nothing adds up: the block then holds what came since they changed, and time goes on.
+        tx.save_profile(project, version, block, found.to_dict())
         rows = tx.cursor(project, rows_cursor(version)).number
         tx.save_cursor(project, rows_cursor(version), max(rows, 0) + body["n"], 0.0)
     _count(tx, project, pushed.get("counted", {}), now)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -69,9 +69,10 @@ def _drifted(
 
     Args: blocks: (version, start, profile) of the window and of the one before."""
     plan, known = project.monitoring, sources.yardstick(stable)
-    profiles = [(version, block, Profile.from_dict(body)) for version, block, body in blocks]
-    now = [(version, profile) for version, block, profile in profiles if block >= due.start]
     none = empty(known.reference.bins)
+    of_all = [(version, block, Profile.from_dict(body)) for version, block, body in blocks]
+    profiles = [one for one in of_all if one[2].fits(none)]
+    now = [(version, profile) for version, block, profile in profiles if block >= due.start]
     rows = cache(lambda: captured.scored_by(stable.version, sources.rows(due.start, due.end, due.at, inputs=True)))
     found = judgement.judge_drift(
         plan,
@@ -84,6 +85,9 @@ def _drifted(
         first=not any(w.version == stable.version and w.end < due.end for w in windows),
         change=None if known.score is None else partial(_change, project, known, rows, int(due.end)),
     )
+    if left_out := sum(p.n for _, block, p in of_all if block >= due.start and not p.fits(none)):
+        why = f"{found.why}; {left_out} rows were counted over other features, and are left out"
+        found = replace(found, why=why, detail=found.detail | {"left_out": left_out})
     if not is_side_by_side(plan, (due.start, due.end)):
         return Judged(due, stable, found, {})
     return Judged(due, stable, found, {stable.version: _estimated(project, known, stable, windows, rows(), due)})

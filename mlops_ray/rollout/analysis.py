@@ -61,7 +61,7 @@ LEAST = 20
 _MOST = 1e9  # evidence beyond is written as this: JSON knows no infinity
 MISMATCH = 0.01
 """How often outcomes that came of both versions as their shares say are taken for a mismatch."""
-_WHERE_SAID = ("arm", "evidence_better", "better", "lopsided", "n_baking")
+_WHERE_SAID = ("arm", "evidence_better", "better", "lopsided", "n_baking", "baking")
 _LABELLED = (plans.LogLoss, plans.Brier, plans.Accuracy, plans.AbsoluteError)
 
 
@@ -74,7 +74,8 @@ class Metric:
     sent. evidence_worse, evidence_fine: the gamblers' capital. needed: how many more keys decide, if it goes on so.
     Of `mode: ab` alone: the arm; evidence_better: capital of the gambler on "better than stable" in the objective,
     and whether that is proven. lopsided: outcomes are missing more often from one version, so nothing is said.
-    n_baking: keys that were first heard while the version baked; None before.
+    n_baking, baking: keys that were first heard while the version baked, and the mean difference over them; None
+    before.
     """
 
     name: str
@@ -94,13 +95,14 @@ class Metric:
     better: bool | None = None
     lopsided: bool | None = None
     n_baking: int | None = None
+    baking: float | None = None
 
     def in_words(self) -> str:
         """One line for people."""
         sequence = "" if self.low is None or self.high is None else f" in [{self.low:+.4f}, {self.high:+.4f}]"
         of_arm = "" if self.arm is None else f"v{self.arm} "
         better = "" if self.evidence_better is None else f", better {self.evidence_better:.3g}"
-        baking = "" if self.n_baking is None else f", {self.n_baking} of them while baking"
+        baking = "" if self.baking is None else f", {self.baking:+.4f} over the {self.n_baking} heard while baking"
         why = " (outcomes are missing more often from one version)" if self.lopsided else ""
         keys = f"{self.n_keys} keys{baking} (margin {self.margin:g})"
         says = f"{self.verdict.value}{why}"
@@ -304,6 +306,7 @@ def judged(
         better=None if better is None else better >= bars.fine and enough,
         lopsided=lopsided or None,
         n_baking=sample.n_baking or None,
+        baking=float(sample.while_baking.value.mean()) if sample.n_baking else None,
     )
 
 

@@ -25,6 +25,8 @@ LOOK = "look"
 """Key beside the state of a rollout: the last look at the evidence, `at` and `analysis`, for those who watch."""
 TRAIL = "trail"
 """Key beside it: a few of the looks before, see `trail`."""
+BACK = "back"
+"""Key beside it: whether somebody went back to the version, away from what was stable then."""
 
 
 def plan_of(row: RolloutRow) -> RolloutPlan:
@@ -44,7 +46,7 @@ def versions_of(row: RolloutRow) -> tuple[int, ...]:
 
 def standing(tx: Tx, row: RolloutRow, now: float) -> approval.Standing:
     """What people's decisions about a rollout come to at decision time `now`. Who proposed any arm proposed it."""
-    entries = list(ledger.entries(tx, row.project))
+    entries = list(ledger.entries(tx, row.project, kinds=approval.PROPOSALS))
     proposers = (
         approval.proposers(tx.version(row.project, version), entries, rollout=row.id) for version in versions_of(row)
     )
@@ -221,6 +223,10 @@ def order(
     if row is None:
         raise IllegalMove(move, "not there", ("start",))
     before = CanaryState.from_dict(row.state)
+    if move is Move.ROLLBACK and before.phase is Phase.PROMOTED and row.state.get(BACK):
+        named = ", ".join(f"v{version}" for version in targets(tx, project.project)) or "none"
+        says = f"v{row.version} is what was gone back to, away from v{row.stable}; say to which with --to, of: {named}"
+        raise OrderRefused("the rollback", says)
     if move is Move.PROMOTE and move in canary.LEGAL[before.phase]:
         version = experiment.promoted(before, row.version, version)
     after = canary.move(plan_of(row), before, move, now=max(now, before.changed), version=version)
@@ -260,10 +266,10 @@ def go_back(
         if is_before:
             save_wanted(tx, name, now=now)
             return row.id, after
-    body = _at_once(project).model_dump(mode="json")
+    body, back = _at_once(project).model_dump(mode="json"), {BACK: True}
     state, against = CanaryState(Phase.PROMOTING, 0, now, Reason.OPERATOR), _stable(tx, name)
     assert against is not None, "what can be gone back to was stable before something that is"
-    tx.save_rollout(RolloutRow(rollout, name, to, against, body, state.to_dict(), now))
+    tx.save_rollout(RolloutRow(rollout, name, to, against, body, state.to_dict() | back, now))
     found = {"rollout": rollout, "against": against, "run_id": tx.version(name, to).run_id}
     ledger.append(tx, name, "rollout started", f"v{to}", who, why, found, now)
     found = {"rollout": rollout, "to": to, "ended": ended, "state": state.to_dict()} | note
@@ -298,10 +304,15 @@ def _stable(tx: Tx, project: str) -> int | None:
 def targets(tx: Tx, project: str) -> tuple[int, ...]:
     """Versions that a rollback may name: once stable and not taken back since, still registered, allowed to serve, and
     not stable now."""
-    rollouts = tx.rollouts(project)
-    once = {row.stable for row in rollouts} | {row.version for row in rollouts if row.state["phase"] == Phase.PROMOTED}
+    heard: list[tuple[float, int, bool]] = []  # when, which version, whether it did well then
+    for row in tx.rollouts(project):
+        state = CanaryState.from_dict(row.state)
+        heard.append((row.created, row.stable, not row.state.get(BACK)))
+        if state.phase in (Phase.PROMOTED, Phase.ROLLED_BACK):
+            heard.append((state.since, row.version, state.phase is Phase.PROMOTED))
+    last = {version: well for _, version, well in sorted(heard, key=lambda one: one[0])}
     there = {row.version for row in tx.versions(project) if row.may_serve}
-    return tuple(sorted((once & there) - {_stable(tx, project)}))
+    return tuple(sorted({v for v, well in last.items() if well} & there - {_stable(tx, project)}))
 
 
 def save_wanted(tx: Tx, project: str, *, now: float, fence: int = 0) -> None:

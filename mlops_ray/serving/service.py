@@ -82,7 +82,7 @@ class Service:
         self.versions = Versions(load, first)
         self._scoring = Scoring(project)
         self._repeats = Repeats()
-        self._apart: dict[int, Apart] = {}
+        self._apart: dict[int, tuple[str, Apart]] = {}  # by version, with the salt of the rollout that they are for
         self._shadow = Shadow(self._copied_to, log.append, most_rows=project.serving.shadow_rows, now=time.time)
         self._to_disk = project.capture.durability == "disk"
 
@@ -96,7 +96,7 @@ class Service:
 
     def status(self) -> dict[str, Any]:
         """What this replica has and does: see `Versions.status`; `apart` of each version asked, `shadow`'s queue."""
-        apart = {str(version): calls.status() for version, calls in list(self._apart.items())}
+        apart = {str(version): calls.status() for version, (_, calls) in list(self._apart.items())}
         return {**self.versions.status(), "apart": apart, "shadow": self._shadow.status()}
 
     def models(self) -> tuple[Known, ...]:
@@ -297,20 +297,24 @@ class Service:
         return Within(version, self.versions.loaded.get(version), self._scoring)
 
     def _calls_of(self, version: int) -> Apart:
-        """The calls to a version apart. Those to versions of earlier rollouts are let go of."""
-        if (found := self._apart.get(version)) is None:
-            serving, on_trial = self.project.serving, self.versions.wanted.on_trial
-            found = Apart(
-                self._lines(version),
-                self.project.task,
-                deadline_s=serving.canary_deadline_s,
-                # The other half is there for rows of stable, however many wait for canaries that hang.
-                most_waiting=max(1, serving.max_ongoing_requests // 2 // max(1, len(on_trial))),
-            )
-            for earlier, calls in self._apart.items():
-                if earlier not in on_trial:
-                    calls.close()
-            self._apart = {v: calls for v, calls in self._apart.items() if v in on_trial} | {version: found}
+        """The calls to a version apart. Those of earlier rollouts are let go of, to the same version too: its
+        application has been taken down since, and what was heard of the old one is nothing that the new one did."""
+        wanted, known = self.versions.wanted, self._apart.get(version)
+        if known is not None and (known[0] == wanted.salt or version not in wanted.on_trial):
+            return known[1]
+        serving, on_trial = self.project.serving, wanted.on_trial
+        found = Apart(
+            self._lines(version),
+            self.project.task,
+            deadline_s=serving.canary_deadline_s,
+            # The other half is there for rows of stable, however many wait for canaries that hang.
+            most_waiting=max(1, serving.max_ongoing_requests // 2 // max(1, len(on_trial))),
+        )
+        kept = {v: of for v, of in self._apart.items() if v in on_trial and v != version and of[0] == wanted.salt}
+        for earlier, (_, calls) in self._apart.items():
+            if earlier not in kept:
+                calls.close()
+        self._apart = kept | {version: (wanted.salt, found)}
         return found
 
     async def _kept(self, record: Scored) -> bool:

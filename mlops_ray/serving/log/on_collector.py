@@ -148,13 +148,16 @@ class Collector:
         return bool(ray.get(ray.get_actor(self._monitor, NAMESPACE).push.remote(dict(pushed)), timeout=_PUSH_S))
 
     def _known_bins(self) -> Bins:
-        """The project's bins, from the reference of the newest version that may serve."""
+        """The project's bins, from the reference of the stable version: what is registered beside it may have other
+        features. Before the first one, of the newest that may serve."""
         if self._bins is None:
+            name = self._project.project
             with self._store.read() as tx:
-                versions = tx.versions(self._project.project)
-            newest = max((v for v in versions if v.may_serve), key=lambda v: v.version)
+                served, versions = tx.serving(name), [v for v in tx.versions(name) if v.may_serve]
+            stable = served.spec["stable"]["version"] if served else max(v.version for v in versions)
+            chosen = next(v for v in versions if v.version == stable)
             trusted = self._project.features.trusted_types
-            self._bins = local(newest.artifact, newest.sha256, trusted=trusted).reference.bins
+            self._bins = local(chosen.artifact, chosen.sha256, trusted=trusted).reference.bins
         return self._bins
 
 

@@ -533,7 +533,7 @@ def test_a_version_that_turns_bad_after_its_promotion_is_found_out_by_the_coin_t
     found = look(baked(fine, bad), kept=KEPT)
     loss = metric(found, "log_loss")
     assert (loss.n_keys, loss.n_baking) == (6500, 1500)
-    assert "6500 keys, 1500 of them while baking" in loss.in_words()
+    assert f"6500 keys, {loss.baking:+.4f} over the 1500 heard while baking" in loss.in_words()
     assert Analysis.from_dict(json.loads(json.dumps(found.to_dict()))) == found
     assert "n_baking" not in look(fine).to_dict()["metrics"][0]
 
