@@ -307,7 +307,7 @@ def targets(tx: Tx, project: str) -> tuple[int, ...]:
     heard: list[tuple[float, int, bool]] = []  # when, which version, whether it did well then
     for row in tx.rollouts(project):
         state = CanaryState.from_dict(row.state)
-        heard.append((row.created, row.stable, not row.state.get(BACK)))
+        heard.append((row.created, row.stable, True))
         if state.phase in (Phase.PROMOTED, Phase.ROLLED_BACK):
             heard.append((state.since, row.version, state.phase is Phase.PROMOTED))
     last = {version: well for _, version, well in sorted(heard, key=lambda one: one[0])}

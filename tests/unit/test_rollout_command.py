@@ -243,8 +243,21 @@ def test_the_way_back_is_open_at_any_time_and_says_which_versions_it_leads_to(up
     assert (told.stable, told.rollout) == (1, "quickstart-v1-r3")
     assert told.order is not None
     assert told.order.kind == "rollout rollback"
-    # And back again, from a version that an operator made stable.
+    # And back again, but not by saying nothing: that would lead to what somebody went away from.
+    assert "say to which with --to, of: v2" in str(up.run("rollback").exception)
     assert up.json("rollback", "--to", "2")["phase"] == "rolled back"
+
+
+def test_no_way_leads_back_to_what_was_taken_back_after_it_was_stable(up: Up) -> None:
+    up.run("start", "2")
+    up.step(Phase.RAMPING)
+    up.step(Phase.PROMOTED)
+    with up.store.begin() as tx:
+        tx.save_serving(up.name, Wanted(stable=Held(2, "/m/2", "0" * 64), warm=(Held(1, "/m/1", "0" * 64),)).spec(), 0)
+    up.run("start", "3")
+    up.run("abort")
+    assert up.json("rollback", "--to", "1", "--why", "complaints")["phase"] == "rolled back"
+    assert "so there is no way back to it; these were: none" in str(up.run("rollback", "--to", "2").exception)
 
 
 def test_an_order_may_name_the_rollout_that_is_meant(up: Up) -> None:

@@ -45,7 +45,7 @@ PARAMETERS: dict[str, Any] = {
         "name": "Idempotency-Key",
         "in": "header",
         "description": "Becomes the request id: sent again with the same body, it is the same prediction.",
-        "schema": {"type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[!-9;-~]+$"},
+        "schema": {"type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[!-9;-~]([ -9;-~]*[!-9;-~])?$"},
     },
     "X-Model-Version": {
         "name": "X-Model-Version",

@@ -42,7 +42,7 @@ _POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'no
 _MOST_ORDERS, _ORDER_BYTES = 16, 65_536
 # What a client may choose as an id for its own traces. An Idempotency-Key is wider, since people have such keys.
 _TRACE = re.compile(r"[A-Za-z0-9._~+/=@-]{1,128}")
-_KEY = re.compile(r"[!-9;-~]{1,200}")
+_KEY = re.compile(r"[!-9;-~]([ -9;-~]{0,198}[!-9;-~])?")
 
 
 class Application:
@@ -199,7 +199,7 @@ def identify(call: Call) -> None:
     if given is None:
         return
     if _KEY.fullmatch(given) is None:
-        raise BadRequest(400, "bad Idempotency-Key", "use 1 to 200 printable ASCII characters but ':' and spaces")
+        raise BadRequest(400, "bad Idempotency-Key", "use 1 to 200 printable ASCII characters without ':'")
     call.id, call.repeatable = given, True
 
 
