@@ -29,7 +29,8 @@ from benchmarks.serving import troubled
 from mlops_ray.cluster.processes import free_port
 from mlops_ray.rollout import orders
 from mlops_ray.rollout.canary import ENDED, Phase
-from mlops_ray.serving.on_apply import replica_status
+from mlops_ray.serving import applications
+from mlops_ray.serving.on_apply import application_states, replica_status
 from mlops_ray.serving.places import labels_uri, log_uri
 from mlops_ray.serving.versions import Wanted
 from mlops_ray.state import RolloutRow
@@ -350,6 +351,24 @@ def baked(live: Live, turns: str, folder: Path, *, bake_s: float) -> Trial:
         (folder / "trouble").write_text(turns, encoding="utf-8")
 
     load = traffic.run(lambda: ended.append(tried(live, version, paths=paths, bakes=turn)))
+    return Trial(tuple(ended), traffic, load)
+
+
+def tried_again(live: Live) -> Trial:
+    """A rollout of stable's artifact that an operator aborts while it answers, and another one of the same version once
+    its application is gone."""
+    version = troubled.again(live.project, live.store)
+    traffic, ended = Traffic(live, f"v{version} again", late_s=1.0), list[Ended]()
+    apart = applications.version_application(NAME, version)
+
+    def during() -> None:
+        rollouts.start(live.paths, os.environ, version, "a trial that is broken off")
+        eventually(lambda: any(a.version == version for a in traffic.answers), 120.0)
+        rollouts.move(live.paths, os.environ, "abort", "to try it again")
+        eventually(lambda: apart not in application_states(live.dashboard), 60.0)
+        ended.append(tried(live, version))
+
+    load = traffic.run(during)
     return Trial(tuple(ended), traffic, load)
 
 

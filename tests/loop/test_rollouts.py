@@ -87,6 +87,14 @@ def test_a_quietly_worse_version_is_found_out_by_late_labels(live: Live, tmp_pat
     found_out(live, "quietly worse", tmp_path)
 
 
+def test_a_version_whose_rollout_was_broken_off_is_tried_again(live: Live) -> None:
+    """Its first application is gone, and every replica has spoken with that one."""
+    trial = trials.tried_again(live)
+    (ended,) = trial.ended
+    unharmed(live, trial)
+    assert (ended.phase, ended.reason) == ("promoted", "evidence")
+
+
 def baked(live: Live, turns: str, folder: Path, *, bake_s: float) -> tuple[Trial, Ended]:
     trial = trials.baked(live, turns, folder / "version", bake_s=bake_s)
     (ended,) = trial.ended

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
+from mlops_ray.data.profile import Bins, fold
 from mlops_ray.monitoring.loop import Point
 from mlops_ray.monitoring.multivariate import Told
 from tests.monitors import BLOCK_S, MONITORING, START, N, Run, Story
@@ -66,3 +68,16 @@ def test_a_loop_without_news_writes_nothing(tmp_path: Path) -> None:
     run._loop.tick()
     run.world.store.close()
     assert passed == ["considered"]
+
+
+def test_rows_over_other_features_are_left_out_of_a_window_and_told(tmp_path: Path) -> None:
+    """Of a version that was stable for a while and had fewer features: the window is judged by the others."""
+    run = Run(Story(n_blocks=9), f"sqlite:///{tmp_path}/state.db")
+    other = fold(Bins({"x": (0.0,)}, {}), {"x": np.zeros(7, dtype=np.float32)}).to_dict()
+    with run.world.store.begin() as tx:
+        tx.save_profile("small", 2, START + BLOCK_S, other)
+    run.tell()
+    drift = {round((w[0] - START) / BLOCK_S): w[3]["drift"] for w in windows(run) if "drift" in w[3]}
+    assert (drift[0]["rows"], drift[0]["left_out"]) == (4 * N, 7)
+    assert drift[0]["why"].endswith("; 7 rows were counted over other features, and are left out")
+    assert (drift[4]["rows"], "left_out" in drift[4]) == (4 * N, False)

@@ -297,6 +297,22 @@ def test_an_arm_that_is_dropped_is_asked_no_more_and_the_others_go_on(log: FakeL
     assert not lines[40].closed
 
 
+def test_a_version_that_is_tried_again_is_asked_anew(log: FakeLog) -> None:
+    """Nothing that was heard of its application before counts: that one has been taken down since."""
+    made = [FakeLine(ConnectionResetError("gone")), FakeLine(lambda n: np.full(n, 0.2))]
+    ways = iter(made)
+    service = make(log, ON_TRIAL, lambda version: next(ways))
+    for _ in range(20):  # until it is asked no more
+        post(service, json=ROWS)
+    service.want(replace(STABLE, sequence=2))
+    post(service, json=ROWS)
+    service.want(replace(ON_TRIAL, sequence=3, salt="r2"))
+    predictions = post(service, json=ROWS).json()["predictions"]
+    assert [p["version"] for p in predictions] == [20 if c else 10 for c in to_canary(KEYS, "r2", 0.5)]
+    assert made[0].closed
+    assert not made[1].closed
+
+
 def test_arms_may_be_asked_for_by_number(log: FakeLog) -> None:
     _, way = lines_of({v: lambda n, v=v: np.full(n, v / 100) for v in (20, 30, 40)})
     service = make(log, ARMS, way)
