@@ -4,13 +4,16 @@ leaves behind in other tables. Whoever changes those as well leaves nothing; aga
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from mlops_ray import ledger
+from mlops_ray.governance import approvals
 from mlops_ray.ledger import Entry
 from mlops_ray.rollout.canary import ENDED, Phase
-from mlops_ray.state import RetrainRow, RolloutRow, Tx
+from mlops_ray.state import ApprovalRow, RetrainRow, RolloutRow, Tx
 
 _RETRAIN_ENDS = ("retrain succeeded", "candidate rejected", "retrain failed")
+_DECIDED = {approvals.KIND: ApprovalRow.APPROVE, approvals.REJECTED: ApprovalRow.REJECT}
 _STABLE = (Phase.PROMOTING, Phase.BAKING, Phase.PROMOTED)
 
 
@@ -22,11 +25,7 @@ def unrecorded(tx: Tx, project: str) -> tuple[str, ...]:
     entries = ledger.entries(tx, project)
     found = [says for row in reversed(tx.rollouts(project)) for says in _of_rollout(row, entries)]
     found += [says for row in reversed(tx.retrains(project)) for says in _of_retrain(row, entries)]
-    decided = {(e.subject, e.who) for e in entries if e.kind in ("approved", "rejected")}
-    for version in tx.versions(project):
-        for row in tx.approvals(project, version.version):
-            if (f"v{version.version}", row.subject) not in decided:
-                found.append(f"that {row.subject} decided to {row.decision} v{version.version}")
+    found += _of_approvals(tx, project, entries)
     served = tx.serving(project)
     stable = (served.spec.get("stable") or {}).get("version") if served else None
     if stable is not None and not any(_made_stable(entry, stable) for entry in entries):
@@ -50,6 +49,26 @@ def _of_retrain(row: RetrainRow, entries: Sequence[Entry]) -> Iterator[str]:
         yield f"that retrain {row.id} was decided"
     if row.status not in (*RetrainRow.OPEN, RetrainRow.PROPOSED) and not kinds & set(_RETRAIN_ENDS):
         yield f"that retrain {row.id} is {row.status}"
+
+
+def _of_approvals(tx: Tx, project: str, entries: Sequence[Entry]) -> Iterator[str]:
+    """What people decided last, as the table of approvals has it: against the last entry of each, both ways. Entries of
+    the releases that had no such table stand alone."""
+    told: dict[tuple[str, str], dict[str, tuple[str, Any]]] = {}
+    for entry in entries:
+        if entry.kind in _DECIDED:
+            about = told.setdefault((entry.subject, str(entry.evidence.get("rollout") or "")), {})
+            about[entry.who] = _DECIDED[entry.kind], entry.evidence.get("expires")
+    rollouts = ("", *(row.id for row in reversed(tx.rollouts(project))))
+    for name, version in ((f"v{row.version}", row.version) for row in tx.versions(project)):
+        for rollout in rollouts:
+            rows, of = tx.approvals(project, version, rollout), f"{name}, of rollout {rollout}" if rollout else name
+            about = told.get((name, rollout), {})
+            for row in rows:
+                if about.pop(row.subject, None) != (row.decision, row.expires):
+                    yield f"that {row.subject} decided to {row.decision} {of}"
+            if rows:
+                yield from (f"that {who} no longer decides about {of}" for who in about)
 
 
 def _made_stable(entry: Entry, version: int) -> bool:
