@@ -140,7 +140,8 @@ def _start() -> dict[str, Any]:
 
 
 def _move(move: Move) -> dict[str, Any]:
-    fields: dict[str, Any] = {"why": _WHY} | ({WHICH[move]: _VERSION} if move in WHICH else {})
+    which = _VERSION | {"type": ["integer", "null"]}  # null as if it were left out
+    fields: dict[str, Any] = {"why": _WHY} | ({WHICH[move]: which} if move in WHICH else {})
     answer = of_object(
         {
             "rollout": {"type": "string"},
