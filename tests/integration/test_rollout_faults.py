@@ -35,6 +35,10 @@ from tests.rollouts import (
 )
 
 
+SHORT = ("shadow, ramp, approval, baking", "worse in the ramp", "orders")
+"""Stories that are told at every run; the others take their time."""
+
+
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("template") / "state.db"
@@ -59,7 +63,7 @@ def make(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
     return run
 
 
-@pytest.mark.parametrize("name", STORIES)
+@pytest.mark.parametrize("name", [n if n in SHORT else pytest.param(n, marks=pytest.mark.slow) for n in STORIES])
 def test_a_kill_between_any_two_steps_loses_repeats_and_reorders_nothing(
     name: str, make: Callable[[Story], Run]
 ) -> None:
@@ -72,7 +76,7 @@ def test_a_kill_between_any_two_steps_loses_repeats_and_reorders_nothing(
         assert make(STORIES[name]).tell(kill_at(number)) == undisturbed, (number, count.points[number])
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))])
 def test_many_deaths_in_one_rollout_change_nothing_either(seed: int, make: Callable[[Story], Run]) -> None:
     story, chance = STORIES["shadow, ramp, approval, baking"], random.Random(seed)
 
