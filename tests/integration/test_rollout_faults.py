@@ -34,7 +34,6 @@ from tests.rollouts import (
     stand_in,
 )
 
-
 SHORT = ("shadow, ramp, approval, baking", "worse in the ramp", "orders")
 """Stories that are told at every run; the others take their time."""
 
