@@ -103,6 +103,7 @@ def baked(live: Live, turns: str, folder: Path, *, bake_s: float) -> tuple[Trial
     return trial, ended
 
 
+@pytest.mark.slow
 def test_a_version_that_turns_bad_as_stable_is_taken_back_by_evidence_while_it_bakes(
     live: Live, tmp_path: Path
 ) -> None:
