@@ -488,6 +488,12 @@ class Tx:
         where = (c.project == project, c.version == int(version), c.rollout == rollout)
         return self._all(ApprovalRow, select(APPROVALS).where(*where).order_by(c.at, c.subject))
 
+    def all_approvals(self, project: str) -> list[ApprovalRow]:
+        """The subjects' last decisions about all of a project's versions and rollouts, by version, oldest first."""
+        c = APPROVALS.c
+        query = select(APPROVALS).where(c.project == project).order_by(c.version, c.at, c.subject)
+        return self._all(ApprovalRow, query)
+
     # monitoring
 
     def profile(self, project: str, version: int, block: float) -> dict[str, Any] | None:
@@ -499,7 +505,7 @@ class Tx:
 
     def save_profile(self, project: str, version: int, block: float, body: Mapping[str, Any]) -> None:
         """Insert or replace the profile of one block."""
-        self._upsert(PROFILES, {"project": project, "version": version, "block": block, "body": dict(body)})
+        self.upsert(PROFILES, {"project": project, "version": version, "block": block, "body": dict(body)})
 
     def first_block(self, project: str) -> float | None:
         """Start of the earliest block that has a profile, or None."""
@@ -562,7 +568,7 @@ class Tx:
 
     def save_cursor(self, project: str, name: str, number: int, at: float) -> None:
         """Set a reader's place, in the transaction of what it has read."""
-        self._upsert(CURSORS, {"project": project, "name": name, "number": number, "at": at})
+        self.upsert(CURSORS, {"project": project, "name": name, "number": number, "at": at})
 
     def save_cursors(self, project: str, places: Mapping[str, Cursor]) -> None:
         """Set several readers' places in one statement."""
@@ -595,9 +601,12 @@ class Tx:
     # how
 
     def _save(self, table: Table, row: Row) -> None:
-        self._upsert(table, {f.name: getattr(row, f.name) for f in fields(row)})
+        self.upsert(table, {f.name: getattr(row, f.name) for f in fields(row)})
 
-    def _upsert(self, table: Table, values: Mapping[str, Any]) -> None:
+    def upsert(self, table: Table, values: Mapping[str, Any]) -> None:
+        """Insert or replace the row with these values' primary key. Args: values: by column, JSON bodies as dicts.
+
+        Raises: DataError for what both databases would not keep alike."""
         stored = {name: _stored(table, name, value) for name, value in values.items()}
         keys = [column.name for column in table.primary_key]
         new = insert_of(table, self.connection.dialect.name).values(stored)

@@ -57,18 +57,21 @@ def _of_approvals(tx: Tx, project: str, entries: Sequence[Entry]) -> Iterator[st
     told: dict[tuple[str, str], dict[str, tuple[str, Any]]] = {}
     for entry in entries:
         if entry.kind in _DECIDED:
-            about = told.setdefault((entry.subject, str(entry.evidence.get("rollout") or "")), {})
-            about[entry.who] = _DECIDED[entry.kind], entry.evidence.get("expires")
-    rollouts = ("", *(row.id for row in reversed(tx.rollouts(project))))
-    for name, version in ((f"v{row.version}", row.version) for row in tx.versions(project)):
-        for rollout in rollouts:
-            rows, of = tx.approvals(project, version, rollout), f"{name}, of rollout {rollout}" if rollout else name
-            about = told.get((name, rollout), {})
-            for row in rows:
-                if about.pop(row.subject, None) != (row.decision, row.expires):
-                    yield f"that {row.subject} decided to {row.decision} {of}"
-            if rows:
-                yield from (f"that {who} no longer decides about {of}" for who in about)
+            about = (entry.subject, str(entry.evidence.get("rollout") or ""))
+            told.setdefault(about, {})[entry.who] = _DECIDED[entry.kind], entry.evidence.get("expires")
+    kept = set()
+    for row in tx.all_approvals(project):
+        about = (f"v{row.version}", row.rollout)
+        kept.add(about)
+        if told.get(about, {}).pop(row.subject, None) != (row.decision, row.expires):
+            yield f"that {row.subject} decided to {row.decision} {_about(*about)}"
+    for about, missed in told.items():
+        if about in kept:
+            yield from (f"that {who} no longer decides about {_about(*about)}" for who in missed)
+
+
+def _about(version: str, rollout: str) -> str:
+    return f"{version}, of rollout {rollout}" if rollout else version
 
 
 def _made_stable(entry: Entry, version: int) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Column, Table, Text, select
 
 from mlops_ray.monitoring.sequential import State
-from mlops_ray.state import METADATA, Tx, canonical, insert_of
+from mlops_ray.state import METADATA, Tx
 
 DETECTORS = Table(
     "detectors",
@@ -54,6 +54,4 @@ def read(tx: Tx, project: str) -> Standing | None:
 
 def save(tx: Tx, project: str, now: Standing) -> None:
     """Save where it stands; in the transaction of its cursor."""
-    values = {"project": project, "name": _NAME, "body": canonical(now.to_dict(), "sequential detector")}
-    put = insert_of(DETECTORS, tx.connection.dialect.name).values(values)
-    tx.connection.execute(put.on_conflict_do_update(index_elements=["project", "name"], set_={"body": values["body"]}))
+    tx.upsert(DETECTORS, {"project": project, "name": _NAME, "body": now.to_dict()})

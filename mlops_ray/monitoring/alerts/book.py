@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -12,7 +12,7 @@ from sqlalchemy import BigInteger, Column, Double, Index, RowMapping, Table, Tex
 
 from mlops_ray.errors import DataError
 from mlops_ray.monitoring.alerts.alerting import OPEN, Alert, Kind, Message, Phase, Silence, Step
-from mlops_ray.state import METADATA, Tx, canonical, insert_of, storable
+from mlops_ray.state import METADATA, Tx
 
 KEEP_S = 90 * 86_400.0
 """Resolved alerts, ended silences and messages that are done are kept for so long."""
@@ -146,8 +146,8 @@ def save(tx: Tx, project: str, alert: Alert) -> None:
     """Insert or replace an alert."""
     columns = ("id", "rule", "subject", "phase", "since", "ended")
     values = {name: getattr(alert, name) for name in columns} | {"project": project}
-    values |= {"phase": str(alert.phase), "body": canonical(alert.to_dict(), f"alert {alert.id}")}
-    _put(tx, ALERTS, values)
+    values |= {"phase": str(alert.phase), "body": alert.to_dict()}
+    tx.upsert(ALERTS, values)
 
 
 # silences
@@ -162,8 +162,7 @@ def silences(tx: Tx, project: str, now: float) -> list[Silence]:
 
 def save_silence(tx: Tx, project: str, silence: Silence) -> None:
     """Insert or replace a silence. Raises: DataError for texts that cannot be stored."""
-    values = {n: storable(v, f"silence.{n}") if isinstance(v, str) else v for n, v in vars(silence).items()}
-    _put(tx, SILENCES, values | {"project": project})
+    tx.upsert(SILENCES, {"project": project, **vars(silence)})
 
 
 def end_silence(tx: Tx, project: str, which: str, now: float) -> Silence:
@@ -196,7 +195,7 @@ def save_posted(tx: Tx, project: str, posted: Posted) -> None:
     }
     values = {"id": message.id, "channel": message.channel, "project": project, "status": str(posted.status)}
     values |= {name: getattr(posted, name) for name in ("number", "created", "due")}
-    _put(tx, MESSAGES, values | {"body": canonical(body, f"message {message.id}")})
+    tx.upsert(MESSAGES, values | {"body": body})
 
 
 def waiting(tx: Tx, project: str, channel: str) -> list[Posted]:
@@ -241,12 +240,6 @@ def forget_old(tx: Tx, project: str, now: float) -> None:
     tx.connection.execute(SILENCES.delete().where(s.project == project, s.ends < before))
     done = (m.project == project, m.status != Status.WAITING, m.created < before)
     tx.connection.execute(MESSAGES.delete().where(*done))
-
-
-def _put(tx: Tx, table: Table, values: Mapping[str, Any]) -> None:
-    new = insert_of(table, tx.connection.dialect.name).values(**values)
-    changed = {name: new.excluded[name] for name in values if name not in ("project", "id")}
-    tx.connection.execute(new.on_conflict_do_update(index_elements=["project", "id"], set_=changed))
 
 
 def _silence(row: RowMapping) -> Silence:

@@ -49,7 +49,7 @@ class Collector:
         self._root, self._folder = spool_root(self._project), spool_folder(self._project, node)
         self._lock_fd = self._owned()
         self._store = Store.open(self._project.storage.state)
-        self._bins: Bins | None = None
+        self._bins: tuple[int, Bins] | None = None  # with the version that they are of
         self._own = self._drain(self._folder)
         self._busy = threading.Lock()
         self._passed_at = 0.0  # so that the first look makes a pass
@@ -150,15 +150,15 @@ class Collector:
     def _known_bins(self) -> Bins:
         """The project's bins, from the reference of the stable version: what is registered beside it may have other
         features. Before the first one, of the newest that may serve."""
-        if self._bins is None:
-            name = self._project.project
-            with self._store.read() as tx:
-                served, versions = tx.serving(name), [v for v in tx.versions(name) if v.may_serve]
-            stable = served.spec["stable"]["version"] if served else max(v.version for v in versions)
+        name = self._project.project
+        with self._store.read() as tx:
+            served, versions = tx.serving(name), [v for v in tx.versions(name) if v.may_serve]
+        stable = served.spec["stable"]["version"] if served else max(v.version for v in versions)
+        if self._bins is None or self._bins[0] != stable:
             chosen = next(v for v in versions if v.version == stable)
-            trusted = self._project.features.trusted_types
-            self._bins = local(chosen.artifact, chosen.sha256, trusted=trusted).reference.bins
-        return self._bins
+            loaded = local(chosen.artifact, chosen.sha256, trusted=self._project.features.trusted_types)
+            self._bins = stable, loaded.reference.bins
+        return self._bins[1]
 
 
 def alive_nodes() -> list[str]:
