@@ -53,7 +53,7 @@ def opened_project(store: Store) -> Project:
 
 def test_its_rows_are_read_and_its_ledger_holds(store: Store) -> None:
     with store.read() as tx:
-        assert state._revision(tx.connection) == state.HEAD
+        assert state.revision(tx.connection) == state.HEAD
         assert [(row.version, row.status) for row in tx.versions("small")] == [
             (1, "registered"),
             (2, "registered"),
