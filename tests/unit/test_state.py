@@ -222,7 +222,7 @@ def test_read_decide_write_loses_no_update(url: str, store: Store) -> None:
 def test_a_writer_that_waits_too_long_says_who_to_look_for(
     url: str, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state, "LOCK_WAIT_S", 0.1)
+    monkeypatch.setattr(state.store, "LOCK_WAIT_S", 0.1)
     hasty = Store.open(url)
     with store.begin(), pytest.raises(BackendUnavailable, match="another process has held the write lock"):
         hasty.run(_increment)
@@ -230,7 +230,7 @@ def test_a_writer_that_waits_too_long_says_who_to_look_for(
 
 
 def test_a_stalled_writer_is_cut_off_and_does_not_commit(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state, "IDLE_S", 0.1)
+    monkeypatch.setattr(state.store, "IDLE_S", 0.1)
     stalled, other = Store.open(postgres_url), Store.open(postgres_url)
 
     def late() -> None:
