@@ -314,13 +314,13 @@ import sys, os
 import pyarrow as pa
 from mlops_ray.data import lake
 uri, app, start, stop = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-real = lake.write_deltalake
+real = lake.appending.write_deltalake
 def told(*args, **kwargs):
     if "stall" in sys.argv:
         print("about to commit", flush=True)
         sys.stdin.readline()
     return real(*args, **kwargs)
-lake.write_deltalake = told
+lake.appending.write_deltalake = told
 for i in range(start, stop):
     rows = pa.table({"day": [f"2013-01-0{1 + i % 3}"] * 2, "x": [i, i]})
     print(int(lake.append_once(uri, rows, app, i, ("day",))), flush=True)
@@ -413,8 +413,8 @@ def test_a_version_is_found_without_reading_the_log(tmp_path: Path, monkeypatch)
     uri = str(tmp_path / "data")
     made = [put(uri, pa.table({"x": [i]}), f"run-{i}") for i in range(30)]
     looks: list[int] = []
-    entry = lake._entry
-    monkeypatch.setattr(lake, "_entry", lambda uri, version: looks.append(version) or entry(uri, version))
+    entry = lake.log.commit_at
+    monkeypatch.setattr(lake.log, "commit_at", lambda uri, version: looks.append(version) or entry(uri, version))
     assert lake.find(uri, made[3].content_hash) == made[3]
     assert lake.find(uri, "?") is None
     assert lake.latest(uri) == made[-1]
@@ -535,7 +535,7 @@ def test_a_collection_that_was_killed_is_finished_by_the_next(tmp_path: Path, mo
     later = made[-1].committed + 100
     found = lake.garbage(uri, now=later, older_than_s=10, keep=1)
     with monkeypatch.context() as patch:
-        patch.setattr(lake, "filesystem_of", lambda uri: (Dying(), uri))
+        patch.setattr(lake.cleaning, "filesystem_of", lambda uri: (Dying(), uri))
         with pytest.raises(KeyboardInterrupt):
             lake.collect(found, now=later)
     assert list(lake.versions(uri)) == made[-1:]
