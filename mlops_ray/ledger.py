@@ -19,7 +19,7 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Column, Double, RowMapping, Table, Text, insert, select
 
-from mlops_ray.errors import DataError
+from mlops_ray.errors import DataError, NoAnchor
 from mlops_ray.state import METADATA, Tx, canonical, storable
 
 GENESIS = "0" * 64
@@ -190,10 +190,10 @@ def verify(tx: Tx, project: str, *anchors: Anchor, accepted: Collection[Anchor] 
 
 
 def parse_anchor(text: str) -> Anchor:
-    """The anchor that `SEQ:HASH` names. Raises: DataError."""
+    """The anchor that `SEQ:HASH` names. Raises: NoAnchor."""
     found = _ANCHOR.fullmatch(text.strip())
     if found is None:
-        raise DataError(
+        raise NoAnchor(
             f"anchor {text.strip()[:90]!r}", "write SEQ:HASH, such as 17:6e3f..., as `mlops-ray ledger verify` prints"
         )
     return int(found[1]), found[2]
@@ -203,7 +203,7 @@ def parse_anchors(text: str, name: str) -> list[Anchor]:
     """The anchors of a file called `name`: a line each, as SEQ:HASH or as JSON with `seq` and `hash`, so that an export
     of the ledger is one. Empty lines and those that begin with # say nothing.
 
-    Raises: DataError naming file and line."""
+    Raises: NoAnchor naming file and line."""
     found = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("#"):
@@ -214,7 +214,7 @@ def parse_anchors(text: str, name: str) -> list[Anchor]:
                 line = f"{body['seq']}:{body['hash']}"
             found.append(parse_anchor(line))
         except (ValueError, KeyError, DataError) as exc:
-            raise DataError(f"{name}, line {number}", "is no anchor; write SEQ:HASH, or an exported entry") from exc
+            raise NoAnchor(f"{name}, line {number}", "is no anchor; write SEQ:HASH, or an exported entry") from exc
     return found
 
 
@@ -227,11 +227,14 @@ def _unmet(anchors: list[Anchor], head: Anchor, claimed: Collection[Anchor]) -> 
         says = f"entry {seq} is not the anchored one: the chain was rewritten"
     else:
         says = f"the anchor names entry {seq}, the chain ends at {head[0]}: its tail was cut"
-    if anchors[0] not in claimed:
+    given_up = [anchor for anchor in anchors if anchor in claimed]
+    if anchors[0] not in given_up:
         return says
+    lost = " ".join(f"--accept-loss {seq}:{sealed}" for seq, sealed in given_up)
+    what = "it" if len(given_up) == 1 else f"it and {len(given_up) - 1} more"
     return (
-        f"{says}. An entry `{RESTORED}` claims that a restored backup gave it up, which proves nothing: whoever cuts a "
-        f"ledger can write that too. If you know of that restore, say so: --accept-loss {seq}:{sealed}"
+        f"{says}. An entry `{RESTORED}` claims that a restored backup gave {what} up, which proves nothing: whoever "
+        f"cuts a ledger can write that too. If you know of that restore, say so: {lost}"
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlops_ray.errors import BackendUnavailable, DataError
+from mlops_ray.errors import BackendUnavailable, DataError, NoAnchor
 from mlops_ray.verbs import Env, Paths, known_store, load
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def verify(
 
     Args: anchors: as SEQ:HASH. anchors_file: with one a line, or an export. accept_loss: heads, as SEQ:HASH, that need
         not be met, because whoever asks knows why they are lost.
-    Raises: DataError for an anchor that cannot be read.
+    Raises: NoAnchor for an anchor, or a file of them, that cannot be read.
     """
     from mlops_ray import ledger
     from mlops_ray.governance.unrecorded import unrecorded
@@ -68,7 +68,7 @@ def verify(
         try:
             text = Path(anchors_file).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as exc:
-            raise DataError(str(anchors_file), f"cannot be read as a file of anchors ({exc})") from exc
+            raise NoAnchor(str(anchors_file), f"cannot be read as a file of anchors ({exc})") from exc
         given += ledger.parse_anchors(text, str(anchors_file))
     lost = [ledger.parse_anchor(text) for text in accept_loss]
     store = known_store(project)
