@@ -45,13 +45,13 @@ def _records(file: TextIO) -> Iterator[tuple[int, int, Sequence[str]]]:
     line, known = 1, False
     for text in file:
         if known and '"' not in text:
-            n, fields, lines = (text.count(",") + 1 if text.strip("\r\n") else 0), (), 1
-        else:
-            reader = csv.reader(chain([text], file))
-            fields = tuple(next(reader, ()))
-            n, lines, known = len(fields), reader.line_num, known or bool(fields)
-        yield line, n, fields
-        line += lines
+            yield line, text.count(",") + 1 if text.strip("\r\n") else 0, ()
+            line += 1
+            continue
+        reader = csv.reader(chain([text], file))
+        fields = next(reader, [])
+        yield line, len(fields), fields
+        line, known = line + reader.line_num, known or bool(fields)
 
 
 def _said(n: int, names: Sequence[str]) -> str:

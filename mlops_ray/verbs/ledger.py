@@ -13,7 +13,7 @@ from mlops_ray.verbs import Env, Paths, known_store, load
 if TYPE_CHECKING:
     from mlops_ray.config import Project
     from mlops_ray.governance.served import Served
-    from mlops_ray.ledger import Anchor
+    from mlops_ray.ledger import Anchor, Entry
 
 
 # Of decisions that are missing, in a sentence.
@@ -73,10 +73,11 @@ def verify(
     lost = [ledger.parse_anchor(text) for text in accept_loss]
     store = known_store(project)
     kept, unasked = _kept(project)
+    entries: list[Entry] = []
     with store.read() as tx:
-        found = ledger.verify(tx, project.project, *given, *kept, accepted=lost)
+        found = ledger.verify(tx, project.project, *given, *kept, accepted=lost, heard=entries.append)
         # Of a chain that does not hold there is nothing more to say than where it breaks.
-        missing = unrecorded(tx, project.project) if found.ok else ()
+        missing = unrecorded(tx, project.project, entries) if found.ok else ()
     says = str(found) + (f"; {unasked}" if unasked else "")
     if missing:
         more = f"; and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""

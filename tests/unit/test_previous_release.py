@@ -77,7 +77,7 @@ def test_its_project_file_and_its_rollout_go_on(store: Store) -> None:
     assert RolloutPlan.model_validate(row.plan).shares == (0.1, 0.5)
     assert CanaryState.from_dict(row.state).phase is Phase.PAUSED
     resume, why = canary.Move.RESUME, "back from holiday"
-    after = store.run(lambda tx: order(tx, project, resume, who="ann", why=why, now=2e9))
+    after = store.run(lambda tx: order(tx, project, resume, who="ann", why=why, now=2e9, machine_now=2e9))
     assert after.phase is Phase.RAMPING
     assert first_version(store, project, now=2e9) == 1
     with store.read() as tx:

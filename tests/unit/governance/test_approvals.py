@@ -22,7 +22,7 @@ from tests.fakes import project
 
 def begin(store: Store, number: int) -> str:
     def run(tx: Tx) -> str:
-        return orders.begin(tx, project(), number, supersede=False, who="ann", why="try", now=3.0)
+        return orders.begin(tx, project(), number, supersede=False, who="ann", why="try", now=3.0, machine_now=3.0)
 
     return store.run(run)
 

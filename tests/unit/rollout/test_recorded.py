@@ -173,7 +173,7 @@ def test_lines_with_more_or_fewer_fields_than_the_header_are_named(text: str, sa
         read(path, plan())
     assert str(refused.value).startswith(f"{path}: 1 problem")
     assert says in str(refused.value)
-    path.write_bytes(b"\xef\xbb\xbf\ntime,key,variant,failed\r\n0,a,stable,0\r\n1,\"b,c\",canary,1")
+    path.write_bytes(b'\xef\xbb\xbf\ntime,key,variant,failed\r\n0,a,stable,0\r\n1,"b,c",canary,1')
     assert len(read(path, plan())) == 2
 
 
