@@ -162,3 +162,13 @@ def test_decisions_that_the_state_knows_of_and_the_ledger_does_not_are_told(conf
 def test_at_says_who_served_and_who_approved(config: list[str]) -> None:
     assert "v1 was stable at 2024-01-01 00:00:00+00:00" in run("at", *config, "2024-01-01").stdout
     assert json.loads(run("at", *config, "2000-01-01", "--json").stdout)["stable"] is None
+
+
+def test_verify_reads_the_ledger_once(config: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be long. What holds of the chain is what the state's rows are compared with."""
+
+    def again(*_: object, **__: object) -> None:
+        raise AssertionError("a second time")
+
+    monkeypatch.setattr(ledger, "entries", again)
+    assert "3 entries, unbroken" in run("verify", *config).stdout
