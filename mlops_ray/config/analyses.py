@@ -51,8 +51,8 @@ class _Judged(Config):
 
 
 class Failures(_Judged):
-    """Share of its rows that the canary failed to answer in time. Stable's failures stand in no log, so the canary is
-    called worse above the margin."""
+    """Share of its rows that the canary failed to answer in time, or failed as stable while it bakes. What the version
+    that it is compared with fails stands in no log, so the canary is called worse above the margin."""
 
     metric: Literal["failures"] = "failures"
     margin: Share = 0.01
