@@ -62,6 +62,12 @@ class OrderRefused(DataError):
     exit_code = 2
 
 
+class NoAnchor(DataError):
+    """Something was named as an anchor of the ledger that is none, or a file of them that cannot be read."""
+
+    exit_code = 2
+
+
 class KeyReused(MlopsRayError):
     """An Idempotency-Key that came with another order before; `first` names that one."""
 

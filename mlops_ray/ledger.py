@@ -12,14 +12,14 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import BigInteger, Column, Double, RowMapping, Table, Text, insert, select
 
-from mlops_ray.errors import DataError
+from mlops_ray.errors import DataError, NoAnchor
 from mlops_ray.state import METADATA, Tx, canonical, storable
 
 GENESIS = "0" * 64
@@ -29,6 +29,9 @@ RESTORED = "restored"
 """Kind of the entry that a restored backup adds; its evidence names under `GAVE_UP` the anchors, [seq, hash] each, of
 entries that came after the backup and that the restored chain does not hold. That is a claim: it excuses nothing."""
 GAVE_UP = "gave_up"
+
+WRITTEN = "written"
+"""Key of an entry's evidence: the machine's time at which it was written, where `at` is decision time."""
 
 Anchor = tuple[int, str]
 _ANCHOR = re.compile(r"(\d{1,18}):([0-9a-f]{64})")
@@ -63,6 +66,12 @@ class Entry:
     evidence: dict[str, Any]
     prev: str
     hash: str
+
+    @property
+    def written(self) -> float:
+        """When it was written by the machine's clock, as far as it says so; else `at`. Seconds since the epoch."""
+        found = self.evidence.get(WRITTEN)
+        return found if isinstance(found, float) and math.isfinite(found) else self.at
 
 
 @dataclass(frozen=True)
@@ -108,13 +117,18 @@ def append(
     why: str,
     evidence: Mapping[str, Any],
     at: float,
+    *,
+    written: float | None = None,
 ) -> Entry:
     """Seal one more entry onto the project's chain, in the write transaction `tx` of what it records.
 
     Args: `kind` of decision ("promote"), `subject` it is about ("v7"), `who` decided, `why` in a sentence, `evidence`
-    as JSON values, `at` seconds since the epoch.
+    as JSON values, `at` seconds since the epoch. written: the machine's time, where `at` is decision time; it is sealed
+        with the evidence.
     Raises: DataError when the evidence has no JSON form, a text cannot be stored or `at` is not finite.
     """
+    if written is not None:
+        evidence = {**evidence, WRITTEN: float(written)}
     if not math.isfinite(at):
         raise DataError(f"ledger of {project}", f"time {at} is not finite")
     texts = {"project": project, "kind": kind, "subject": subject, "who": who, "why": why}
@@ -141,6 +155,14 @@ def entries(tx: Tx, project: str, since_seq: int = 0, kinds: Collection[str] | N
     return [_entry(row) for row in found]
 
 
+def entry(tx: Tx, project: str, seq: int) -> Entry | None:
+    """The entry with this number. Raises: DataError when it cannot be read any more."""
+    query = select(LEDGER).where(LEDGER.c.project == project, LEDGER.c.seq == seq)
+    with _any_text(tx):
+        row = tx.connection.execute(query).mappings().one_or_none()
+    return None if row is None else _entry(row)
+
+
 def head(tx: Tx, project: str) -> Anchor:
     """(seq, hash) of the last entry, as it stands and unverified; (0, `GENESIS`) of an empty ledger."""
     last = select(LEDGER.c.seq, LEDGER.c.hash).where(LEDGER.c.project == project).order_by(LEDGER.c.seq.desc()).limit(1)
@@ -148,10 +170,16 @@ def head(tx: Tx, project: str) -> Anchor:
     return int(seq), str(sealed)
 
 
-def verify(tx: Tx, project: str, *anchors: Anchor, accepted: Collection[Anchor] = ()) -> Verification:
+def verify(
+    tx: Tx,
+    project: str,
+    *anchors: Anchor,
+    accepted: Collection[Anchor] = (),
+    heard: Callable[[Entry], object] | None = None,
+) -> Verification:
     """Walk the chain from its first entry. `anchors` are heads that were noted outside the database earlier; the empty
     chain's vouches for nothing. Those that the chain does not hold are a problem, unless they are among `accepted`: a
-    person names these, and never the ledger."""
+    person names these, and never the ledger. heard: is told each entry that holds, so that nobody reads it again."""
     n, at, problem, claimed = 0, (0, GENESIS), None, set[Anchor]()
     waiting: dict[int, set[str]] = {}
     for seq, sealed in anchors:
@@ -162,15 +190,18 @@ def verify(tx: Tx, project: str, *anchors: Anchor, accepted: Collection[Anchor] 
     with _any_text(tx):
         for row in tx.connection.execute(query).mappings():
             n += 1
-            if problem is None:
-                problem = _flaw(row, at)
-            if problem is None:
-                at = (row["seq"], row["hash"])
+            if problem is not None:
+                continue
+            entry, problem = _sound(row, at)
+            if entry is not None:
+                if heard is not None:
+                    heard(entry)
+                at = (entry.seq, entry.hash)
                 wanted = waiting.pop(at[0], set())
                 proven = at[0] if at[1] in wanted else proven
                 unmet |= {(at[0], sealed) for sealed in wanted - {at[1]}}
-                if row["kind"] == RESTORED:
-                    claimed |= _gave_up(row)
+                if entry.kind == RESTORED:
+                    claimed |= _gave_up(entry)
     lost, missing = set[Anchor](), list[Anchor]()
     if problem is None:
         unmet |= {(seq, sealed) for seq, hashes in waiting.items() for sealed in hashes}
@@ -190,10 +221,10 @@ def verify(tx: Tx, project: str, *anchors: Anchor, accepted: Collection[Anchor] 
 
 
 def parse_anchor(text: str) -> Anchor:
-    """The anchor that `SEQ:HASH` names. Raises: DataError."""
+    """The anchor that `SEQ:HASH` names. Raises: NoAnchor."""
     found = _ANCHOR.fullmatch(text.strip())
     if found is None:
-        raise DataError(
+        raise NoAnchor(
             f"anchor {text.strip()[:90]!r}", "write SEQ:HASH, such as 17:6e3f..., as `mlops-ray ledger verify` prints"
         )
     return int(found[1]), found[2]
@@ -203,7 +234,7 @@ def parse_anchors(text: str, name: str) -> list[Anchor]:
     """The anchors of a file called `name`: a line each, as SEQ:HASH or as JSON with `seq` and `hash`, so that an export
     of the ledger is one. Empty lines and those that begin with # say nothing.
 
-    Raises: DataError naming file and line."""
+    Raises: NoAnchor naming file and line."""
     found = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("#"):
@@ -214,7 +245,7 @@ def parse_anchors(text: str, name: str) -> list[Anchor]:
                 line = f"{body['seq']}:{body['hash']}"
             found.append(parse_anchor(line))
         except (ValueError, KeyError, DataError) as exc:
-            raise DataError(f"{name}, line {number}", "is no anchor; write SEQ:HASH, or an exported entry") from exc
+            raise NoAnchor(f"{name}, line {number}", "is no anchor; write SEQ:HASH, or an exported entry") from exc
     return found
 
 
@@ -222,43 +253,46 @@ def _unmet(anchors: list[Anchor], head: Anchor, claimed: Collection[Anchor]) -> 
     """What the first anchor that the chain does not hold shows, and what the ledger claims of it."""
     if not anchors:
         return None
-    seq, sealed = anchors[0]
+    seq, _ = anchors[0]
     if seq <= head[0]:
         says = f"entry {seq} is not the anchored one: the chain was rewritten"
     else:
         says = f"the anchor names entry {seq}, the chain ends at {head[0]}: its tail was cut"
-    if anchors[0] not in claimed:
+    given_up = [anchor for anchor in anchors if anchor in claimed]
+    if anchors[0] not in given_up:
         return says
+    lost = " ".join(f"--accept-loss {seq}:{sealed}" for seq, sealed in given_up)
+    what = "it" if len(given_up) == 1 else f"it and {len(given_up) - 1} more"
     return (
-        f"{says}. An entry `{RESTORED}` claims that a restored backup gave it up, which proves nothing: whoever cuts a "
-        f"ledger can write that too. If you know of that restore, say so: --accept-loss {seq}:{sealed}"
+        f"{says}. An entry `{RESTORED}` claims that a restored backup gave {what} up, which proves nothing: whoever "
+        f"cuts a ledger can write that too. If you know of that restore, say so: {lost}"
     )
 
 
-def _gave_up(row: RowMapping) -> set[Anchor]:
-    listed = json.loads(row["evidence"]).get(GAVE_UP)
+def _gave_up(entry: Entry) -> set[Anchor]:
+    listed = entry.evidence.get(GAVE_UP)
     pairs = [pair for pair in listed if isinstance(pair, list)] if isinstance(listed, list) else []
     return {(pair[0], pair[1]) for pair in pairs if [type(part) for part in pair] == [int, str]}
 
 
-def _flaw(row: RowMapping, head: tuple[int, str]) -> str | None:
-    """What is wrong with the entry that stands after `head`, or None."""
+def _sound(row: RowMapping, head: tuple[int, str]) -> tuple[Entry, None] | tuple[None, str]:
+    """The entry that stands after `head`, or what is wrong with it."""
     seq = row["seq"]
     if type(seq) is not int:
-        return f"an entry after {head[0]} was edited: its number is none"
+        return None, f"an entry after {head[0]} was edited: its number is none"
     if seq != head[0] + 1:
-        return f"entry {seq} stands where {head[0] + 1} should: entries were removed or inserted"
+        return None, f"entry {seq} stands where {head[0] + 1} should: entries were removed or inserted"
     if row["prev"] != head[1]:
-        return f"entry {seq} does not continue entry {head[0]}: one of them was replaced"
+        return None, f"entry {seq} does not continue entry {head[0]}: one of them was replaced"
     try:
         entry = _entry(row)
         same_text = canonical(entry.evidence, "evidence") == row["evidence"]
         sealed = _seal({k: v for k, v in vars(entry).items() if k != "hash"})
     except DataError:
-        return f"entry {seq} was edited: it cannot be read any more"
+        return None, f"entry {seq} was edited: it cannot be read any more"
     if not same_text or sealed != row["hash"]:
-        return f"entry {seq} was edited: its hash does not fit its content"
-    return None
+        return None, f"entry {seq} was edited: its hash does not fit its content"
+    return entry, None
 
 
 def _entry(row: RowMapping) -> Entry:

@@ -187,7 +187,9 @@ def started(store: Store, of: Project, number: int, at: float) -> str:
     """A rollout whose replica is up: its first step."""
 
     def run(tx: Tx) -> str:
-        rollout = orders.begin(tx, of, number, supersede=False, who="mlops_ray", why="it passed its gates", now=at)
+        rollout = orders.begin(
+            tx, of, number, supersede=False, who="mlops_ray", why="it passed its gates", now=at, machine_now=at
+        )
         row = row_of(tx, rollout)
         move(tx, of, row, CanaryState(Phase.RAMPING, 0, at), f"rollout ramping at {PLAN['shares'][0]:g}", None)
         return rollout
@@ -204,7 +206,17 @@ def row_of(tx: Tx, rollout: str) -> RolloutRow:
 def move(tx: Tx, of: Project, row: RolloutRow, after: CanaryState, kind: str, seen: dict[str, Any] | None) -> None:
     """What the controller saves."""
     evidence = {} if seen is None else {"analysis": seen["analysis"]}
-    orders.transition(tx, row, after, kind=kind, who=orders.US, why="the evidence", evidence=evidence, look=seen)
+    orders.transition(
+        tx,
+        row,
+        after,
+        kind=kind,
+        who=orders.US,
+        why="the evidence",
+        machine_now=after.since,
+        evidence=evidence,
+        look=seen,
+    )
     orders.save_wanted(tx, of.project, now=after.since)
 
 

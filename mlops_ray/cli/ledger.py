@@ -65,13 +65,17 @@ def show(
 @app.command()
 def verify(
     config: Config,
-    anchor: Annotated[list[str] | None, typer.Option(metavar="SEQ:HASH", help="A head that you kept.")] = None,
+    anchor: Annotated[
+        list[str] | None, typer.Option(metavar="SEQ:HASH", help="A head that you kept; repeatable.")
+    ] = None,
     anchors: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A file with a head a line, or an export.")
     ] = None,
     accept_loss: Annotated[
         list[str] | None,
-        typer.Option(metavar="SEQ:HASH", help="A head that you know to be lost, such as by a restored backup."),
+        typer.Option(
+            metavar="SEQ:HASH", help="A head that you know to be lost, such as by a restored backup; repeatable."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

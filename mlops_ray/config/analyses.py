@@ -13,6 +13,12 @@ from pydantic import AfterValidator, Field, PositiveFloat, model_validator
 
 from mlops_ray.config.base import Config, Share
 
+LARGEST = 1e12
+"""Bounds and limits of a metric go so far: the tests square them, divided by a share, and squares of more than 1e150
+are infinite to a computer. Who needs more takes a larger unit."""
+Bounded = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+Bound = Annotated[float, Field(gt=0, le=LARGEST)]
+
 
 class Where(Config):
     """A slice: the rows whose input `column` holds one of `values`."""
@@ -45,8 +51,8 @@ class _Judged(Config):
 
 
 class Failures(_Judged):
-    """Share of its rows that the canary failed to answer in time. Stable's failures stand in no log, so the canary is
-    called worse above the margin."""
+    """Share of its rows that the canary failed to answer in time, or failed as stable while it bakes. What the version
+    that it is compared with fails stands in no log, so the canary is called worse above the margin."""
 
     metric: Literal["failures"] = "failures"
     margin: Share = 0.01
@@ -90,7 +96,7 @@ class AbsoluteError(_Judged):
 
     metric: Literal["absolute_error"] = "absolute_error"
     margin: PositiveFloat | None = None
-    bound: PositiveFloat | None = None
+    bound: Bound | None = None
     """Errors above it count as this much. Choose what few errors exceed: the keys needed grow with it. Nothing but the
     target's unit can tell it, so there is no default: without `bound` and `margin` the metric stays inconclusive, and
     the canary is promoted by order only."""
@@ -127,8 +133,8 @@ class Business(_Judged):
     metric: Literal["business"] = "business"
     name: str = Field(min_length=1, max_length=100)
     """Under which `/feedback` sends it."""
-    low: float
-    high: float
+    low: Bounded
+    high: Bounded
     """Values outside [low, high] count as the nearer end."""
     better: Literal["higher", "lower"]
     margin: PositiveFloat

@@ -92,7 +92,7 @@ def _gathered(tx: Tx, project: Project, machine_now: float) -> Gathered:
         traffic=tuple(tx.traffic(name, since)),
         windows=tuple(reversed(tx.windows(name, MOST_WINDOWS))),
         rollouts=tuple(tx.rollouts(name)[:MOST_ROLLOUTS]),
-        outlook=None if row is None else _outlook(tx, row, now if now is not None else machine_now),
+        outlook=None if row is None else _outlook(tx, row, machine_now if now is None else now, machine_now),
         retrains=tuple(tx.retrains(name)[:MOST_RETRAINS]),
         entries=tuple(ledger.entries(tx, name, max(0, n_entries - MOST_ENTRIES))),
         n_entries=n_entries,
@@ -100,8 +100,9 @@ def _gathered(tx: Tx, project: Project, machine_now: float) -> Gathered:
     )
 
 
-def _outlook(tx: Tx, row: RolloutRow, now: float) -> Outlook:
+def _outlook(tx: Tx, row: RolloutRow, now: float, machine_now: float) -> Outlook:
     """Who has approved is looked up only where somebody must: it takes the whole ledger."""
     asked = Policy.of_plan(row.plan) is not None
-    said = orders.standing(tx, row, now) if asked else Standing(approved=True, rejected=False, missing=0)
+    nobody = Standing(approved=True, rejected=False, missing=0)
+    said = orders.standing(tx, row, machine_now=machine_now) if asked else nobody
     return outlook(row, said=said, now=now)

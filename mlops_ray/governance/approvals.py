@@ -9,8 +9,9 @@ from typing import Any, Literal
 from mlops_ray import ledger
 from mlops_ray.config import Project
 from mlops_ray.errors import ApprovalRefused, NothingWaits
+from mlops_ray.rollout import orders
 from mlops_ray.rollout.approval import PROPOSALS, Policy, Standing, has_expired, proposers, standing
-from mlops_ray.state import ApprovalRow, Store, Tx, VersionRow
+from mlops_ray.state import ApprovalRow, RolloutRow, Store, Tx, VersionRow
 
 KIND, REJECTED = "approved", "rejected"
 """Kinds of the ledger's entries; their subject is `v` and the version's number, and their evidence names a rollout
@@ -38,7 +39,8 @@ def approve(
     enough people have approved and nobody rejects it. One's own, unexpired approval is not recorded again.
 
     Args: tx: a write transaction; the entry in the ledger goes with it. who: the authenticated subject. why: in a
-        sentence. now: seconds since the epoch. policy: what `gates.approval` asks for; default: one approver.
+        sentence. now: the machine's time, seconds since the epoch. policy: what `gates.approval` asks for; default: one
+        approver.
     Raises: ModelNotFound; ApprovalRefused for one who proposed it.
     """
     return _decide(tx, project, version, "approve", who=who, why=why, now=now, policy=policy)
@@ -85,19 +87,23 @@ def _decide(
     tx: Tx, project: str, version: int, decision: Decision, *, who: str, why: str, now: float, policy: Policy | None
 ) -> Decided:
     row = tx.version(project, version)
-    rollout, asked = ("", policy or Policy()) if not row.may_serve else _asking(tx, row)
+    opened = _asking(tx, row) if row.may_serve else None
+    rollout = "" if opened is None else opened.id
+    asked = (policy or Policy()) if not row.may_serve else None if opened is None else Policy.of_plan(opened.plan)
     if asked is None:
         if decision == "reject":
             says = "waits for no approval; take it out with `mlops-ray rollout abort`, or `mlops-ray rollout rollback`"
             raise NothingWaits(f"v{version} of {project}", says)
         return Decided(row, "", Standing(approved=True, rejected=False, missing=0), recorded=False)
-    entries = ledger.entries(tx, project, kinds=PROPOSALS)
-    proposed_by = proposers(row, entries, rollout=rollout)
+    if opened is None:
+        proposed_by = proposers(row, ledger.entries(tx, project, kinds=PROPOSALS))
+        known = tx.approvals(project, version, "")
+    else:
+        proposed_by, known = orders.proposers(tx, opened), orders.decisions(tx, opened, version)
     if decision == "approve" and who in proposed_by:
         says = f"{who} proposed it, so another must approve it; `mlops-ray reject` is open to everybody"
         raise ApprovalRefused(f"{rollout or f'v{version}'} of {project}", says)
-    known = tx.approvals(project, version, rollout)
-    mine = next((r for r in known if r.subject == who), None)
+    mine = max((r for r in known if r.subject == who), key=lambda r: r.at, default=None)
     if mine is not None and mine.decision == decision and not has_expired(mine, now):
         return Decided(row, rollout, standing(known, policy=asked, proposer=proposed_by, now=now), recorded=False)
     ends = now + asked.expires_s if decision == "approve" and asked.expires_s is not None else None
@@ -114,18 +120,16 @@ def _decide(
         "rejecters": list(found.rejecters),
         "missing": found.missing,
         "expires": ends,
-        **({"rollout": rollout} if rollout else {}),
+        **({} if opened is None else {"rollout": rollout, "phase": opened.state["phase"]}),
     }
     ledger.append(tx, project, KIND if decision == "approve" else REJECTED, f"v{version}", who, why, evidence, now)
     return Decided(row, rollout, found, recorded=True)
 
 
-def _asking(tx: Tx, row: VersionRow) -> tuple[str, Policy | None]:
-    """The version's open rollout and what its plan asks for."""
+def _asking(tx: Tx, row: VersionRow) -> RolloutRow | None:
+    """The open rollout that is about the version, alone or beside others."""
     rollout = tx.open_rollout(row.project)
-    if rollout is None or rollout.version != row.version:
-        return "", None
-    return rollout.id, Policy.of_plan(rollout.plan)
+    return rollout if rollout is not None and row.version in orders.versions_of(rollout) else None
 
 
 def _others(rows: Iterable[ApprovalRow], who: str) -> list[ApprovalRow]:

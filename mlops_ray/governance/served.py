@@ -73,10 +73,12 @@ class Served:
 
 
 def served(entries: Iterable[Entry], at: float) -> Served:
-    """What the entries of a project, oldest first, say about who answered at `at`, seconds since the epoch.
+    """What the entries of a project, oldest first, say about who answered at `at`, seconds since the epoch by the
+    machine's clock.
 
-    Entries carry decision time, the first version's promotion machine time: where traffic of the past is replayed, that
-    one is later than what follows. An entry therefore counts as no later than those after it.
+    Entries of earlier releases carry decision time alone, the first version's promotion machine time: where traffic of
+    the past was replayed, that one is later than what follows. An entry therefore counts as no later than those after
+    it.
     """
     known = list(entries)
     moves = [entry for entry in known if entry.kind == _FIRST or _phase(entry) in tuple(Phase)]
@@ -89,9 +91,11 @@ def served(entries: Iterable[Entry], at: float) -> Served:
     found, notes = now.found, list(now.notes)
     if found.promotion is None:
         return replace(found, notes=tuple(notes))
-    if found.since is not None and found.since < found.promotion.at:
+    if found.since is not None and found.since < found.promotion.written:
         seq = found.promotion.seq
-        notes.append(f"entry {seq} is dated {_day(found.promotion.at)}, later than the next: the traffic was replayed")
+        notes.append(
+            f"entry {seq} is dated {_day(found.promotion.written)}, later than the next: the traffic was replayed"
+        )
     return replace(found, notes=tuple(notes), **_who_let(found, known))
 
 
@@ -151,7 +155,7 @@ def _times(moves: Sequence[Entry]) -> list[float]:
     """When each happened: its own time, or that of the earliest after it where that is less."""
     times: list[float] = []
     for entry in reversed(moves):
-        times.append(min(entry.at, times[-1]) if times else entry.at)
+        times.append(min(entry.written, times[-1]) if times else entry.written)
     return times[::-1]
 
 
@@ -179,7 +183,7 @@ def _arms(entry: Entry) -> tuple[int, ...]:
 
 
 def _said(entry: Entry) -> str:
-    return f"{entry.kind} {entry.subject} by {entry.who}, {_day(entry.at)}: {entry.why} (ledger {entry.seq})"
+    return f"{entry.kind} {entry.subject} by {entry.who}, {_day(entry.written)}: {entry.why} (ledger {entry.seq})"
 
 
 def _day(at: float) -> str:

@@ -26,7 +26,7 @@ def of_project(tx: Tx, project: Project, machine_now: float) -> list[Condition]:
     waits = next((row for row in rollouts if row.ended is None and row.state["phase"] == Phase.PENDING), None)
     return [
         *of_retrains(retrains, circuit),
-        *of_rollouts(rollouts, None if waits is None else standing(tx, waits, now)),
+        *of_rollouts(rollouts, None if waits is None else standing(tx, waits, machine_now=machine_now)),
         *of_versions(tx.versions(name), serving.spec["stable"]["version"] if serving else 0),
     ]
 

@@ -180,6 +180,7 @@ def conclude(tx: Tx, project: Project, row: RetrainRow, trained: Judgeable, *, m
             champion.version,
             supersede=project.rollout.supersede,
             at=row.decided,
+            machine_now=machine_now,
             who="mlops_ray",
             why=row.reason,
             evidence={"gates": result, "run_id": trained.run_id, "decision": row.id},

@@ -368,13 +368,13 @@ def sample(analysis: plans.Analysis, outcomes: Outcomes) -> Sample | None:
     mine = rows.at(rows.canary)
     failed = mine.failed
     if isinstance(analysis, plans.Failures):
-        # What stable fails stands in no log, so neither does what the version fails while it bakes.
-        mine, failed = mine.at(mine.asked), failed[mine.asked]
         return _paired(mine, mine.seen, failed.astype(np.float64), 0.0, 1.0, analysis.margin)
     if isinstance(analysis, plans.Disagreement):
-        # Where the canary failed the client got stable's answer, which agrees with itself.
-        other = ~failed & (mine.candidate.predicted != mine.stable.predicted)
-        return _paired(mine, mine.seen, other.astype(np.float64), 0.0, 1.0, analysis.margin)
+        # Where the canary failed the client got stable's answer, which agrees with itself. While it bakes, the version
+        # before it need not have said anything.
+        other = (~failed & (mine.candidate.predicted != mine.stable.predicted)).astype(np.float64)
+        known = ~np.isnan(mine.stable.predicted)
+        return _paired(mine.at(known), mine.seen[known], other[known], 0.0, 1.0, analysis.margin)
     # A row that the canary did not answer was not answered within the limit. Its replica shares its machine with
     # others than stable's does, so it is called worse above the margin only.
     limit = 1000 * analysis.above_ms

@@ -23,7 +23,7 @@ from mlops_ray.serving.places import labels_uri, log_uri, shadow_uri, values_uri
 from mlops_ray.state import RolloutRow, Store, VersionRow
 
 _WHO = ("prediction_id", "at", "event_time", "key", "canary", "rollout", "share")
-_ALWAYS = (*_WHO, "stable_score", "score_us", "canary_score")
+_ALWAYS = (*_WHO, "stable", "stable_score", "score_us", "canary_score")
 # Where the log's table is older than them they are null.
 _NEWER = {"canary_score_us": pa.float32()}
 _LAST_DAY = "9999-12-31"

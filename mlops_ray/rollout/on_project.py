@@ -190,7 +190,7 @@ class Controller:
             row = tx.rollout(rollout)
             if row is None or Phase(row.state["phase"]) not in (Phase.PENDING, Phase.STARTING):
                 return
-            said = orders.standing(tx, row, now)
+            said = orders.standing(tx, row, machine_now=time.time())
         plan, before = orders.plan_of(row), CanaryState.from_dict(row.state)
         shut = schedule.closed(plan.schedule, now)
         now = max(now, before.since)
@@ -271,6 +271,7 @@ class Controller:
                 kind=f"rollout {after.phase}" + (f" at {share:g}" if share and after.phase is Phase.RAMPING else ""),
                 who=orders.US,
                 why=why or _in_words(after, analysis),
+                machine_now=time.time(),
                 evidence={} if seen is None else {"analysis": seen["analysis"]},
                 look=seen,
             )

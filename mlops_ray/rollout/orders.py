@@ -1,10 +1,12 @@
 """What starts, moves and ends rollouts: each a write in the state database together with its entry in the ledger.
 
-Functions over a transaction, but for `first_version`, which makes its own; `now` is decision time (`decision_time`).
+Functions over a transaction, but for `first_version`, which makes its own. `now` is decision time (`decision_time`),
+`machine_now` the machine's, which entries are sealed with too; both are seconds since the epoch.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,7 +19,7 @@ from mlops_ray.rollout import approval, canary, experiment, schedule, traffic
 from mlops_ray.rollout.canary import Arm, CanaryState, Move, Phase, Reason
 from mlops_ray.rollout.trail import trailed
 from mlops_ray.serving.versions import Held, Wanted
-from mlops_ray.state import RolloutRow, Store, Tx, VersionRow
+from mlops_ray.state import ApprovalRow, RolloutRow, Store, Tx, VersionRow, canonical
 
 US = "mlops_ray"
 """Who the ledger names for what the loop decides by itself."""
@@ -25,6 +27,8 @@ LOOK = "look"
 """Key beside the state of a rollout: the last look at the evidence, `at` and `analysis`, for those who watch."""
 TRAIL = "trail"
 """Key beside it: a few of the looks before, see `trail`."""
+PLAN = "plan_sha256"
+"""Key of the evidence of a rollout's start: `plan_seal` of its plan."""
 BACK = "back"
 """Key beside it: whether somebody went back to the version, away from what was stable then."""
 
@@ -32,6 +36,11 @@ BACK = "back"
 def plan_of(row: RolloutRow) -> RolloutPlan:
     """The plan that a rollout was started with."""
     return RolloutPlan.model_validate(row.plan)
+
+
+def plan_seal(plan: Mapping[str, Any]) -> str:
+    """SHA-256 of a plan's canonical JSON, as a rollout's row has it: what the ledger keeps of it."""
+    return hashlib.sha256(canonical(plan, "plan").encode()).hexdigest()
 
 
 def decision_time(tx: Tx, project: Project, machine_now: float) -> float:
@@ -44,17 +53,30 @@ def versions_of(row: RolloutRow) -> tuple[int, ...]:
     return tuple(arm.version for arm in CanaryState.from_dict(row.state).arms) or (row.version,)
 
 
-def standing(tx: Tx, row: RolloutRow, now: float) -> approval.Standing:
-    """What people's decisions about a rollout come to at decision time `now`. Who proposed any arm proposed it."""
-    entries = list(ledger.entries(tx, row.project, kinds=approval.PROPOSALS))
-    proposers = (
-        approval.proposers(tx.version(row.project, version), entries, rollout=row.id) for version in versions_of(row)
-    )
+def proposers(tx: Tx, row: RolloutRow) -> frozenset[str]:
+    """Who proposed a rollout: whoever proposed any of its versions."""
+    entries = ledger.entries(tx, row.project, kinds=approval.PROPOSALS)
+    versions = (tx.version(row.project, version) for version in versions_of(row))
+    return frozenset[str]().union(*(approval.proposers(one, entries, rollout=row.id) for one in versions))
+
+
+def decisions(tx: Tx, row: RolloutRow, version: int) -> list[ApprovalRow]:
+    """What people decided about a rollout, as far as it counts for `version`, one of those that it is about.
+
+    Where people are asked before the start, they are asked about all arms of `mode: ab` at once, whichever they name;
+    before a promotion about the arm that is promoted."""
+    is_one = plan_of(row).asks_before_start
+    return [one for v in (versions_of(row) if is_one else (version,)) for one in tx.approvals(row.project, v, row.id)]
+
+
+def standing(tx: Tx, row: RolloutRow, *, machine_now: float) -> approval.Standing:
+    """What people's decisions about a rollout come to. They are dated, and expire, by the machine's time: people do not
+    live in decision time, which may stand still or run ahead."""
     return approval.standing(
-        tx.approvals(row.project, row.version, row.id),
+        decisions(tx, row, row.version),
         policy=approval.Policy.of_plan(row.plan),
-        proposer=frozenset[str]().union(*proposers),
-        now=now,
+        proposer=proposers(tx, row),
+        now=machine_now,
     )
 
 
@@ -96,6 +118,7 @@ def begin(
     who: str,
     why: str,
     now: float,
+    machine_now: float,
     note: Mapping[str, Any] | None = None,
 ) -> str:
     """Start a rollout of a registered version against stable; its id.
@@ -120,7 +143,17 @@ def begin(
     if others:
         evidence["beside"] = {f"v{one.version}": one.run_id for one in others}
     return save_start(
-        tx, project, found, stable, beside=beside, supersede=supersede, at=now, who=who, why=why, evidence=evidence
+        tx,
+        project,
+        found,
+        stable,
+        beside=beside,
+        supersede=supersede,
+        at=now,
+        machine_now=machine_now,
+        who=who,
+        why=why,
+        evidence=evidence,
     )
 
 
@@ -133,6 +166,7 @@ def save_start(
     beside: Sequence[int] = (),
     supersede: bool,
     at: float,
+    machine_now: float,
     who: str,
     why: str,
     evidence: dict[str, Any],
@@ -150,14 +184,25 @@ def save_start(
         before = CanaryState.from_dict(other.state)
         after = canary.superseded(before, now=max(at, before.changed))
         ended_by = f"{rollout} took its place"
-        transition(tx, other, after, kind="rollout superseded", who=who, why=ended_by, evidence={"by": rollout})
+        transition(
+            tx,
+            other,
+            after,
+            kind="rollout superseded",
+            who=who,
+            why=ended_by,
+            machine_now=machine_now,
+            evidence={"by": rollout},
+        )
     plan = project.rollout.model_copy(update={"analyses": project.rollout.judged_by(project.task)})
     arms = tuple(Arm(v) for v in versions) if plan.mode == "ab" else ()
     state = canary.first(plan, may_go=schedule.closed(plan.schedule, at) is None, now=at, arms=arms)
     body = plan.model_dump(mode="json")
     tx.save_rollout(RolloutRow(rollout, project.project, version.version, stable, body, state.to_dict(), at))
-    found = evidence | {"against": stable, "rollout": rollout}
-    ledger.append(tx, project.project, "rollout started", f"v{version.version}", who, why, found, at)
+    found = evidence | {"against": stable, "rollout": rollout, PLAN: plan_seal(body)}
+    ledger.append(
+        tx, project.project, "rollout started", f"v{version.version}", who, why, found, at, written=machine_now
+    )
     return rollout
 
 
@@ -180,6 +225,7 @@ def transition(
     kind: str,
     who: str,
     why: str,
+    machine_now: float,
     evidence: dict[str, Any],
     look: dict[str, Any] | None = None,
 ) -> None:
@@ -194,7 +240,7 @@ def transition(
     if after.phase in canary.TAKEN_BACK:
         traffic.take_back(tx, row)
     found = {"rollout": row.id, "state": after.to_dict()} | evidence
-    ledger.append(tx, row.project, kind, f"v{row.version}", who, why, found, after.changed)
+    ledger.append(tx, row.project, kind, f"v{row.version}", who, why, found, after.changed, written=machine_now)
 
 
 def order(
@@ -207,6 +253,7 @@ def order(
     who: str,
     why: str,
     now: float,
+    machine_now: float,
     note: Mapping[str, Any] | None = None,
 ) -> CanaryState:
     """An operator's order on the open rollout (or, for a rollback, the last one), saved with its ledger entry.
@@ -218,7 +265,7 @@ def order(
     Raises: IllegalMove; OrderRefused for a version that there is no way back to; DataError for one not on trial.
     """
     if to is not None:
-        return go_back(tx, project, to, who=who, why=why, now=now, note=note)[1]
+        return go_back(tx, project, to, who=who, why=why, now=now, machine_now=machine_now, note=note)[1]
     row = concerned(tx, project)
     if row is None:
         raise IllegalMove(move, "not there", ("start",))
@@ -230,13 +277,22 @@ def order(
     if move is Move.PROMOTE and move in canary.LEGAL[before.phase]:
         version = experiment.promoted(before, row.version, version)
     after = canary.move(plan_of(row), before, move, now=max(now, before.changed), version=version)
-    transition(tx, row, after, kind=f"rollout {move}", who=who, why=why, evidence=dict(note or {}))
+    kind, evidence = f"rollout {move}", dict(note or {})
+    transition(tx, row, after, kind=kind, who=who, why=why, machine_now=machine_now, evidence=evidence)
     save_wanted(tx, project.project, now=now)
     return after
 
 
 def go_back(
-    tx: Tx, project: Project, to: int, *, who: str, why: str, now: float, note: Mapping[str, Any] | None = None
+    tx: Tx,
+    project: Project,
+    to: int,
+    *,
+    who: str,
+    why: str,
+    now: float,
+    machine_now: float,
+    note: Mapping[str, Any] | None = None,
 ) -> tuple[str, CanaryState]:
     """Make an older version stable again, whatever is under way: as `kubectl rollout undo --to-revision`.
 
@@ -261,7 +317,8 @@ def go_back(
         move = Move.ROLLBACK if Move.ROLLBACK in canary.LEGAL[before.phase] else Move.ABORT
         after = canary.move(plan_of(row), before, move, now=max(now, before.changed))
         evidence = {"to": to, **note} if is_before else {"by": rollout}
-        transition(tx, row, after, kind=f"rollout {move}", who=who, why=why, evidence=evidence)
+        kind = f"rollout {move}"
+        transition(tx, row, after, kind=kind, who=who, why=why, machine_now=machine_now, evidence=evidence)
         ended, now = row.id, max(now, before.changed)
         if is_before:
             save_wanted(tx, name, now=now)
@@ -270,10 +327,10 @@ def go_back(
     state, against = CanaryState(Phase.PROMOTING, 0, now, Reason.OPERATOR), _stable(tx, name)
     assert against is not None, "what can be gone back to was stable before something that is"
     tx.save_rollout(RolloutRow(rollout, name, to, against, body, state.to_dict() | back, now))
-    found = {"rollout": rollout, "against": against, "run_id": tx.version(name, to).run_id}
-    ledger.append(tx, name, "rollout started", f"v{to}", who, why, found, now)
+    found = {"rollout": rollout, "against": against, "run_id": tx.version(name, to).run_id, PLAN: plan_seal(body)}
+    ledger.append(tx, name, "rollout started", f"v{to}", who, why, found, now, written=machine_now)
     found = {"rollout": rollout, "to": to, "ended": ended, "state": state.to_dict()} | note
-    ledger.append(tx, name, f"rollout {Move.ROLLBACK}", f"v{to}", who, why, found, now)
+    ledger.append(tx, name, f"rollout {Move.ROLLBACK}", f"v{to}", who, why, found, now, written=machine_now)
     if traffic.is_held(tx, name, to):
         traffic.flip(tx, rollout)
     save_wanted(tx, name, now=now)

@@ -57,8 +57,8 @@ class Outcomes:
     NaN where not known. canary: whether the row was the canary's. share: the canary's share in force when the row was
     assigned; NaN where no assignment was made. candidate: the canary's answers, where it was asked. columns: inputs
     that slices name. paired: quality is compared on the same row; else by assignment. bakes: rows that the version on
-    trial answered as stable, and the one before it saw copies of: they are the canary's here, and the other's answers
-    are stable's. None: there are none.
+    trial answered as stable, or failed so that the one before it did: they are the canary's here, and the other's
+    answers, where it saw copies, are stable's. None: there are none.
     """
 
     keys: NDArray[Any]
@@ -156,14 +156,14 @@ def from_log(
     """What is known of a rollout's rows by `known_by` (seconds since the epoch).
 
     Args: predictions, labels, shadow: tables of the log, with rows of all versions (labels by key need them); the
-        columns that are used: prediction_id, at, event_time, key, stable_score(s), score_us, canary_score(s),
-        canary_score_us, rollout, share, and the inputs `x_...` that slices name. feedback: numbers by name, with
-        prediction_id, time, name, value.
+        columns that are used: prediction_id, at, event_time, key, stable, stable_score(s), score_us, canary,
+        canary_score(s), canary_score_us, rollout, share, and the inputs `x_...` that slices name. feedback: numbers by
+        name, with prediction_id, time, name, value.
         prediction_affects_outcome: labels tell of the answer that was given, so quality is compared by assignment;
         rows of stable belong to the rollout then. Their share is the one last seen in force.
         among: the canary is this arm of several; the rows are its own and stable's, the share is the arm's among those.
-        promoted: the version on trial, once it is stable: rows that it answered and of which the one before saw copies
-        are heard as well, with the roles exchanged.
+        promoted: the version on trial, once it is stable: rows that it answered, and those that it failed, are heard as
+        well, with the roles exchanged.
     """
     rows = pl.DataFrame(pl.from_arrow(joined(predictions, labels, known_by=known_by, take="first")))
     rows = rows.filter(pl.col("event_time").dt.epoch("us") < round(known_by * 1e6))
@@ -204,6 +204,8 @@ def _with_shadow(rows: pl.DataFrame, shadow: pa.Table, rollout: str, promoted: i
     theirs = theirs.sort("at").unique("prediction_id", keep="first")
     theirs = theirs.select("prediction_id", *said, by="rollout", answered=answered)
     found = rows.join(theirs, on="prediction_id", how="left", maintain_order="left")
+    if promoted is not None:
+        found = _heard_alone(found, rollout, promoted)
     found = found.with_columns(shadowed=pl.col("by").is_not_null() & pl.col("rollout").is_null())
     found = found.with_columns(bakes=pl.col("shadowed") & _answered(promoted))
     bakes, shadowed = pl.col("bakes"), pl.col("shadowed") & ~pl.col("bakes")
@@ -216,7 +218,30 @@ def _with_shadow(rows: pl.DataFrame, shadow: pa.Table, rollout: str, promoted: i
             found = found.with_columns(**{one: pl.lit(None, found[name].dtype) for one in missing})
         changed[canary] = pl.when(bakes).then(stable).when(shadowed).then(name).otherwise(canary)
         changed[stable] = pl.when(bakes).then(name).otherwise(stable)
+    failed = _failed_as_stable(rollout) if "canary" in found.columns else pl.lit(False)
+    changed["bakes"] = bakes | failed
     return found.with_columns(**changed).drop("by", "answered", "shadowed", *said)
+
+
+def _failed_as_stable(rollout: str) -> pl.Expr:
+    """Rows that the version on trial failed as stable: it was asked, and by no assignment."""
+    mine = pl.col("rollout").eq_missing(rollout) & pl.col("canary").is_not_null()
+    return mine & pl.col("share").is_null()
+
+
+def _heard_alone(rows: pl.DataFrame, rollout: str, promoted: int) -> pl.DataFrame:
+    """Rows that the version answered as stable since it is, as if the one before had seen copies and said nothing: of
+    keys that it sees none of, or that its queue had no room for. Without them only failures would be sure to count."""
+    if "stable" not in rows.columns:
+        return rows
+    compared = (pl.col("by") == rollout) & _answered(promoted)
+    began = rows.filter(compared | _failed_as_stable(rollout))["at"].min()
+    alone = pl.col("by").is_null() & pl.col("rollout").is_null() & (pl.col("stable") == promoted)
+    alone &= pl.lit(began is not None) & (pl.col("at") >= pl.lit(began, rows["at"].dtype))
+    return rows.with_columns(
+        by=pl.when(alone).then(pl.lit(rollout)).otherwise("by"),
+        answered=pl.when(alone).then(pl.lit(promoted)).otherwise("answered"),
+    )
 
 
 def _answered(version: int | None) -> pl.Expr:

@@ -19,6 +19,7 @@ from mlops_ray.config.analyses import Business, LoggedAnalysis, LoggedErrors, Lo
 from mlops_ray.config.recorded import LEAST_SHARE
 from mlops_ray.errors import LogRefused
 from mlops_ray.rollout.analysis import Sample, assigned, of_slice, sample
+from mlops_ray.rollout.fields import ragged
 from mlops_ray.rollout.outcomes import Answers, Outcomes, Told
 
 Floats = NDArray[np.float64]
@@ -52,7 +53,7 @@ class Recorded:
 def read(path: Path, plan: LogPlan) -> pl.DataFrame:
     """The columns of a CSV, Parquet or JSON lines file that the plan names; a CSV file's are all text.
 
-    Raises: LogRefused where the file or a column is not there.
+    Raises: LogRefused where the file or a column is not there, or a line has more or fewer fields than the header.
     """
     if path.suffix not in _READERS:
         raise LogRefused(str(path), (f"is no {', '.join(_READERS)} file by its name; name one of these",))
@@ -66,8 +67,10 @@ def read(path: Path, plan: LogPlan) -> pl.DataFrame:
             wanted.pop(plan.columns.share, None)
         if missing := [name for name in wanted if name not in there]:
             raise LogRefused(str(path), tuple(_missing(name, wanted[name], there) for name in missing))
+        if path.suffix == ".csv" and (wrong := ragged(path)):
+            raise LogRefused(str(path), wrong)
         return frame.select(*wanted).collect()
-    except (pl.exceptions.PolarsError, OSError) as exc:
+    except (pl.exceptions.PolarsError, OSError, ValueError) as exc:
         raise LogRefused(str(path), (f"cannot be read: {str(exc).splitlines()[0]}",)) from exc
 
 

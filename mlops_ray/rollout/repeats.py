@@ -14,12 +14,10 @@ from typing import Any
 from mlops_ray import ledger
 from mlops_ray.errors import KeyReused
 from mlops_ray.ledger import Entry
-from mlops_ray.rollout.canary import Move
 from mlops_ray.state import Tx, canonical
 
 REQUEST = "request"
 """Key of an entry's evidence under which a `Request` stands."""
-_KINDS = ("rollout started", *(f"rollout {move}" for move in Move))
 
 
 @dataclass(frozen=True)
@@ -46,10 +44,22 @@ def answered(tx: Tx, project: str, who: str, request: Request | None) -> Entry |
     Raises: KeyReused where that order was another."""
     if request is None:
         return None
-    for entry in ledger.entries(tx, project, kinds=_KINDS):
-        found = entry.evidence.get(REQUEST)
-        if entry.who == who and isinstance(found, dict) and found.get("key") == request.key:
-            if found.get("sha256") != request.sha256:
-                raise KeyReused(request.key, f"{entry.kind} {entry.subject} (ledger {entry.seq})")
-            return entry
-    return None
+    entry = ledger.entry(tx, project, tx.cursor(project, _place(who, request.key)).number)
+    found = None if entry is None else entry.evidence.get(REQUEST)
+    if entry is None or entry.who != who or not isinstance(found, dict) or found.get("key") != request.key:
+        return None
+    if found.get("sha256") != request.sha256:
+        raise KeyReused(request.key, f"{entry.kind} {entry.subject} (ledger {entry.seq})")
+    return entry
+
+
+def remember(tx: Tx, project: str, who: str, request: Request | None) -> None:
+    """Note where the order stands that was given with this request: it made the ledger's last entry, in `tx`."""
+    if request is not None:
+        last, _ = ledger.head(tx, project)
+        tx.save_cursor(project, _place(who, request.key), last, 0.0)
+
+
+def _place(who: str, key: str) -> str:
+    """Cursor of an order's entry: it is looked up by an index, however long the ledger is."""
+    return f"request:{hashlib.sha256(canonical({'who': who, 'key': key}, 'key').encode()).hexdigest()}"

@@ -14,7 +14,7 @@ from mlops_ray.errors import DataError, OrderRefused
 from mlops_ray.rollout import orders
 from mlops_ray.rollout.canary import CanaryState, Move
 from mlops_ray.rollout.outlook import outlook
-from mlops_ray.rollout.repeats import Request, answered
+from mlops_ray.rollout.repeats import Request, answered, remember
 from mlops_ray.state import RolloutRow, Store, Tx
 
 OPEN = "open"
@@ -45,9 +45,20 @@ def start(
         if (entry := answered(tx, project.project, who, request)) is not None:
             return str(entry.evidence["rollout"])
         now, note = orders.decision_time(tx, project, machine_now), request.note if request else None
-        return orders.begin(
-            tx, project, first, beside=others, supersede=supersede, who=who, why=why, now=now, note=note
+        rollout = orders.begin(
+            tx,
+            project,
+            first,
+            beside=others,
+            supersede=supersede,
+            who=who,
+            why=why,
+            now=now,
+            machine_now=machine_now,
+            note=note,
         )
+        remember(tx, project.project, who, request)
+        return rollout
 
     return {"rollout": store.run(run)}
 
@@ -83,9 +94,14 @@ def move(
             raise OrderRefused(f"rollout {of}", f"{says}; `mlops-ray rollout history` lists what there were")
         now, note = orders.decision_time(tx, project, machine_now), request.note if request else None
         if to is not None:
-            return orders.go_back(tx, project, to, who=who, why=why, now=now, note=note)
-        after = orders.order(tx, project, order, version=version, who=who, why=why, now=now, note=note)
-        return row.id if row else "", after
+            given = orders.go_back(tx, project, to, who=who, why=why, now=now, machine_now=machine_now, note=note)
+        else:
+            after = orders.order(
+                tx, project, order, version=version, who=who, why=why, now=now, machine_now=machine_now, note=note
+            )
+            given = row.id if row else "", after
+        remember(tx, project.project, who, request)
+        return given
 
     rollout, state = store.run(run)
     return {"rollout": rollout, "phase": str(state.phase), "step": state.step, "reason": str(state.reason)}
@@ -102,7 +118,7 @@ def status(store: Store, project: Project, *, of: str = OPEN, machine_now: float
         found = None
         if row is not None:
             now = orders.decision_time(tx, project, machine_now)
-            found = outlook(row, said=orders.standing(tx, row, now), now=now).to_dict()
+            found = outlook(row, said=orders.standing(tx, row, machine_now=machine_now), now=now).to_dict()
         return {
             "rollout": vars(row) if row else None,
             "share": serving.spec["share"] if serving else 0.0,

@@ -20,12 +20,13 @@ class Trial:
 
     rows: their places in the request, shape (k,). scores: its answers, in the task's shape for k rows; None where it
     failed. failure: why ("", "deadline", "error", "nonsense", "open": not asked, because it kept failing).
+    share: of the keys that were its by chance; None where it was asked as stable and failed while it baked.
     row_us: microseconds that its scoring took for each row inside its own process; None where it did not say.
     """
 
     version: int
     rollout: str
-    share: float
+    share: float | None
     rows: NDArray[np.int64]
     scores: NDArray[np.float64] | None
     failure: str = ""

@@ -3,7 +3,8 @@
 The stable version is scored here, in-process (`scoring`). A canary lives apart (`canary`): when it fails or is late,
 stable's score answers and the row counts as the canary's failure. Each canary row is scored by stable too, so that the
 log holds paired evidence. Several canaries side by side are asked at once, each for its own rows. A shadow sees copies
-of rows that were answered (`shadow`), and so does the version before stable while stable bakes.
+of rows that were answered (`shadow`), and so does the version before stable while stable bakes; what stable fails then
+that version answers, and the log has it as stable's failure.
 
 Configuration arrives through `want`, which only stores it (`versions`).
 """
@@ -148,7 +149,8 @@ class Service:
         coming: list[Awaitable[Outcome]] = []
         if trials and not answering.wanted.copies:
             coming = [self._calls_of(trial.version).ask(_taken(batch, trial), len(trial.rows)) for trial in trials]
-        scores, score_us = await self._scoring.scored(answering.version, answering.scorer, batch.columns, batch.n_rows)
+        served, scores, score_us = await self._scored(answering, batch, falls_back=options.version is None)
+        failed = _failed(answering, batch.n_rows) if served.version != answering.version else ()
         found: tuple[Trial, ...] = ()
         if coming:
             outcomes = [await one for one in coming]
@@ -160,19 +162,35 @@ class Service:
             keys=keys,
             times=batch.times,
             columns=batch.columns,
-            stable=answering.version,
+            stable=served.version,
             scores=scores,
             score_us=score_us,
             repeatable=repeatable,
-            trials=found,
+            trials=found or failed,
         )
-        answer = self._answer(request_id, asked, answering, scores, await self._kept(record))
+        answer = self._answer(request_id, asked, served, scores, await self._kept(record))
         if found:
             answer = self._with_canaries(answer, asked, found, outcomes)
-        elif trials and answer.captured:
+        elif trials and answer.captured and not failed:
             for trial in trials:
                 self._copy(record, trial, answering.scorer.classes, batch)
-        return await self._explained(answer, asked, answering) if options.explain else answer
+        return await self._explained(answer, asked, served) if options.explain else answer
+
+    async def _scored(
+        self, answering: Answering, batch: Batch, *, falls_back: bool
+    ) -> tuple[Answering, NDArray[np.float64], float]:
+        """Who answers, its scores, and the microseconds that they took: stable or, where that fails while it bakes, the
+        version before it, which is loaded still. Where both fail it is the request's fault as much as stable's.
+
+        Args: falls_back: not where this very version was asked for. Raises: what `Scoring.scored` raises."""
+        before, columns, n = answering.wanted.before, batch.columns, batch.n_rows
+        scorer = None if before is None else self.versions.loaded.get(before.version)
+        if before is not None and scorer is not None and falls_back and before.version != answering.version:
+            outcome = await Within(answering.version, answering.scorer, self._scoring).ask(columns, n, for_client=True)
+            if outcome.told is not None:
+                return answering, outcome.told.scores, (outcome.told.row_us or 0.0) * n
+            answering = replace(answering, version=before.version, scorer=scorer)
+        return answering, *await self._scoring.scored(answering.version, answering.scorer, columns, n)
 
     def _answer(
         self, request_id: str, asked: Asked, answering: Answering, scores: NDArray[np.float64], captured: bool
@@ -348,6 +366,13 @@ def _trials(answering: Answering, keys: tuple[str, ...]) -> tuple[Trial, ...]:
         for arm, rows in zip(wanted.arms, found, strict=True)
         if rows
     )
+
+
+def _failed(answering: Answering, n: int) -> tuple[Trial, ...]:
+    """That stable failed all rows of a request while it bakes: as a canary's, but for a share that nobody was assigned
+    by."""
+    before = answering.wanted.before
+    return () if before is None else (Trial(answering.version, before.salt, None, np.arange(n), None, "error"),)
 
 
 def _taken(batch: Batch, trial: Trial) -> Columns:

@@ -72,14 +72,14 @@ class Within:
         self._version, self._scorer, self._scoring = version, scorer, scoring
 
     async def ask(self, columns: Columns, n: int, *, for_client: bool) -> Outcome:
-        """Its scores; whatever goes wrong costs the comparison and nothing else."""
+        """Its scores; whatever goes wrong is a failure of this version and nothing else."""
         scorer = self._scorer
         if scorer is None:
             return Outcome(None, "open")
         try:
             scores, took_us = await self._scoring.scored(self._version, scorer, columns, n)
-        except Exception as exc:  # noqa: BLE001 - any model may raise anything, and nobody waits for this answer
-            _log.debug("version %s, before stable, failed: %r", self._version, exc)
+        except Exception as exc:  # noqa: BLE001 - any model may raise anything, and the log keeps that it failed
+            _log.debug("version %s failed: %r", self._version, exc)
             return Outcome(None, "error")
         return Outcome(Told(scores, scorer.classes, scorer.threshold, took_us / max(1, n)))
 

@@ -231,7 +231,9 @@ class Loop:
             share = canary.canary_share(orders.plan_of(row), after)
             kind = f"rollout {after.phase}" + (f" at {share:g}" if share and after.phase is Phase.RAMPING else "")
             evidence = {} if seen is None else {"analysis": seen["analysis"]}
-            orders.transition(tx, row, after, kind=kind, who=orders.US, why=why, evidence=evidence, look=seen)
+            orders.transition(
+                tx, row, after, kind=kind, who=orders.US, why=why, machine_now=now, evidence=evidence, look=seen
+            )
 
         self.store.run(save)
 

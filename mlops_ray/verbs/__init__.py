@@ -331,8 +331,11 @@ def run(paths: Paths, env: Env, on_progress: Progress = _silent) -> dict[str, An
         version, why = trained["version"], "deployed by `run`"
 
         def begin(tx: Tx) -> str:
-            now = orders.decision_time(tx, project, time.time())
-            return orders.begin(tx, project, version, supersede=supersede, who=who, why=why, now=now)
+            machine_now = time.time()
+            now = orders.decision_time(tx, project, machine_now)
+            return orders.begin(
+                tx, project, version, supersede=supersede, who=who, why=why, now=now, machine_now=machine_now
+            )
 
         rollout = store.run(begin)
     return {"prepare": prepared, "train": trained, "deploy": deployed, "rollout": rollout}

@@ -7,13 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlops_ray.errors import BackendUnavailable, DataError
+from mlops_ray.errors import BackendUnavailable, DataError, NoAnchor
 from mlops_ray.verbs import Env, Paths, known_store, load
 
 if TYPE_CHECKING:
     from mlops_ray.config import Project
     from mlops_ray.governance.served import Served
-    from mlops_ray.ledger import Anchor
+    from mlops_ray.ledger import Anchor, Entry
 
 
 # Of decisions that are missing, in a sentence.
@@ -57,7 +57,7 @@ def verify(
 
     Args: anchors: as SEQ:HASH. anchors_file: with one a line, or an export. accept_loss: heads, as SEQ:HASH, that need
         not be met, because whoever asks knows why they are lost.
-    Raises: DataError for an anchor that cannot be read.
+    Raises: NoAnchor for an anchor, or a file of them, that cannot be read.
     """
     from mlops_ray import ledger
     from mlops_ray.governance.unrecorded import unrecorded
@@ -68,15 +68,16 @@ def verify(
         try:
             text = Path(anchors_file).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as exc:
-            raise DataError(str(anchors_file), f"cannot be read as a file of anchors ({exc})") from exc
+            raise NoAnchor(str(anchors_file), f"cannot be read as a file of anchors ({exc})") from exc
         given += ledger.parse_anchors(text, str(anchors_file))
     lost = [ledger.parse_anchor(text) for text in accept_loss]
     store = known_store(project)
     kept, unasked = _kept(project)
+    entries: list[Entry] = []
     with store.read() as tx:
-        found = ledger.verify(tx, project.project, *given, *kept, accepted=lost)
+        found = ledger.verify(tx, project.project, *given, *kept, accepted=lost, heard=entries.append)
         # Of a chain that does not hold there is nothing more to say than where it breaks.
-        missing = unrecorded(tx, project.project) if found.ok else ()
+        missing = unrecorded(tx, project.project, entries) if found.ok else ()
     says = str(found) + (f"; {unasked}" if unasked else "")
     if missing:
         more = f"; and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""

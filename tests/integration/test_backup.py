@@ -71,7 +71,10 @@ class Place:
         first_version(store, self.project, now=time.time(), version=1)
         registry.set_alias("champion", 1)
         registry.client.set_registered_model_alias("small", "favourite", "3")
-        store.run(lambda tx: begin(tx, self.project, 3, supersede=False, who="ann", why="try", now=time.time()))
+        now = time.time()
+        store.run(
+            lambda tx: begin(tx, self.project, 3, supersede=False, who="ann", why="try", now=now, machine_now=now)
+        )
         uri = self.project.storage.path("log", "small", "predictions")
         rows = pa.table({"x": [1.0, 2.0]})
         lake.commit(uri, [lake.write_file(uri, "part-0.parquet", rows)], rows.schema, "a" * 64, {})

@@ -17,6 +17,7 @@ from mlops_ray.rollout.canary import Arm, CanaryState, Phase
 from mlops_ray.rollout.looks import due, look, read
 from mlops_ray.serving.log import tables as log
 from mlops_ray.serving.places import labels_uri, log_uri, shadow_uri
+from mlops_ray.serving.records import Scored, Trial
 from mlops_ray.state import RolloutRow, Store
 from mlops_ray.training.gates.verdict import Verdict
 from tests import fakes, logs
@@ -166,3 +167,25 @@ def test_each_arm_is_compared_with_stable_by_its_own_rows(tmp_path: Path, store:
     assert (better.n_requests, worse.n_requests) == (500, 500)
     assert better.won or affects  # by assignment so few keys prove the larger difference alone
     assert {(m.arm, m.name) for m in found.metrics} == {(v, n) for v in (2, 3) for n in ("log_loss", "failures")}
+
+
+@pytest.mark.parametrize(("every", "verdict"), [(5, Verdict.FAIL), (None, Verdict.INCONCLUSIVE)])
+def test_a_version_that_fails_as_stable_while_it_bakes_is_found_out(
+    tmp_path: Path, store: Store, every: int | None, verdict: Verdict
+) -> None:
+    """From what a replica records: the version before answers what this one fails, and has seen no other copy."""
+    logged = Logged(tmp_path, store, bake_s=DAY_S)
+    logged.row = replace(logged.row, state=CanaryState(Phase.BAKING, 0, START).to_dict())
+    records = []
+    for i in range(300):
+        fails = every is not None and i % every == 0
+        at, failure = START + 3600 + i, Trial(2, TRIAL, None, np.arange(1), None, "error")
+        shown = {"keys": (f"k{i}",), "times": np.array([at]), "columns": {}, "scores": np.array([0.5])}
+        trials, stable = ((failure,), 1) if fails else ((), 2)
+        records.append(Scored(id=f"q{i}", at=at, stable=stable, score_us=9.0, trials=trials, **shown))
+    logs.append(log_uri(logged.project), log.arrivals(logged.project, records).predictions, 0)
+    found = logged.look(START + 2 * 3600)
+    (failures,) = (metric for metric in found.metrics if metric.name == "failures")
+    assert found.verdict is verdict
+    if every is not None:
+        assert (failures.n_keys, failures.n_baking, failures.estimate) == (300, 300, pytest.approx(1 / every))

@@ -42,13 +42,13 @@ NOW = 1e9
 
 def start(store: Store, project: Project, version: int, *, supersede: bool = False) -> str:
     def run(tx: Tx) -> str:
-        return orders.begin(tx, project, version, supersede=supersede, who="ann", why="test", now=NOW)
+        return orders.begin(tx, project, version, supersede=supersede, who="ann", why="test", now=NOW, machine_now=NOW)
 
     return store.run(run)
 
 
 def order(store: Store, project: Project, move: Move, *, to: int | None = None) -> CanaryState:
-    return store.run(lambda tx: orders.order(tx, project, move, to=to, who="ann", why="test", now=NOW))
+    return store.run(lambda tx: orders.order(tx, project, move, to=to, who="ann", why="test", now=NOW, machine_now=NOW))
 
 
 def stable(store: Store) -> int:
@@ -300,7 +300,7 @@ def test_several_versions_answer_side_by_side_and_one_of_them_is_promoted_by_ord
     ab = side_by_side(project, ab={"share": 0.2, "winner": "by_command"})
 
     def begin(tx: Tx) -> str:
-        return orders.begin(tx, ab, 2, beside=(3,), supersede=False, who="ann", why="which?", now=NOW)
+        return orders.begin(tx, ab, 2, beside=(3,), supersede=False, who="ann", why="which?", now=NOW, machine_now=NOW)
 
     trial = store.run(begin)
     assert trial == "flights-v2-v3-r1"
@@ -318,7 +318,7 @@ def test_several_versions_answer_side_by_side_and_one_of_them_is_promoted_by_ord
             row = tx.rollout(trial)
             assert row is not None
             after = change(CanaryState.from_dict(row.state))
-            orders.transition(tx, row, after, kind="rollout ramping", who="us", why="", evidence={})
+            orders.transition(tx, row, after, kind="rollout ramping", who="us", why="", machine_now=NOW, evidence={})
 
         store.run(run)
 
@@ -332,7 +332,7 @@ def test_several_versions_answer_side_by_side_and_one_of_them_is_promoted_by_ord
         with pytest.raises(DataError, match=says):
             store.run(
                 lambda tx, named=named: orders.order(  # type: ignore[misc]
-                    tx, ab, Move.PROMOTE, version=named, who="ann", why="", now=NOW
+                    tx, ab, Move.PROMOTE, version=named, who="ann", why="", now=NOW, machine_now=NOW
                 )
             )
     after = order(store, ab, Move.PROMOTE)
@@ -358,6 +358,10 @@ def test_several_versions_answer_side_by_side_and_one_of_them_is_promoted_by_ord
 
 def test_a_plan_for_one_version_starts_one(store: Store, project: Project) -> None:
     with pytest.raises(DataError, match="tries one version at a time"):
-        store.run(lambda tx: orders.begin(tx, project, 2, beside=(3,), supersede=False, who="ann", why="", now=NOW))
+        store.run(
+            lambda tx: orders.begin(
+                tx, project, 2, beside=(3,), supersede=False, who="ann", why="", now=NOW, machine_now=NOW
+            )
+        )
     with store.read() as tx:
         assert tx.open_rollout("flights") is None

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from mlops_ray import ledger
 from mlops_ray.cli import app
-from mlops_ray.errors import BackendUnavailable, DataError
+from mlops_ray.errors import BackendUnavailable, NoAnchor
 from mlops_ray.rollout.canary import CanaryState, Phase
 from mlops_ray.serving.versions import Held, Wanted
 from mlops_ray.state import ApprovalRow, RetrainRow, RolloutRow, Store, VersionRow
@@ -90,7 +90,31 @@ def test_verify_says_what_it_cannot_prove_and_takes_anchors(config: list[str], t
     assert (
         "whoever asked accepts that" in run("verify", *config, "--anchors", str(export), "--accept-loss", lost).stdout
     )
-    assert isinstance(CliRunner().invoke(app, ["ledger", "verify", *config, "--anchor", "3"]).exception, DataError)
+
+
+@pytest.mark.parametrize(
+    "words", [("--anchor", "3"), ("--accept-loss", "junk"), ("--anchors", "nowhere.txt"), ("--accept-loss", "3:ab")]
+)
+def test_what_is_no_anchor_is_a_mistake_of_usage(config: list[str], words: tuple[str, str]) -> None:
+    refused = CliRunner().invoke(app, ["ledger", "verify", *config, *words]).exception
+    assert isinstance(refused, NoAnchor)
+    assert refused.exit_code == 2
+
+
+def test_several_losses_are_named_at_once_and_accepted_at_once(config: list[str], tmp_path: Path) -> None:
+    """As after a restore: the entry `restored` claims all of them."""
+    lost = [(5, "ab" * 32), (6, "cd" * 32)]
+    store = Store.open(f"sqlite:///{tmp_path}/state.db")
+    gave_up = {ledger.GAVE_UP: [list(one) for one in lost]}
+    store.run(lambda tx: ledger.append(tx, "quickstart", ledger.RESTORED, "backup", "ann", "", gave_up, 1.7e9 + 130))
+    store.close()
+    anchors = [word for seq, sealed in lost for word in ("--anchor", f"{seq}:{sealed}")]
+    says = run("verify", *config, *anchors, code=3).stdout
+    accept = [word for seq, sealed in lost for word in ("--accept-loss", f"{seq}:{sealed}")]
+    assert " ".join(accept) in says
+    assert "gave it and 1 more up" in says
+    run("verify", *config, *anchors, *accept[:2], code=3)
+    assert "anchors of entries 5, 6 are not met" in run("verify", *config, *anchors, *accept).stdout
 
 
 def test_verify_looks_at_the_heads_in_mlflow_and_says_when_it_cannot(
@@ -138,3 +162,13 @@ def test_decisions_that_the_state_knows_of_and_the_ledger_does_not_are_told(conf
 def test_at_says_who_served_and_who_approved(config: list[str]) -> None:
     assert "v1 was stable at 2024-01-01 00:00:00+00:00" in run("at", *config, "2024-01-01").stdout
     assert json.loads(run("at", *config, "2000-01-01", "--json").stdout)["stable"] is None
+
+
+def test_verify_reads_the_ledger_once(config: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be long. What holds of the chain is what the state's rows are compared with."""
+
+    def again(*_: object, **__: object) -> None:
+        raise AssertionError("a second time")
+
+    monkeypatch.setattr(ledger, "entries", again)
+    assert "3 entries, unbroken" in run("verify", *config).stdout

@@ -13,6 +13,7 @@ from mlops_ray.config import Features, Project, RolloutPlan, parse_portable
 from mlops_ray.governance import backup
 from mlops_ray.governance.approvals import approve
 from mlops_ray.governance.served import served
+from mlops_ray.governance.unrecorded import unrecorded
 from mlops_ray.rollout import canary
 from mlops_ray.rollout.canary import CanaryState, Phase
 from mlops_ray.rollout.orders import first_version, order
@@ -64,8 +65,11 @@ def test_its_rows_are_read_and_its_ledger_holds(store: Store) -> None:
         wanted = tx.serving("small")
         assert wanted is not None
         assert (Wanted.of(wanted).canary, Wanted.of(wanted).share) == (2, 0.5)
-        asked = served(ledger.entries(tx, "small"), 1.76e9 + 4.5)
+        entries = ledger.entries(tx, "small")
+        asked = served(entries, 1.76e9 + 4.5)
         assert asked.stable == 1
+        # Its retrain was put there without its end; of rollouts and stable, which sealed less then, nothing is missed.
+        assert unrecorded(tx, "small", entries) == ("that retrain small-1 is succeeded",)
 
 
 def test_its_project_file_and_its_rollout_go_on(store: Store) -> None:
@@ -77,7 +81,7 @@ def test_its_project_file_and_its_rollout_go_on(store: Store) -> None:
     assert RolloutPlan.model_validate(row.plan).shares == (0.1, 0.5)
     assert CanaryState.from_dict(row.state).phase is Phase.PAUSED
     resume, why = canary.Move.RESUME, "back from holiday"
-    after = store.run(lambda tx: order(tx, project, resume, who="ann", why=why, now=2e9))
+    after = store.run(lambda tx: order(tx, project, resume, who="ann", why=why, now=2e9, machine_now=2e9))
     assert after.phase is Phase.RAMPING
     assert first_version(store, project, now=2e9) == 1
     with store.read() as tx:

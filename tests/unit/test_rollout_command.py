@@ -75,7 +75,15 @@ class Up:
             seen = None if analysis is None else {"at": row.created + 60.0, "analysis": analysis.to_dict()}
             evidence = {} if seen is None else {"analysis": seen["analysis"]}
             orders.transition(
-                tx, row, after, kind=f"rollout {phase}", who="mlops_ray", why="seen", evidence=evidence, look=seen
+                tx,
+                row,
+                after,
+                kind=f"rollout {phase}",
+                who="mlops_ray",
+                why="seen",
+                machine_now=1.0,
+                evidence=evidence,
+                look=seen,
             )
 
         self.store.run(save)
@@ -230,7 +238,7 @@ def test_the_way_back_is_open_at_any_time_and_says_which_versions_it_leads_to(up
         assert (wanted.stable.version, wanted.canary, [h.version for h in wanted.warm]) == (1, None, [2])  # type: ignore[union-attr]
         said = [(e.kind, e.subject, e.who, e.why) for e in ledger.entries(tx, up.name)][-3:]
         assert ledger.verify(tx, up.name).ok
-        assert unrecorded(tx, up.name) == ()
+        assert unrecorded(tx, up.name, ledger.entries(tx, up.name)) == ()
     me = subjects.os_user()
     assert said == [
         ("rollout abort", "v3", me, "complaints"),
@@ -291,7 +299,9 @@ def test_stored_text_cannot_steer_a_terminal(up: Up) -> None:
         row = tx.open_rollout(up.name)
         assert row is not None
         state = CanaryState(Phase.RAMPING, 0, row.created + 60.0)
-        orders.transition(tx, row, state, kind="rollout ramping", who="eve", why=hostile, evidence={"a": hostile})
+        orders.transition(
+            tx, row, state, kind="rollout ramping", who="eve", why=hostile, machine_now=1.0, evidence={"a": hostile}
+        )
     config = up.config
     for command in (
         ["rollout", "explain"],

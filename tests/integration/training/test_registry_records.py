@@ -76,7 +76,7 @@ def test_a_versions_record_is_gathered_from_everywhere(make_room: Callable[..., 
     second = trained(room, commit(room, "b" * 64, base), decision.id)
     store.run(lambda tx: approve(tx, name, 2, who="ben", why="fine", now=12.0))
     with store.begin() as tx:
-        begin(tx, room.project, second.version, supersede=False, who="ann", why="x drifted", now=20.0)
+        begin(tx, room.project, second.version, supersede=False, who="ann", why="x drifted", now=20.0, machine_now=20.0)
 
     facts = gather(room.project, store, 2, plots=True)
     assert facts.missing == {}

@@ -191,7 +191,9 @@ def test_each_phase_has_its_sentence(one: Store, phase: Phase) -> None:
 
     def run(tx: Any) -> None:
         after = CanaryState(phase, 0, BEGAN + DAY)
-        orders.transition(tx, histories.row_of(tx, rollout), after, kind="x", who="ann", why="y", evidence={})
+        orders.transition(
+            tx, histories.row_of(tx, rollout), after, kind="x", who="ann", why="y", machine_now=1.0, evidence={}
+        )
 
     one.run(run)
     (told,) = made(one).rollouts

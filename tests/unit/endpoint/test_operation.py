@@ -73,7 +73,9 @@ class Up:
             row = tx.open_rollout(self.name)
             assert row is not None
             after = CanaryState(phase, 0, 2.0, origin=origin)
-            orders.transition(tx, row, after, kind=f"rollout {phase}", who="mlops_ray", why="a test", evidence={})
+            orders.transition(
+                tx, row, after, kind=f"rollout {phase}", who="mlops_ray", why="a test", machine_now=2.0, evidence={}
+            )
             orders.save_wanted(tx, self.name, now=2.0)
 
         self.store.run(save)

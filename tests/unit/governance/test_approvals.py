@@ -8,11 +8,13 @@ import pytest
 from mlops_ray import ledger
 from mlops_ray.errors import ApprovalPending, ApprovalRefused, DataError, ModelNotFound
 from mlops_ray.governance.approvals import Decided, approve, reject
+from mlops_ray.governance.unrecorded import unrecorded
 from mlops_ray.retraining.on_ray import _conclude, decided, order
 from mlops_ray.rollout import orders
 from mlops_ray.rollout.approval import PROPOSER, PROPOSER_TOKEN, Policy
+from mlops_ray.rollout.canary import Arm, CanaryState, Phase
 from mlops_ray.rollout.orders import first_version
-from mlops_ray.state import Store, Tx, VersionRow
+from mlops_ray.state import RolloutRow, Store, Tx, VersionRow
 from mlops_ray.training.gates.verdict import GateResult, Verdict
 from mlops_ray.training.on_ray import Trained
 from mlops_ray.training.report import Pages
@@ -22,7 +24,7 @@ from tests.fakes import project
 
 def begin(store: Store, number: int) -> str:
     def run(tx: Tx) -> str:
-        return orders.begin(tx, project(), number, supersede=False, who="ann", why="try", now=3.0)
+        return orders.begin(tx, project(), number, supersede=False, who="ann", why="try", now=3.0, machine_now=3.0)
 
     return store.run(run)
 
@@ -186,3 +188,64 @@ def test_a_retrain_ends_without_a_rollout_when_its_version_waits(store: Store) -
     with store.read() as tx:
         assert tx.open_rollout("small") is None
         assert tx.open_retrain("small") is None
+
+
+def asking(store: Store, when: str, mode: str, versions: tuple[int, ...] = (2, 3)) -> RolloutRow:
+    """An open rollout of two versions, or of one, whose plan asks for a person."""
+    for number in (1, 2, 3, 4):
+        save(store, number, VersionRow.REGISTERED)
+    first_version(store, project(), now=2.0, version=1)
+    asked = project(rollout={"approval": when, "mode": mode, "approval_expiry_s": 100.0})
+    first, *beside = versions
+
+    def run(tx: Tx) -> RolloutRow:
+        orders.begin(
+            tx, asked, first, beside=beside, supersede=False, who="ann", why="which?", now=1e9, machine_now=10.0
+        )
+        row = tx.open_rollout("small")
+        assert row is not None
+        return row
+
+    return store.run(run)
+
+
+@pytest.mark.parametrize("named", [2, 3])
+def test_versions_side_by_side_are_approved_by_any_of_their_names_before_they_start(store: Store, named: int) -> None:
+    row = asking(store, "before_start", "ab")
+    found = store.run(lambda tx: approve(tx, "small", named, who="ben", why="ok", now=11.0))
+    assert (found.rollout, found.standing.approved, found.recorded) == (row.id, True, True)
+    again = store.run(lambda tx: approve(tx, "small", 5 - named, who="ben", why="ok", now=12.0))
+    assert (again.recorded, again.standing.approved) == (False, True)
+    with store.read() as tx:
+        assert orders.standing(tx, row, machine_now=12.0).approved
+        assert unrecorded(tx, "small", ledger.entries(tx, "small")) == ()
+    with pytest.raises(ApprovalRefused, match="ann proposed it"):
+        store.run(lambda tx: approve(tx, "small", named, who="ann", why="mine", now=13.0))
+    assert store.run(lambda tx: approve(tx, "small", 4, who="eve", why="ok", now=13.0)).recorded is False
+    rejected = store.run(lambda tx: reject(tx, "small", 5 - named, who="ben", why="no", now=14.0))
+    assert rejected.standing.rejected
+    with store.read() as tx:
+        assert orders.standing(tx, row, machine_now=14.0).rejected
+
+
+def test_before_a_promotion_an_approval_is_of_the_arm_that_it_names(store: Store) -> None:
+    row = asking(store, "before_promotion", "ab")
+    store.run(lambda tx: approve(tx, "small", 3, who="ben", why="ok", now=11.0))
+    waits = CanaryState(Phase.PENDING, 0, 2e9, arms=(Arm(2), Arm(3)))
+    with store.read() as tx:
+        of = {v: replace(row, version=v, state=replace(waits, chosen=v).to_dict()) for v in (2, 3)}
+        assert [orders.standing(tx, of[v], machine_now=12.0).approved for v in (2, 3)] == [False, True]
+
+
+def test_approvals_are_given_and_expire_by_the_machines_clock(store: Store) -> None:
+    """Decision time is far away: last year's traffic is replayed, or there is none."""
+    row = asking(store, "before_promotion", "canary", (2,))
+    store.run(lambda tx: approve(tx, "small", 2, who="ben", why="ok", now=50.0))
+    with store.read() as tx:
+        assert [orders.standing(tx, row, machine_now=now).approved for now in (50.0, 149.0, 150.0)] == [
+            True,
+            True,
+            False,
+        ]
+        (entry,) = ledger.entries(tx, "small", kinds=["approved"])
+    assert entry.evidence["phase"] == "starting"  # it was given before there was any evidence

@@ -63,7 +63,7 @@ def filled(store: Store, name: str = "small") -> None:
         book.save_silence(tx, name, Silence("s1", "", "v1", "ann", "known", 1.0, 9.0))
         book.post(tx, name, [Message("m1", "team", ((Kind.FIRING, alert),))], 1.0)
     first_version(store, own, now=4.0, version=1)
-    store.run(lambda tx: begin(tx, own, 2, supersede=False, who="ann", why="try", now=4.0))
+    store.run(lambda tx: begin(tx, own, 2, supersede=False, who="ann", why="try", now=4.0, machine_now=4.0))
     store.run(lambda tx: approve(tx, name, 3, who="ben", why="ok", now=5.0))
     store.acquire(f"rollout:{name}", "controller", 20.0, 5.0)
 

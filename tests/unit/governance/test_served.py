@@ -153,3 +153,16 @@ def test_other_entries_change_nothing(book: Book) -> None:
     before = book.at(500.0)
     book.add(200.0, "token created", 9).add(210.0, "retrain decided", 7).add(220.0, "alias put back", 2)
     assert book.at(500.0) == before
+
+
+def test_orders_are_dated_by_the_machines_clock_where_it_was_sealed() -> None:
+    """Nothing came for an hour, so decision time stood still when ann promoted; or traffic of years ago is replayed."""
+    book = Book().add(1000.0, "promoted", 1).start(100.0, 2, 1)
+    book.move(100.0, "promote", 2, "promoting", "ann", written=4600.0)
+    book.move(100.0, "promoted", 2, "promoted", written=4610.0)
+    assert [book.at(at).stable for at in (1500.0, 4605.0, 4610.0)] == [1, 1, 2]
+    found = book.at(5000.0)
+    assert (found.since, found.notes) == (4610.0, ())
+    assert "ordered: rollout promote v2 by ann, 1970-01-01 01:16:40" in "\n".join(found.lines())
+    book.entries[-1].evidence["written"] = "soon"  # nobody of ours wrote that
+    assert book.entries[-1].written == 100.0

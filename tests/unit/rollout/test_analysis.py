@@ -545,10 +545,27 @@ def test_a_key_that_the_trial_has_heard_is_not_heard_again() -> None:
     assert found.verdict is not Verdict.FAIL
 
 
-def test_what_is_stable_fails_nothing_that_a_log_has() -> None:
+@pytest.mark.parametrize(("failing", "verdict"), [(0.0, Verdict.PASS), (0.2, Verdict.FAIL)])
+def test_what_a_version_fails_while_it_bakes_counts_as_what_it_failed_on_trial(
+    failing: float, verdict: Verdict
+) -> None:
+    """Rows without the answer of the version before it count for nothing else."""
     rng = np.random.default_rng(3)
-    found = look(baked(traffic(rng, 200), traffic(rng, 300)), kept=KEPT)
-    assert (metric(found, "failures").n_keys, found.n_requests) == (200, 200)
+    after = traffic(rng, 400)
+    fails, alone = rng.random(400) < failing, np.arange(400) % 2 == 0
+    answered, compared = np.where(fails, np.nan, 1.0), np.where(alone & ~fails, np.nan, 1.0)
+    after = replace(
+        after,
+        candidate=Answers(*(values * answered for values in vars(after.candidate).values())),
+        stable=Answers(*(values * compared for values in vars(after.stable).values())),
+    )
+    plan = (Failures(margin=0.05), Disagreement(margin=0.9))
+    found = look(baked(traffic(rng, 400), after), plan, kept=KEPT)
+    heard = {m.name: (m.n_keys, m.n_baking, m.verdict) for m in found.metrics}
+    assert heard["failures"] == (800, 400, verdict)
+    n_alone = int((alone & ~fails).sum())
+    assert heard["disagreement"][:2] == (800 - n_alone, 400 - n_alone)
+    assert found.n_requests == 400
 
 
 def test_one_bad_moment_while_it_bakes_is_no_proof() -> None:

@@ -39,6 +39,7 @@ def predictions(*rows: dict[str, Any], multiclass: bool = False) -> pa.Table:
             ("canary_score", pa.float64()),
             ("canary_score_us", pa.float32()),
             *scores,
+            ("stable", pa.int64()),
             ("canary", pa.int64()),
             ("rollout", pa.string()),
             ("share", pa.float64()),
@@ -219,6 +220,29 @@ def test_while_it_bakes_the_roles_are_exchanged() -> None:
     assert found.baking.tolist() == [False, True, True]
     assert found.asked.tolist() == [True, False, False]
     np.testing.assert_array_equal(found.share, [0.1, np.nan, np.nan])  # nobody is assigned to the version before
+
+
+def test_what_it_fails_as_stable_while_it_bakes_is_its_failure() -> None:
+    """Version 2 failed row a on trial, and c as stable; 1 answered both. Of b it saw a copy, of d, e and f none: e was
+    answered before there was any of baking, and f by version 1, which was stable still in that replica."""
+    table = predictions(
+        canary("a", 1, canary=2, canary_score=None),
+        {"id": "e", "t": 2, "stable": 2, "stable_score": 0.9},
+        {"id": "f", "t": 4, "stable": 1, "stable_score": 0.9},
+        {"id": "b", "t": 5, "stable": 2, "stable_score": 0.9},
+        canary("c", 6, canary=2, canary_score=None, share=None, stable=1),
+        {"id": "d", "t": 7, "stable": 2, "stable_score": 0.9, "score_us": 30},
+    )
+    found = read(table, shadow=copies(("b", 2, 0.3)), promoted=2)
+    assert found.baking.tolist() == [False, True, True, True]
+    assert found.failed.tolist() == [True, False, True, False]
+    assert found.canary.all()
+    np.testing.assert_allclose(found.stable.squares, [0.68, 0.58, 0.68, np.nan])
+    np.testing.assert_allclose(found.candidate.us, [np.nan, np.nan, np.nan, 30])
+    nothing = read(table, shadow=copies(), promoted=2)
+    assert nothing.failed.tolist() == [True, True, False]  # the first that is heard of baking is a failure
+    affected = read(table, shadow=copies(("b", 2, 0.3)), promoted=2, prediction_affects_outcome=True)
+    np.testing.assert_array_equal(affected.share, [0.1, np.nan, np.nan, np.nan])
 
 
 def test_a_shadow_that_was_promoted_is_heard_in_both_roles() -> None:

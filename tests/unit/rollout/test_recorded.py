@@ -154,3 +154,34 @@ def test_files_and_columns_that_are_not_there(tmp_path: Path) -> None:
         read(tmp_path / "broken.parquet", plan())
     with pytest.raises(LogRefused, match="holds no rows"):
         checked("log", rows().clear(), plan())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("stable,0\n1,b,canary\n2,c\n", "line 3: 3 fields for 4 columns; nothing stands for failed (2 such lines)"),
+        ("canary,0\n1,b,canary,1,\n", "line 3: 5 fields for 4 columns (time, key, variant, failed); put a value that"),
+        ("canary,0\n\n1,b,canary,1\n", "line 3: no fields for 4 columns; nothing stands for time, key, variant"),
+        ('"stable",0\n1,"b\n,x",canary,0\n2,c\n', "line 5: 2 fields for 4 columns; nothing stands for variant"),
+    ],
+)
+def test_lines_with_more_or_fewer_fields_than_the_header_are_named(text: str, says: str, tmp_path: Path) -> None:
+    """A reader that fills them up would take a file that was cut off for one without outcomes."""
+    path = tmp_path / "log.csv"
+    path.write_text(f"time,key,variant,failed\n0,a,{text}")
+    with pytest.raises(LogRefused) as refused:
+        read(path, plan())
+    assert str(refused.value).startswith(f"{path}: 1 problem")
+    assert says in str(refused.value)
+    path.write_bytes(b'\xef\xbb\xbf\ntime,key,variant,failed\r\n0,a,stable,0\r\n1,"b,c",canary,1')
+    assert len(read(path, plan())) == 2
+
+
+@pytest.mark.parametrize("limit", [1e300, 1e13, float("inf"), float("nan")])
+def test_limits_that_no_test_can_square_are_refused(limit: float) -> None:
+    money = {"metric": "business", "name": "ms", "low": 0, "high": limit, "better": "higher", "margin": 1}
+    with pytest.raises(ValueError, match="high"):
+        plan(analyses=[money])
+    miss = {"metric": "absolute_error", "margin": 1, "bound": limit}
+    with pytest.raises(ValueError, match="bound"):
+        plan(**BRIER | {"analyses": [miss]})

@@ -462,6 +462,48 @@ def test_a_version_before_stable_that_raises_costs_the_comparison_alone(log: Fak
     assert (seen.trial.scores, seen.trial.failure) == (None, "error")
 
 
+def raising(version: int, *also: int) -> Callable[[Held], FakeScorer]:
+    """Loads versions of which this one raises."""
+
+    class Raises(FakeScorer):
+        def score(self, columns: Any) -> Any:
+            raise RuntimeError("it did not expect that")
+
+    return lambda one: Raises(0.1) if one.version in (version, *also) else FakeScorer(0.3)
+
+
+def test_what_stable_fails_while_it_bakes_the_version_before_it_answers(log: FakeLog) -> None:
+    """As a failing canary's rows are answered by stable, and the log has it as the failure of the one on trial."""
+
+    async def talk(client: Client) -> Any:
+        await asyncio.to_thread(eventually, lambda: 30 in service.versions.loaded)
+        return [
+            (await client.post("/predict", json=ROWS)).json(),
+            (await client.post("/predict", json={"rows": [row()], "options": {"version": 10}})).status_code,
+        ]
+
+    service = make(log, BAKING, load=raising(10))
+    answer, pinned = visit(service, talk)
+    assert {(p["version"], p["variant"], p["probability"]) for p in answer["predictions"]} == {(30, "stable", 0.3)}
+    (first,) = scored(log)
+    (trial,) = first.trials
+    assert (first.stable, trial.version, trial.rollout, trial.share) == (30, 10, "r1", None)
+    assert (trial.scores, trial.failure, trial.rows.tolist()) == (None, "error", list(range(len(KEYS))))
+    assert pinned == 500  # who asks for that very version hears of it
+    assert not [r for r in log.records if isinstance(r, Shadowed)]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "load"),
+    [(BAKING, raising(10, 30)), (replace(BAKING, before=None), raising(10)), (replace(BAKING, warm=()), raising(10))],
+)
+def test_where_nobody_can_stand_in_a_failure_is_told_as_ever(log: FakeLog, wanted: Wanted, load: Any) -> None:
+    service = make(log, wanted, load=load)
+    eventually(lambda: {h.version for h in wanted.held} <= set(service.versions.loaded))
+    assert post(service, json=ROWS).status_code == 500
+    assert not scored(log)
+
+
 def test_a_replica_that_answers_with_the_version_before_stable_still_compares_nothing(log: FakeLog) -> None:
     back = Wanted(sequence=1, stable=held(30), warm=(held(10),), before=Before(30, 0.5, "r1"))
     assert visit(make(log, back), lambda client: client.post("/predict", json=ROWS)).status_code == 200
