@@ -97,9 +97,9 @@ def error_row(rng: Rng, name: str, rate: float, *, runs: int, n: int) -> Row:
     others: tuple[list[np.ndarray], ...] = ([], [], [])
     for size in chunks(runs):
         equal = worlds.events(rng, size, n, share, rate, rate)
-        back.append(worlds.capital_of_counts(equal, 0.0, fine=False).max(axis=1))
+        back.append(worlds.largest_capital(equal, 0.0, fine=False))
         worse = worlds.events(rng, size, n, share, rate, rate + margin)
-        forth.append(worlds.capital_of_counts(worse, margin, fine=True).max(axis=1))
+        forth.append(worlds.largest_capital(worse, margin, fine=True))
         for found, test in zip(others, (z_test, threshold), strict=False):
             found.append(test(equal))
         if len(back) * CHUNK <= 400:  # sorts every pair of intervals: a quarter of the runs tells enough
