@@ -132,6 +132,7 @@ def test_a_good_version_bakes_through_and_is_heard_meanwhile(live: Live, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("by_command", [False, True])
 def test_of_three_versions_side_by_side_the_better_one_wins_and_the_others_go(
     live: Live, tmp_path: Path, by_command: bool
