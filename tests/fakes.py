@@ -88,8 +88,11 @@ class FakeLine:
     def __init__(self, answer: Callable[[int], Any] | BaseException | None, **told: Any) -> None:
         self.answer, self.told = answer, told
         self.calls: list[int] = []
-        self.closed = False
+        self.closed = self.looked_for = False
         self.apart_s = 0.0
+
+    def find(self) -> None:
+        self.looked_for = True
 
     async def call(self, columns: Columns) -> Any:
         n = len(next(iter(columns.values())))

@@ -22,7 +22,7 @@ from mlops_ray.retraining.deciding import close
 from mlops_ray.retraining.on_ray import decided
 from mlops_ray.rollout import orders, traffic
 from mlops_ray.rollout.analysis import Analysis, Metric
-from mlops_ray.rollout.canary import CanaryState, Phase, Reason
+from mlops_ray.rollout.canary import Arm, CanaryState, Phase, Reason
 from mlops_ray.state import RolloutRow, Store, Tx, VersionRow, WindowRow
 from mlops_ray.training.gates.verdict import Verdict
 from tests import fakes
@@ -195,6 +195,36 @@ def started(store: Store, of: Project, number: int, at: float) -> str:
         return rollout
 
     return store.run(run)
+
+
+def side_by_side(store: Store, numbers: tuple[int, ...], at: float) -> str:
+    """A rollout of these versions at a fifth of the keys each, of which the last was dropped."""
+    of = fakes.project(rollout={"mode": "ab", "ab": {"share": 0.2}}, monitoring=MONITORING)
+
+    def run(tx: Tx) -> str:
+        first, *beside = numbers
+        rollout = orders.begin(tx, of, first, beside=beside, supersede=False, who="ann", why="three kinds", now=at)
+        arms = (*(Arm(number) for number in numbers[:-1]), Arm(numbers[-1], Reason.EVIDENCE, at))
+        move(tx, of, row_of(tx, rollout), CanaryState(Phase.RAMPING, 0, at, arms=arms), "rollout ramping", None)
+        return rollout
+
+    return store.run(run)
+
+
+def won(store: Store, rollout: str, number: int, at: float) -> None:
+    """The evidence has decided for this one, and every replica answers with it."""
+
+    def run(tx: Tx) -> None:
+        row = row_of(tx, rollout)
+        state = replace(
+            CanaryState.from_dict(row.state), phase=Phase.PROMOTING, since=at, reason=Reason.EVIDENCE, chosen=number
+        )
+        of = fakes.project()
+        move(tx, of, row, state, "rollout promoting", None)
+        traffic.flip(tx, rollout)
+        move(tx, of, row_of(tx, rollout), replace(state, phase=Phase.PROMOTED), "rollout promoted", None)
+
+    store.run(run)
 
 
 def row_of(tx: Tx, rollout: str) -> RolloutRow:

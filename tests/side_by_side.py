@@ -25,6 +25,10 @@ from tests import trials
 from tests.load import Load, eventually
 from tests.loop.conftest import Live
 
+RATE = 20.0
+"""Requests a second, of eight rows each."""
+STEP_MAX_S = 300.0
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -50,14 +54,16 @@ def experiment(live: Live, versions: Sequence[int], folder: Path, *, by_command:
     # The objective comes first. Latency is for the tests of one canary: these share the machine with two others.
     analyses = [trials.ANALYSES[2], trials.ANALYSES[0], trials.ANALYSES[3]]
     ab = {"share": 0.2, "winner": winner}
-    paths = trials.planned(live, folder / f"{winner}.yaml", mode="ab", ab=ab, analyses=analyses, step_max_s=150.0)
-    traffic, ended = trials.Traffic(live, f"ab-{versions[0]}", late_s=1.0), list[trials.Ended]()
+    paths = trials.planned(live, folder / f"{winner}.yaml", mode="ab", ab=ab, analyses=analyses, step_max_s=STEP_MAX_S)
+    # Stable is served by scikit-learn, and so are two arms: a third of the other trials' load keeps two cores as busy.
+    traffic = trials.Traffic(live, f"ab-{versions[0]}", late_s=1.0, requests_per_s=RATE)
+    ended = list[trials.Ended]()
     gone: dict[int, float] = {}
 
     def during() -> None:
         with ThreadPoolExecutor(1) as looking:
             watched = looking.submit(_watched, live, versions, gone, by_command, paths)
-            ended.append(trials.tried(live, versions[0], beside=versions[1:], paths=paths))
+            ended.append(trials.tried(live, versions[0], beside=versions[1:], paths=paths, within_s=STEP_MAX_S + 200))
             watched.result()
 
     load = traffic.run(during)
@@ -80,7 +86,7 @@ def _watched(
     """Until the experiment is decided: when a dropped arm's application is gone, and the order, once it is due."""
     dropped: dict[int, float] = {}
     ordered = False
-    eventually(lambda: _open(live) is not None, 30.0)
+    eventually(lambda: _open(live) is not None, 60.0)
     while (row := _open(live)) is not None or dropped.keys() - gone.keys():
         state = CanaryState.from_dict(row.state) if row is not None else None
         for arm in state.arms if state else ():

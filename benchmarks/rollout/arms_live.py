@@ -2,7 +2,7 @@
 
     python benchmarks/rollout/arms_live.py
 
-A project of its own on a cluster of its own, 480 rows a second, a key each, whose labels come a second later; stable is
+A project of its own on a cluster of its own, 160 rows a second, a key each, whose labels come a second later; stable is
 a version that is six per cent worse in log-loss than it could be. Three versions answer a fifth of the keys each: one
 that is better, one that answers a constant, one that throws in three calls of ten. First the winner is promoted by
 itself; then, with stable worse again, by command once the other two are out. `wrong`: rows of the log that another

@@ -3,13 +3,14 @@
     python benchmarks/rollout/error_rates.py            # 5,000 runs a cell, looks after each of 20,000 canary outcomes
     python benchmarks/rollout/error_rates.py --runs 200 --outcomes 2000
 
-One metric at alpha 5 %. `rolled back`: the canary is equal; `promoted`: it is worse by exactly the margin. Brackets are
-95 % Clopper-Pearson intervals; a row `keeps` alpha where both upper ends are at most alpha, `may keep` it where alpha
-lies within one of them, `breaks` it else. Beside ours, on the same equal canaries: a z-test for two shares (rows,
-one-sided 5 %) looked at after each outcome from the 100th on; a fixed threshold as in Flagger's default (at most 1 % of
-an interval's requests failed, out after 5 bad intervals; an interval is 100 of the canary's requests); Mann-Whitney as
-in Kayenta (error rates of those intervals, 98 % interval of the Hodges-Lehmann shift beyond 25 % of it), looked at
-after every 10 intervals, in 400 of the runs.
+One metric at alpha 5 %. `rolled back`: the canary is equal; `with bake_s`: the same in the trial of a plan that bakes,
+which keeps a fifth of the coin for that; `promoted`: it is worse by exactly the margin. Brackets are 95 %
+Clopper-Pearson intervals; a row `keeps` alpha where all upper ends are at most alpha, `may keep` it where alpha lies
+within one of them, `breaks` it else. Beside ours, on the same equal canaries: a z-test for two shares (rows, one-sided
+5 %) looked at after each outcome from the 100th on; a fixed threshold as in Flagger's default (at most 1 % of an
+interval's requests failed, out after 5 bad intervals; an interval is 100 of the canary's requests); Mann-Whitney as in
+Kayenta (error rates of those intervals, 98 % interval of the Hodges-Lehmann shift beyond 25 % of it), looked at after
+every 10 intervals, in 400 of the runs.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.rollout import worlds
 from benchmarks.rollout.worlds import BOUND, RAMP, Counts, Floats, Found, Rng
-from mlops_ray.rollout.analysis import SPENT, first_rows, per_key
+from mlops_ray.rollout.analysis import KEPT, SPENT, first_rows, per_key
 from mlops_ray.rollout.evidence import by_assignment, capital, within
 
 ALPHA = 0.05
@@ -44,19 +45,20 @@ class Row:
     what: str
     share: str
     rolled_back: Found
-    promoted: Found | None
+    bakes: Found
+    promoted: Found
     others: tuple[Found | None, ...] = (None, None, None)
 
     def __str__(self) -> str:
-        ours = [f for f in (self.rolled_back, self.promoted) if f is not None]
+        ours = (self.rolled_back, self.bakes, self.promoted)
         kept = "keeps" if all(f.upper <= ALPHA for f in ours) else "may keep"
         kept = "breaks" if any(f.lower > ALPHA for f in ours) else kept
-        cells = [str(f) if f else "" for f in (self.rolled_back, self.promoted)]
+        cells = [str(f) for f in ours]
         cells += [f"{100 * f.k / f.n:.1f} %" if f else "" for f in self.others]
         return f"| {self.what} | {self.share} | " + " | ".join(cells) + f" | {kept} |"
 
 
-HEAD = "| outcomes | share | rolled back | promoted | z-test | threshold | Mann-Whitney | alpha |"
+HEAD = "| outcomes | share | rolled back | with `bake_s` | promoted | z-test | threshold | Mann-Whitney | alpha |"
 
 
 def shares_of(name: str, n: int) -> Floats:
@@ -74,25 +76,35 @@ def count(found: list[np.ndarray]) -> Found:
     return Found(int(hit.sum()), len(hit))
 
 
+def reached(most: list[Floats]) -> Found:
+    """Runs in which a gambler decided. Args: most: the largest capital of each run that was looked at."""
+    return count([each >= 1 / LEVEL for each in most])
+
+
+def of_both(most: list[Floats]) -> tuple[Found, Found]:
+    """Runs in which the gambler on "worse" decided, by a plan that does not bake, and by one that does."""
+    return reached(most), reached([(1 - KEPT) * each + KEPT for each in most])
+
+
 # Errors by assignment -------------------------------------------------------------------------------------------------
 
 
 def error_row(rng: Rng, name: str, rate: float, *, runs: int, n: int) -> Row:
     """Error rates of both arms by assignment, unique keys; the margin is 1 % of rows, or a tenth of the rate."""
     share, margin = shares_of(name, n), max(0.01, rate / 10)
-    back: list[np.ndarray] = []
-    forth: list[np.ndarray] = []
+    back: list[Floats] = []
+    forth: list[Floats] = []
     others: tuple[list[np.ndarray], ...] = ([], [], [])
     for size in chunks(runs):
         equal = worlds.events(rng, size, n, share, rate, rate)
-        back.append(worlds.capital_of_counts(equal, 0.0, fine=False).max(axis=1) >= 1 / LEVEL)
+        back.append(worlds.largest_capital(equal, 0.0, fine=False))
         worse = worlds.events(rng, size, n, share, rate, rate + margin)
-        forth.append(worlds.capital_of_counts(worse, margin, fine=True).max(axis=1) >= 1 / LEVEL)
+        forth.append(worlds.largest_capital(worse, margin, fine=True))
         for found, test in zip(others, (z_test, threshold), strict=False):
             found.append(test(equal))
         if len(back) * CHUNK <= 400:  # sorts every pair of intervals: a quarter of the runs tells enough
             others[2].append(mann_whitney(equal))
-    return Row(f"errors {100 * rate:g} %", name, count(back), count(forth), tuple(count(f) for f in others))
+    return Row(f"errors {100 * rate:g} %", name, *of_both(back), reached(forth), tuple(count(f) for f in others))
 
 
 def z_test(counts: Counts) -> np.ndarray:
@@ -125,11 +137,13 @@ def mann_whitney(counts: Counts) -> np.ndarray:
     said = np.zeros(len(canary), np.bool_)
     for n in range(10, canary.shape[1] + 1, 10):
         for run in np.flatnonzero(~said):
-            shifts = np.sort((canary[run, :n, None] - stable[run, None, :n]).ravel())
+            shifts = (canary[run, :n, None] - stable[run, None, :n]).ravel()
             # Normal approximation of the interval's rank, as wilcox.test does it for so many.
             lower = int(n * n / 2 - norm.ppf(0.99) * math.sqrt(n * n * (2 * n + 1) / 12))
-            estimate = float(np.median(shifts))
-            said[run] = lower >= 0 and shifts[lower] > 0.25 * abs(estimate) and shifts[lower] > 0
+            if lower < 0:
+                continue
+            least = float(np.partition(shifts, lower)[lower])
+            said[run] = least > 0 and least > 0.25 * abs(float(np.median(shifts)))
     return said
 
 
@@ -140,10 +154,10 @@ def loss_row(rng: Rng, *, runs: int, n: int, margin: float = 0.02) -> Row:
     """Paired log-loss, one row per key. Only the canary's rows are used, so the share does not enter."""
     back, forth = [], []
     for size in chunks(runs):
-        back.append(capital(within(worlds.gaps(rng, (size, n)), -BOUND, BOUND), 0.0).max(axis=1) >= 1 / LEVEL)
+        back.append(capital(within(worlds.gaps(rng, (size, n)), -BOUND, BOUND), 0.0).max(axis=1))
         worse = worlds.gaps(rng, (size, n), worse=margin)
-        forth.append(capital(within(-worse, -BOUND, BOUND), -margin).max(axis=1) >= 1 / LEVEL)
-    return Row("log-loss, paired", "any", count(back), count(forth))
+        forth.append(capital(within(-worse, -BOUND, BOUND), -margin).max(axis=1))
+    return Row("log-loss, paired", "any", *of_both(back), reached(forth))
 
 
 def repeated_loss_row(rng: Rng, *, runs: int, n: int, margin: float = 0.02, as_rows: bool = False) -> Row:
@@ -156,9 +170,9 @@ def repeated_loss_row(rng: Rng, *, runs: int, n: int, margin: float = 0.02, as_r
             rows = worlds.gaps(rng, (2000,), worse=worse)[keys]
             x = rows if as_rows else per_key(keys, looks, rows)
             sided = within(-x, -BOUND, BOUND) if worse else within(x, -BOUND, BOUND)
-            found.append(capital(sided, -worse).max(keepdims=True) >= 1 / LEVEL)
+            found.append(capital(sided, -worse).max(keepdims=True))
     what = "log-loss, heavy keys" + (", taken as rows" if as_rows else "")
-    return Row(what, "any", count(back), count(forth))
+    return Row(what, "any", *of_both(back), reached(forth))
 
 
 def repeated_error_row(rng: Rng, rate: float, *, runs: int, n: int) -> Row:
@@ -178,8 +192,8 @@ def repeated_error_row(rng: Rng, rate: float, *, runs: int, n: int) -> Row:
             share = np.full(len(chosen), 0.5)
             x = by_assignment(y[chosen].astype(float), canary[chosen], share, low=0.0, high=1.0)
             path = capital(-x, -worse) if worse else capital(x, 0.0)
-            found.append(path.max(keepdims=True) >= 1 / LEVEL)
-    return Row(f"errors {100 * rate:g} %, heavy keys", "0.5", count(back), count(forth))
+            found.append(path.max(keepdims=True))
+    return Row(f"errors {100 * rate:g} %, heavy keys", "0.5", *of_both(back), reached(forth))
 
 
 def rows(*, runs: int, n: int, seed: int = 0) -> Iterator[Row]:
@@ -200,7 +214,7 @@ def main() -> None:
     parser.add_argument("--outcomes", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    print(HEAD, "|---" * 8 + "|", sep="\n", flush=True)
+    print(HEAD, "|---" * 9 + "|", sep="\n", flush=True)
     for row in rows(runs=given.runs, n=given.outcomes, seed=given.seed):
         print(row, flush=True)
 

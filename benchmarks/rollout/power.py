@@ -2,8 +2,9 @@
 
     python benchmarks/rollout/power.py
 
-Error rates by assignment, one metric at alpha 5 %: outcomes of the canary until it is rolled back. A canary that fails
-every row: rows until `analyse` says so, with one metric and with alpha shared over four. Log-loss: keys of the canary
+Error rates by assignment, one metric at alpha 5 %: outcomes of the canary until it is rolled back, by a plan that does
+not bake, and by one that does and so keeps a fifth of the coin for that. A canary that fails every row: rows until
+`analyse` says so, with one metric and with alpha shared over four. Log-loss: keys of the canary
 until one that is 2, 5 and 10 % worse is rolled back, compared on the same row and by assignment at 50 %, where the
 canary's keys are half of all. A fixed test with 80 % power stands beside where its size is known beforehand.
 """
@@ -24,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.rollout import worlds
 from benchmarks.rollout.worlds import BOUND, CLIP, Floats, Rng
 from mlops_ray.config.analyses import Disagreement, Failures, Latency, LogLoss
-from mlops_ray.rollout.analysis import SPENT, analyse
+from mlops_ray.rollout.analysis import KEPT, SPENT, analyse
 from mlops_ray.rollout.evidence import by_assignment, capital, within
 from mlops_ray.rollout.outcomes import Answers, Outcomes
 from mlops_ray.training.gates.verdict import Verdict
@@ -38,6 +39,11 @@ def first(path: Floats) -> Floats:
     """Outcomes until the capital decides, infinite where it does not: shape (runs,)."""
     hit = path >= 1 / LEVEL
     return np.where(hit.any(axis=1), hit.argmax(axis=1), np.inf)
+
+
+def kept(path: Floats) -> Floats:
+    """What a gambler holds in the trial of a plan that bakes."""
+    return np.asarray((1 - KEPT) * path + KEPT)
 
 
 def told(found: Floats) -> str:
@@ -56,9 +62,8 @@ def fixed(stable: float, canary: float, share: float) -> float:
 
 
 def errors(rng: Rng, runs: int) -> None:
-    print(
-        "\n| errors, stable to canary | share | canary outcomes: median (10 to 90 %) | fixed test |\n|---|---|---|---|"
-    )
+    print("\n| errors, stable to canary | share | median (10 to 90 %) | with `bake_s` | fixed test |")
+    print("|---|---|---|---|---|")
     for stable, canary, share, n in (
         (0.05, 0.10, 0.5, 4000),
         (0.05, 0.10, 0.01, 4000),
@@ -67,19 +72,21 @@ def errors(rng: Rng, runs: int) -> None:
         (0.01, 0.02, 0.05, 12_000),
     ):
         counts = worlds.events(rng, runs, n, np.full(n, share), stable, canary)
-        found = first(worlds.capital_of_counts(counts, 0.0, fine=False)) + 1
+        path = worlds.capital_of_counts(counts, 0.0, fine=False)
+        found, bakes = first(path) + 1, first(kept(path)) + 1
         alone = fixed(stable, canary, share)
-        print(f"| {100 * stable:g} to {100 * canary:g} % | {share:g} | {told(found)} | {alone:,.0f} |")
+        rates = f"{100 * stable:g} to {100 * canary:g} %"
+        print(f"| {rates} | {share:g} | {told(found)} | {told(bakes)} | {alone:,.0f} |", flush=True)
 
 
 def always_failing() -> None:
     one = (Failures(),)
     four = (LogLoss(), Failures(), Latency(above_ms=10), Disagreement(margin=0.05))
     for name, plan in (("one metric", one), ("alpha shared over four", four)):
-        n = next(
-            n for n in range(1, 51) if analyse(plan, failing(n), alpha=ALPHA, min_keys=100).verdict is Verdict.FAIL
-        )
-        print(f"A canary that fails every row, {name}: out after {n} of its rows")
+        for keeps, says in ((0.0, ""), (KEPT, ", bakes")):
+            found = (analyse(plan, failing(n), alpha=ALPHA, min_keys=100, kept=keeps) for n in range(1, 51))
+            n = next(n for n, one in enumerate(found, start=1) if one.verdict is Verdict.FAIL)
+            print(f"A canary that fails every row, {name}{says}: out after {n} of its rows")
 
 
 def failing(n: int) -> Outcomes:
@@ -102,15 +109,17 @@ def extra_for(worse: float) -> tuple[float, float]:
 
 
 def losses(rng: Rng, runs: int) -> None:
-    print("\n| log-loss worse by | same row: canary's keys, median (10 to 90 %) | by assignment | ratio of medians |")
-    print("|---|---|---|---|")
+    print("\n| log-loss worse by | same row: canary's keys, median (10 to 90 %) | with `bake_s` ", end="")
+    print("| by assignment | ratio of medians |\n|---|---|---|---|---|")
     for worse, n_paired, n_apart in ((0.02, 60_000, 700_000), (0.05, 4000, 160_000), (0.10, 2000, 40_000)):
         extra, level = extra_for(worse)
-        paired, apart = [], []
+        paired, bakes, apart = [], [], []
         for _ in range(runs):
             label, stable, canary = worlds.scores(rng, (1, n_paired), extra=extra)
             gap = worlds.loss(label, canary) - worlds.loss(label, stable)
-            paired.append(first(capital(within(gap, -BOUND, BOUND), 0.0)))
+            path = capital(within(gap, -BOUND, BOUND), 0.0)
+            paired.append(first(path))
+            bakes.append(first(kept(path)))
         for _ in range(max(runs // 4, 1)):
             label, stable, canary = worlds.scores(rng, (1, n_apart), extra=extra)
             mine = rng.random(label.shape) < 0.5
@@ -118,9 +127,10 @@ def losses(rng: Rng, runs: int) -> None:
             centre = np.clip(-np.log(stable**2 + (1 - stable) ** 2), LOW, LOW + BOUND)
             x = by_assignment(served, mine, np.full(mine.shape, 0.5), low=LOW, high=LOW + BOUND, centre=centre)
             apart.append(first(capital(x, 0.0)) / 2)
-        both = np.concatenate(paired), np.concatenate(apart)
-        ratio = np.median(both[1]) / np.median(both[0])
-        print(f"| {100 * worse:g} % of {level:.3f} | {told(both[0])} | {told(both[1])} | {ratio:.0f} |", flush=True)
+        same, baked, other = (np.concatenate(each) for each in (paired, bakes, apart))
+        ratio = np.median(other) / np.median(same)
+        cells = f"{told(same)} | {told(baked)} | {told(other)} | {ratio:.0f}"
+        print(f"| {100 * worse:g} % of {level:.3f} | {cells} |", flush=True)
 
 
 def main() -> None:

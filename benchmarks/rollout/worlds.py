@@ -76,6 +76,33 @@ def capital_of_counts(counts: Counts, bar: float, *, fine: bool) -> Floats:
     return found
 
 
+def largest_capital(counts: Counts, bar: float, *, fine: bool) -> Floats:
+    """The largest of `capital_of_counts` in each run, shape (runs,), at a bar of 0 for "worse". Only looks at which it
+    can be largest are computed: where the canary's outcome is no error, "worse" gains nothing and "fine" loses nothing.
+    """
+    n = counts.canary.shape[1]
+    peaks = counts.canary.astype(np.bool_)
+    if fine:  # just before each error, and at last
+        peaks = np.concatenate([peaks[:, 1:], np.ones((len(peaks), 1), np.bool_)], axis=1)
+    run, place = np.nonzero(peaks)
+    sign, at = (-1.0, -bar) if fine else (1.0, bar)
+    logs = np.zeros((len(ODDS), len(run)))
+    for share in np.unique(counts.share):
+        there = counts.share == share
+        low, high = (-1 / share, 1 / (1 - share)) if fine else (-1 / (1 - share), 1 / share)
+        support = Differences(np.zeros(1), np.array([low]), np.array([high]))
+        bets = np.array([fractions(support, at, odds)[0] for odds in ODDS]) / (at - low)
+        errors, others, rows = (
+            np.cumsum(np.where(there, each, 0), axis=1)[run, place]
+            for each in (counts.canary, counts.stable, counts.rows + np.ones(n, np.int64))
+        )
+        error, other, none = (np.log1p(bets * (x - at)) for x in (sign / share, -sign / (1 - share), 0.0))
+        logs += np.outer(error, errors) + np.outer(other, others) + np.outer(none, rows - errors - others)
+    found = np.ones(len(counts.canary))
+    np.maximum.at(found, run, np.exp(np.logaddexp.reduce(np.minimum(logs, 600) + np.log(WEIGHTS)[:, None], axis=0)))
+    return found
+
+
 # Losses on the same row -----------------------------------------------------------------------------------------------
 
 

@@ -111,13 +111,14 @@ def metrics_table(metrics: Any) -> Table:
     has_arms = any(m.get("arm") is not None for m in metrics)
     if has_arms:
         table.add_column("arm")
-    table.add_column("metric")
-    table.add_column(f"{'better':<{_WIDTH // 2}}0{'margin | worse':>{_WIDTH // 2}}")
+    # Where it is narrow the numbers break, not what is read first.
+    table.add_column("metric", no_wrap=True)
+    table.add_column(f"{'better':<{_WIDTH // 2}}0{'margin | worse':>{_WIDTH // 2}}", no_wrap=True)
     for name in ("estimate", "interval", "margin", "keys", "rows", "largest key", "to go"):
         table.add_column(name, justify="right")
     if has_arms:
-        table.add_column("evidence worse / better", justify="right")
-    table.add_column("verdict")
+        table.add_column("evidence: worse / better", justify="right")
+    table.add_column("verdict", no_wrap=True)
     for m in metrics:
         low, high = m.get("low"), m.get("high")
         interval = f"{low:+.4f} … {high:+.4f}" if low is not None and high is not None else ""

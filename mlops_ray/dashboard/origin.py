@@ -8,6 +8,7 @@ from mlops_ray.dashboard.gathered import Gathered
 from mlops_ray.dashboard.parts import Origin
 from mlops_ray.governance.facts import Facts
 from mlops_ray.governance.lineage import Lineage, lineage
+from mlops_ray.rollout.canary import CanaryState, Phase
 from mlops_ray.rollout.orders import versions_of
 from mlops_ray.serving.versions import Wanted
 from mlops_ray.state import VersionRow
@@ -67,7 +68,9 @@ def _became(of: Gathered, row: VersionRow, facts: Facts) -> str:
     if not row.may_serve:
         return "waits for approval" if row.status == VersionRow.PENDING else row.status
     if facts.rollouts:
-        phase = str(facts.rollouts[-1].state["phase"])
-        return "was stable" if phase == "promoted" else phase
+        state = CanaryState.from_dict(facts.rollouts[-1].state)
+        if state.arms and row.version != state.chosen:
+            return "lost to another" if row.version in state.live else "was dropped"
+        return "was stable" if state.phase is Phase.PROMOTED else str(state.phase)
     was = any(r.stable == row.version for r in of.rollouts)
     return "was stable" if was else "never served"

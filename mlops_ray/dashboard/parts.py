@@ -180,10 +180,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One rollout. says: where it stands, or how it ended."""
+    """One rollout. versions: all that it tries, side by side where there are several; version: the first, or the one
+    that was chosen. says: where it stands, or how it ended."""
 
     id: str
     version: int
+    versions: tuple[int, ...]
     against: int
     mode: str
     phase: str

@@ -32,6 +32,7 @@ def rollout(of: Gathered, row: RolloutRow) -> Rollout:
     told = Rollout(
         id=row.id,
         version=row.version,
+        versions=orders.versions_of(row),
         against=row.stable,
         mode=plan.mode,
         phase=str(state.phase),
@@ -89,7 +90,9 @@ def says(of: Rollout) -> str:
         why = {"": "", "evidence": "on the evidence", "time-out": "undecided when its time was up"}
         why |= {"crash": "after a crash", "operator": "by an operator's order", "rejected": "rejected by people"}
         reason = why.get(of.reason, f"because of {of.reason}")
-        ended = f"{v} was {of.phase}" + (f" {reason}" if reason else "")
+        all_of_them = of.phase != Phase.PROMOTED and len(of.versions) > 1
+        who = f"{', '.join(f'v{one}' for one in of.versions)} were" if all_of_them else f"{v} was"
+        ended = f"{who} {of.phase}" + (f" {reason}" if reason else "")
         return f"{ended}{_evidence(of)}"
     if of.phase == Phase.PENDING:
         return f"{v} waits for {' and '.join(of.waits) or 'people'}{_evidence(of)}"

@@ -275,7 +275,7 @@ def judged(
         return Metric(title, margin or 0.0, 0, 0.0, 1.0, 1.0, Verdict.INCONCLUSIVE, 0, 0.0)
     x, bars = sample.differences, Bars.of(of, alpha=alpha, min_keys=min_keys)
     worse, fine = Purses.of(sample, kept), evidence(-x, -margin)
-    better = evidence(-x, 0.0).log_capital if is_objective else None
+    better = evidence(-x, 0.0) if is_objective else None
     lopsided = sample.is_lopsided
     comparable = sample.is_of_both and not lopsided
     verdict, enough = Verdict.INCONCLUSIVE, comparable and len(x) >= bars.min_keys and not waits
@@ -283,9 +283,12 @@ def judged(
         verdict = Verdict.FAIL
     elif fine.log_capital >= bars.fine and enough:
         verdict = Verdict.PASS
-    to_come = [n for n in (worse.needed(bars.worse), fine.needed(bars.fine)) if n is not None]
+    has_won = better is not None and better.log_capital >= bars.fine and enough
+    # In the objective to be fine is not enough.
+    decided = verdict is not Verdict.INCONCLUSIVE if better is None else has_won or verdict is Verdict.FAIL
+    to_come = [n for n in (worse.needed(bars.worse), (better or fine).needed(bars.fine)) if n is not None]
     needed = None
-    if verdict is not Verdict.INCONCLUSIVE:
+    if decided:
         needed = 0
     elif to_come and not lopsided:
         needed = max(min(to_come), bars.min_keys - len(x), 0)
@@ -302,8 +305,8 @@ def judged(
         low=lower_bound(x, sample.tolerated, alpha / 2),
         high=-lower_bound(-x, -margin, alpha / 2),
         needed=needed,
-        evidence_better=None if better is None else shown(better),
-        better=None if better is None else better >= bars.fine and enough,
+        evidence_better=None if better is None else shown(better.log_capital),
+        better=None if better is None else has_won,
         lopsided=lopsided or None,
         n_baking=sample.n_baking or None,
         baking=float(sample.while_baking.value.mean()) if sample.n_baking else None,

@@ -57,7 +57,7 @@ def outlook(row: RolloutRow, *, said: Standing, now: float) -> Outlook:
     metrics: tuple[Mapping[str, Any], ...] = tuple(analysis.get("metrics", ()))
     waited = max(0.0, now - state.since)
     limited = state.phase in (Phase.SHADOWING, Phase.RAMPING) and plan.on_inconclusive != "wait"
-    needed = [m.get("needed") for m in metrics if m.get("verdict") == "inconclusive"]
+    needed = [m.get("needed") for m in metrics if m.get("verdict") == "inconclusive" or m.get("better") is False]
     share = plan.shadow_share if state.on_trial is Phase.SHADOWING else canary.canary_share(plan, state)
     return Outlook(
         id=row.id,

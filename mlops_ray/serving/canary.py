@@ -66,6 +66,10 @@ class Line(Protocol):
         """Least time from the start of one call to the start of the next: what calls cost decides."""
         ...
 
+    def find(self) -> None:
+        """Look for the version, so that no call has to wait until it is found. Returns at once."""
+        ...
+
     def call(self, columns: Columns) -> Awaitable[Told]:
         """Ask for the scores of these rows. Whatever it raises counts as the version's failure; it may be cancelled."""
         ...

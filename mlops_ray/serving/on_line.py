@@ -1,8 +1,9 @@
 """The way from an ingress replica to a version that lives apart: a socket on the same node, else Ray Serve's handle.
 
-The handle finds the version's replica, on whatever node, and asks it once where it listens. On the same node the rows
-then go over a Unix socket (`frames`), which costs a twentieth of a call by handle; from another node they go on by
-handle, a few milliseconds' worth in one call.
+The handle finds the version's replica, on whatever node, and asks it once where it listens: while the version starts
+and has no traffic yet, because where processors are short Serve's router takes seconds for its first call. On the same
+node the rows then go over a Unix socket (`frames`), which costs a twentieth of a call by handle; from another node they
+go on by handle, a few milliseconds' worth in one call.
 """
 
 from __future__ import annotations
@@ -53,12 +54,16 @@ class Line:
         """Least time between two calls."""
         return 0.0 if self._near is not None else _HANDLE_APART_S
 
+    def find(self) -> None:
+        """Look for the version's process, and connect to it."""
+        if self._finding is None and not self._closed:
+            self._finding = asyncio.get_running_loop().create_task(self._find())
+
     def call(self, columns: Columns) -> Awaitable[Told]:
         """The version's scores. Raises whatever the way there raises."""
         if self._near is not None:
             return self._near.call(columns)
-        if self._finding is None and not self._closed:
-            self._finding = asyncio.get_running_loop().create_task(self._find())
+        self.find()
         if self._was_near:  # its process is gone: the handle would wait for the next one, and clients with it
             raise ConnectionResetError(f"{self._name} has no process at the moment")
         return self._by_handle(columns)

@@ -147,6 +147,9 @@ class Service:
         keys = batch.keys or tuple([f"{request_id}:{i}" for i in range(batch.n_rows)])
         trials = () if options.version is not None else _trials(answering, keys)
         coming: list[Awaitable[Outcome]] = []
+        if options.version is None:
+            for version in self.versions.wanted.on_trial:
+                self._calls_of(version)  # which looks for one that starts
         if trials and not answering.wanted.copies:
             coming = [self._calls_of(trial.version).ask(_taken(batch, trial), len(trial.rows)) for trial in trials]
         served, scores, score_us = await self._scored(answering, batch, falls_back=options.version is None)
@@ -321,8 +324,10 @@ class Service:
         if known is not None and (known[0] == wanted.salt or version not in wanted.on_trial):
             return known[1]
         serving, on_trial = self.project.serving, wanted.on_trial
+        line = self._lines(version)
+        line.find()
         found = Apart(
-            self._lines(version),
+            line,
             self.project.task,
             deadline_s=serving.canary_deadline_s,
             # The other half is there for rows of stable, however many wait for canaries that hang.

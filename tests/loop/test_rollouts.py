@@ -134,6 +134,7 @@ def test_a_good_version_bakes_through_and_is_heard_meanwhile(live: Live, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("by_command", [False, True])
 def test_of_three_versions_side_by_side_the_better_one_wins_and_the_others_go(
     live: Live, tmp_path: Path, by_command: bool
@@ -142,7 +143,7 @@ def test_of_three_versions_side_by_side_the_better_one_wins_and_the_others_go(
     worse, better, *bad = trials.registered(live, tmp_path, "shift", "", "constant", "raise")
     trials.promoted_at_once(live, worse, tmp_path)
     found = side_by_side.experiment(live, [better, *bad], tmp_path, by_command=better if by_command else None)
-    print(found.ended, found.dropped, found.shares, found.n_keys, found.gone_s)
+    print(found.ended, found.dropped, found.shares, found.n_keys, found.gone_s, dict(found.load.statuses))
     assert (found.chosen, found.ended.phase) == (better, "promoted")
     assert found.ended.reason == ("operator" if by_command else "evidence")
     assert found.dropped == dict.fromkeys(bad, "evidence")

@@ -222,3 +222,20 @@ def test_the_page_of_a_hostile_project_holds_no_markup_of_its(tmp_path: Path) ->
     assert text.count("</script>") == 2  # the data and the page's own
     assert page.live("small").count("</script>") == 1
     assert "unsafe" not in page.policy()
+
+
+def test_versions_side_by_side_are_all_named_and_a_dropped_one_was_never_stable(one: Store) -> None:
+    histories.serve(one, PROJECT)
+    for number in (2, 3, 4):
+        histories.register(one, PROJECT, number, BEGAN)
+    at = BEGAN + DAY
+    rollout = histories.side_by_side(one, (2, 3, 4), at)
+    now = made(one)
+    assert now.rollouts[0].versions == (2, 3, 4)
+    assert now.loop.says.startswith("Versions side by side, at 20 % of the keys each")
+    assert {o.version: o.became for o in now.lineage} == {4: "was dropped", 3: "on trial", 2: "on trial", 1: "stable"}
+    histories.won(one, rollout, 3, at + DAY)
+    after = made(one)
+    assert after.rollouts[0].says.startswith("v3 was promoted on the evidence")
+    became = {o.version: o.became for o in after.lineage}
+    assert became == {4: "was dropped", 3: "stable", 2: "lost to another", 1: "was stable"}

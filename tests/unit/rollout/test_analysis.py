@@ -434,6 +434,22 @@ def test_the_interval_and_what_is_still_needed() -> None:
     assert few.needed >= 90  # as many as `min_keys` asks for, at least
 
 
+def test_of_the_objective_it_is_told_when_it_is_better_and_not_when_it_is_fine() -> None:
+    """Losses that are smaller by 0.01: within the margin soon, better than stable much later."""
+    rng = np.random.default_rng(15)
+    n = 4000
+    score = np.full(n, 0.5)
+    other = 0.5 * np.exp(0.01 + 0.05 * rng.choice([-1.0, 1.0], n))
+    found = outcomes(score, other, np.ones(n))
+    fine = look(found).metrics[0]
+    assert (fine.verdict, fine.needed, fine.better) == (Verdict.PASS, 0, None)
+    seen = {k: look(found.at(np.arange(k)), has_objective=True).metrics[0] for k in (1000, n)}
+    assert (seen[1000].verdict, seen[1000].better) == (Verdict.PASS, False)
+    assert seen[1000].needed is not None
+    assert 0 < seen[1000].needed < n
+    assert (seen[n].better, seen[n].needed) == (True, 0)
+
+
 def test_an_analysis_is_json_for_the_ledger_and_comes_back_as_it_was_seen() -> None:
     n = 2000
     found = look(outcomes(np.full(n, 0.01), np.full(n, 0.99), np.zeros(n)), FOUR)

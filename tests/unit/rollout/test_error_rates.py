@@ -27,6 +27,8 @@ def test_capital_from_counts_is_the_capital_row_by_row(bar: float, fine: bool) -
         x = by_assignment(np.array(value), np.array(canary), shares, low=0.0, high=1.0)
         path = capital(-x, -bar) if fine else capital(x, bar)
         np.testing.assert_allclose(found[run], path[ends])
+    most = worlds.largest_capital(counts, bar, fine=fine)
+    np.testing.assert_allclose(most, np.maximum(found.max(axis=1), 1.0))
 
 
 def test_no_cell_of_the_table_breaks_alpha_and_rows_of_heavy_keys_would() -> None:

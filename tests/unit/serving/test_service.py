@@ -297,6 +297,19 @@ def test_an_arm_that_is_dropped_is_asked_no_more_and_the_others_go_on(log: FakeL
     assert not lines[40].closed
 
 
+def test_versions_that_start_are_looked_for_before_they_have_a_share(log: FakeLog) -> None:
+    """Their first rows do not wait for that: it takes seconds on a busy machine, and would count as their failure."""
+    lines, way = lines_of({v: lambda n, v=v: np.full(n, v / 100) for v in (20, 30, 40)})
+    starting = replace(ARMS, share=0.0, arms=tuple(replace(arm, low=0.0, share=0.0) for arm in ARMS.arms))
+    service = make(log, starting, way)
+    assert {p["version"] for p in post(service, json=ROWS).json()["predictions"]} == {10}
+    assert [line.looked_for for line in lines.values()] == [True] * 3
+    assert [line.calls for line in lines.values()] == [[]] * 3
+    service.want(replace(ARMS, sequence=2))
+    assert len({p["version"] for p in post(service, json=ROWS).json()["predictions"]}) == 4
+    assert not any(line.closed for line in lines.values())
+
+
 def test_a_version_that_is_tried_again_is_asked_anew(log: FakeLog) -> None:
     """Nothing that was heard of its application before counts: that one has been taken down since."""
     made = [FakeLine(ConnectionResetError("gone")), FakeLine(lambda n: np.full(n, 0.2))]
