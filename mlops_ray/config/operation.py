@@ -220,6 +220,10 @@ class Retraining(Config):
     """Of `train_on: span`."""
     window_rows: PositiveInt | None = None
     """Of `train_on: rows`."""
+    refit: bool = False
+    """Whether a candidate whose gates have passed is fitted once more, on all of its rows and thus on the holdout's
+    too: otherwise it is older than it need be by the holdout. What the gates judged is then the same recipe on fewer
+    rows, and the rollout judges the version."""
     warm_start: NonNegativeInt = 0
     """How many of the best trials of the champion's search a retrain's search begins with."""
     schedule: Cron | None = None
