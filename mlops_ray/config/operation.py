@@ -236,6 +236,10 @@ class Retraining(Config):
     """Alarming windows in a row before anything happens."""
     cooldown_s: NonNegativeFloat = 14 * DAY_S
     """Least span between two retrains that evidence asks for. A schedule has its own."""
+    least_new_rows: NonNegativeInt = 0
+    """Rows that must have come since the last retrain was decided (before the first one: since traffic began) for
+    `drift` to ask for another: what moved may hurt, and a model of nearly the same rows is nearly the same. Realised
+    and estimated performance do not wait for it."""
     most_per_day: PositiveInt = 4
     """Most retrains that are decided in 24 hours of decision time, whatever asks for them. Yours do not count."""
     max_failures: PositiveInt = 3

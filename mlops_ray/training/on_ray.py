@@ -239,8 +239,8 @@ def _judge(
 
 
 def _on_all(run: _Run, way: Whole, winner: Winner, found: Found) -> tuple[Winner, str, str, Model]:
-    """What serves under `retraining.refit`: the winner fitted on all rows, its artifact's address and hash, and what the
-    files hold."""
+    """What serves under `retraining.refit`: the winner fitted on all rows, its artifact's address and hash, and what
+    the files hold."""
     pipeline, answers = way.refit_on_all(found.choice, run.dataset)
     artifact, sha256 = _package(run, way, replace(winner, pipeline=pipeline), found, said=answers)
     with tempfile.TemporaryDirectory() as cache:
