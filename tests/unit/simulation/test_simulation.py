@@ -14,6 +14,7 @@ import pyarrow.parquet
 import pytest
 import yaml
 from rich.console import Console
+from sklearn.linear_model import LogisticRegression
 
 from mlops_ray.cli.simulate import view
 from mlops_ray.config import DAY_S, load_project
@@ -21,6 +22,7 @@ from mlops_ray.data.profile import Profile, empty
 from mlops_ray.data.profile import fold as folded
 from mlops_ray.errors import ConfigError, DataError
 from mlops_ray.monitoring.judgement import judge_drift
+from mlops_ray.simulation import training
 from mlops_ray.simulation.history import history
 from mlops_ray.simulation.page import page
 from mlops_ray.training.target import counted
@@ -124,6 +126,27 @@ def test_the_future_changes_nothing(lived: dict[str, Any], tmp_path: Path) -> No
     short = simulate([lived["file"]], {}, data=str(cut), **given)["runs"][0]
     for name in ("decisions", "windows", "months"):
         assert json.dumps(whole[name]) == json.dumps(short[name])
+
+
+def test_a_retrain_that_learns_from_its_holdout_is_judged_without_it(lived: dict[str, Any], tmp_path: Path) -> None:
+    """The gates, the threshold and the monitor's reference know nothing of the second fit; the answers do."""
+    plan = load_project([lived["file"]], env={})
+    table = orders(50, turns=99).drop_columns(["known"])
+    given: dict[str, Any] = {"number": 1, "rival": None, "now": FIRST}
+    without, with_all = (
+        training.train(plan, table, folder=tmp_path / str(refit), refit=refit, **given) for refit in (False, True)
+    )
+    assert without.result.to_dict() == with_all.result.to_dict()
+    assert without.model.reference.to_dict() == with_all.model.reference.to_dict()
+    assert without.choice == with_all.choice
+    rows = history(plan, table)
+    said = with_all.model.score(rows.inputs(slice(0, 500)))
+    assert not np.allclose(said, without.model.score(rows.inputs(slice(0, 500))), atol=1e-4)
+    # By hand: one weight per city and the standardised weight, on all rows.
+    weight, city = rows.columns["weight"].astype(np.float64), rows.columns["city"] == "b"
+    by_hand = np.column_stack([(weight - weight.mean()) / weight.std(), ~city, city]).astype(np.float64)
+    fitted = LogisticRegression(C=with_all.choice.params["C"]).fit(by_hand, rows.y.astype(int))
+    assert said == pytest.approx(fitted.predict_proba(by_hand)[:500, 1], abs=1e-3)
 
 
 def test_a_window_in_bulk_is_the_sum_of_its_blocks(lived: dict[str, Any]) -> None:
