@@ -204,6 +204,9 @@ def _rollout(raw: Mapping[str, Any], used: Sequence[str], known: Known) -> Itera
         if isinstance(column, str) and used and column not in used and column in _names(raw):
             says = f"{column!r} is no input of the model, so the prediction log does not know it; take a feature"
             yield (*loc, "where", "column"), says
+    if _mapping(raw.get("retraining")).get("refit") and _mapping(raw.get("rollout")).get("mode") == "immediate":
+        says = "what is refitted is judged by its rollout, and rollout.mode is immediate; take canary, or remove it"
+        yield ("retraining", "refit"), says
 
 
 def _names(raw: Mapping[str, Any]) -> list[object]:
