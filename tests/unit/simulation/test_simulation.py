@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
@@ -176,6 +178,28 @@ def test_the_page_tells_it(lived: dict[str, Any]) -> None:
     assert "rollout promoted" in told
     assert "retraining.triggers" in told
     assert "<script" not in told
+
+
+def test_the_page_draws_what_its_tables_say(lived: dict[str, Any]) -> None:
+    told = page(lived["result"])
+    drawn = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", told, re.S)]
+    assert len(drawn) == 2 * len(lived["result"]["runs"])  # for a desk and for a phone
+    run, svg = lived["result"]["runs"][0], drawn[0]
+    marks = [mark.get("class") for mark in svg.iter("circle")]
+    assert marks.count("loud") == sum(w["alarm"] for w in run["windows"])
+    assert len(marks) == len(run["windows"])
+    kinds = [d["kind"] for d in run["decisions"]]
+    assert len([line for line in svg.iter("line") if line.get("class") == "decided"]) == kinds.count("retrain decided")
+    assert len([p for p in svg.iter("polygon") if p.get("class") == "went"]) == kinds.count("rollout promoted")
+    for month in run["months"]:
+        assert f"{month['loss']:.4f}" in "".join(svg.itertext())
+    width, height = (float(n) for n in svg.get("viewBox", "").split()[2:])
+    for bar in svg.iter("rect"):
+        x, y, w, h = (float(bar.get(name, "")) for name in ("x", "y", "width", "height"))
+        assert 0 <= x <= x + w <= width
+        assert 0 <= y <= y + h <= height
+    answered = sum(n for day in run["served"] for n in day["rows"].values())
+    assert answered == run["rows"]
 
 
 def test_people_see_the_settings_side_by_side_and_each_decision(lived: dict[str, Any]) -> None:
