@@ -20,7 +20,8 @@ svg text { fill: var(--soft); font: 12px system-ui, sans-serif } svg .name { fil
 .never { fill: none; stroke: var(--soft); stroke-width: 1.5; stroke-dasharray: 5 4 }
 svg .ours-name { fill: var(--data) }
 .v0 { fill: var(--a) } .v1 { fill: var(--b) } .v2 { fill: var(--c) } .v3 { fill: var(--d) }
-svg .on { fill: #fff; font-weight: 600 } .quiet { fill: var(--line) } .loud { fill: var(--fail) }
+svg rect { shape-rendering: crispEdges } svg .on { fill: #fff; font-weight: 600 }
+.quiet { fill: var(--line) } .loud { fill: var(--fail) }
 .decided { stroke: var(--ink); stroke-width: 1.5 } .went { fill: var(--ink) } .back { fill: none; stroke: var(--ink) }
 @media (max-width: 640px) { svg.broad { display: none } svg.narrow { display: block } }
 """
@@ -48,8 +49,8 @@ class _Chart:
     left = 74.0
     right = 14.0
     loss = (34.0, 150.0)
-    served = (210.0, 70.0)
-    rows = (316.0, 22.0)
+    served = (222.0, 70.0)
+    rows = (330.0, 22.0)
     """Top and height of each panel; of the last, of each of its rows."""
 
     @property
@@ -131,7 +132,7 @@ class _Chart:
             )
 
     def _versions(self) -> Iterator[str]:
-        """Shares by version, a bar for each span of the same shares' versions."""
+        """Shares by version, a bar a day; its name stands where its largest share begins."""
         top, height = self.served
         yield f'<text class="name" x="0" y="{top - 14}">Answered by</text>'
         days: Sequence[Mapping[str, Any]] = self.run["served"]
@@ -148,8 +149,8 @@ class _Chart:
                     f'height="{high:.1f}"><title>{_day(day["at"])}: v{version} answered {n / total:.0%} of {total:,}'
                     f"</title></rect>"
                 )
-                first, last, best = widest.get(version, (a, b, 0.0))
-                widest[version] = (first, max(last, b), max(best, high))
+                first, _, best = widest.get(version, (a, b, 0.0))
+                widest[version] = (a if high > best else first, b, max(best, high))
                 below += high
         for version, (a, b, high) in widest.items():
             if b - a > 26 and high > 30:
@@ -157,7 +158,8 @@ class _Chart:
 
     def _alarms(self) -> Iterator[str]:
         top, step = self.rows
-        yield f'<text class="name" x="0" y="{top - 8}">Judged windows</text>'
+        yield f'<text class="name" x="0" y="{top - 12}">Alarms</text>'
+        yield f'<text x="{self.left}" y="{top - 12}">red; line: retrain, ▲ promoted, ▽ rolled back</text>'
         for row, kind in enumerate(_KINDS):
             y = top + step * (row + 0.5)
             yield f'<text x="{self.left - 8}" y="{y + 4:.1f}" text-anchor="end">{kind}</text>'

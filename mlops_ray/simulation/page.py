@@ -18,6 +18,7 @@ body { margin: 0 auto; padding: 1.75rem 1.25rem 4rem; max-width: 64rem; backgrou
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; overflow-wrap: anywhere }
 h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2.4rem } .wide { overflow-x: auto }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums }
+th, td { overflow-wrap: normal }
 th, td { padding: .4rem .9rem .4rem 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top }
 th { color: var(--soft) } .alarm { color: var(--fail); font-weight: 600 }
 summary { cursor: pointer; color: var(--soft) }
