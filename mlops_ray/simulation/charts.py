@@ -25,7 +25,8 @@ svg rect { shape-rendering: crispEdges } svg .on { fill: #fff; font-weight: 600 
 .decided { stroke: var(--ink); stroke-width: 1.5 } .went { fill: var(--ink) } .back { fill: none; stroke: var(--ink) }
 @media (max-width: 640px) { svg.broad { display: none } svg.narrow { display: block } }
 """
-_KINDS = ("drift", "estimated", "quality")
+_SHORT = {"multivariate": "together", "sequential": "blocks"}
+"""Names of rows that there is little room for."""
 _ENDS = {"retrain decided": "retrain", "rollout promoted": "promoted", "rollout rolled back": "rolled back"}
 _HUES = 4
 
@@ -56,7 +57,7 @@ class _Chart:
     @property
     def floor(self) -> float:
         """Where the axis of time lies."""
-        return self.rows[0] + self.rows[1] * (len(_KINDS) + 1)
+        return self.rows[0] + self.rows[1] * (len(self._kinds()) + 1)
 
     def x(self, at: float) -> float:
         since, until = self.run["from"], self.run["until"]
@@ -79,6 +80,10 @@ class _Chart:
         )
         ends = ", ".join(f"{_day(d['at'])} {_ENDS[d['kind']]}" for d in self._ends())
         return f"Loss by month: {months}. {ends}." if ends else f"Loss by month: {months}."
+
+    def _kinds(self) -> list[str]:
+        """What judged anything, in the order of its first judgement."""
+        return list(dict.fromkeys(w["kind"] for w in self.run["windows"]))
 
     def _ends(self) -> Iterator[Mapping[str, Any]]:
         yield from (d for d in self.run["decisions"] if d["kind"] in _ENDS)
@@ -158,11 +163,12 @@ class _Chart:
 
     def _alarms(self) -> Iterator[str]:
         top, step = self.rows
+        kinds = self._kinds()
         yield f'<text class="name" x="0" y="{top - 12}">Alarms</text>'
         yield f'<text x="{self.left}" y="{top - 12}">red; line: retrain, ▲ promoted, ▽ rolled back</text>'
-        for row, kind in enumerate(_KINDS):
+        for row, kind in enumerate(kinds):
             y = top + step * (row + 0.5)
-            yield f'<text x="{self.left - 8}" y="{y + 4:.1f}" text-anchor="end">{kind}</text>'
+            yield f'<text x="{self.left - 8}" y="{y + 4:.1f}" text-anchor="end">{_SHORT.get(kind, kind)}</text>'
             for w in self.run["windows"]:
                 if w["kind"] == kind:
                     said = f"{_day(w['end'])}, v{w['version']}: {w['why']}"
@@ -170,7 +176,7 @@ class _Chart:
                         f'<circle class="{"loud" if w["alarm"] else "quiet"}" cx="{self.x(w["end"]):.1f}" cy="{y:.1f}" '
                         f'r="{5 if w["alarm"] else 3.5}"><title>{escape(said)}</title></circle>'
                     )
-        y = top + step * (len(_KINDS) + 0.5)
+        y = top + step * (len(kinds) + 0.5)
         yield f'<text x="{self.left - 8}" y="{y + 4:.1f}" text-anchor="end">decisions</text>'
         for d in self._ends():
             x, said = self.x(d["at"]), escape(f"{_day(d['at'])} {_ENDS[d['kind']]} {d['subject']}: {d['why']}")

@@ -13,7 +13,8 @@ from mlops_ray.simulation.loop import Loop, entries, retrains
 from mlops_ray.training import target
 from mlops_ray.training.evaluation.intervals import Floats
 
-_KINDS = ("drift", "estimated", "quality")
+KINDS = ("drift", "multivariate", "estimated", "quality", "sequential")
+"""Entries of judged windows."""
 
 
 def result(loop: Loop, start: float, end: float) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def result(loop: Loop, start: float, end: float) -> dict[str, Any]:
             "why": w.result[kind]["why"],
         }
         for w in kept
-        for kind in _KINDS
+        for kind in KINDS
         if kind in w.result and "alarm" in w.result[kind]
     ]
     made = retrains(loop)
