@@ -220,6 +220,10 @@ class Retraining(Config):
     """Of `train_on: span`."""
     window_rows: PositiveInt | None = None
     """Of `train_on: rows`."""
+    refit: bool = False
+    """Whether a candidate whose gates have passed is fitted once more, on all of its rows and thus on the holdout's
+    too: otherwise it is older than it need be by the holdout. What the gates judged is then the same recipe on fewer
+    rows, and the rollout judges the version."""
     warm_start: NonNegativeInt = 0
     """How many of the best trials of the champion's search a retrain's search begins with."""
     schedule: Cron | None = None
@@ -232,6 +236,10 @@ class Retraining(Config):
     """Alarming windows in a row before anything happens."""
     cooldown_s: NonNegativeFloat = 14 * DAY_S
     """Least span between two retrains that evidence asks for. A schedule has its own."""
+    least_new_rows: NonNegativeInt = 0
+    """Rows that must have come since the last retrain was decided (before the first one: since traffic began) for
+    `drift` to ask for another: what moved may hurt, and a model of nearly the same rows is nearly the same. Realised
+    and estimated performance do not wait for it."""
     most_per_day: PositiveInt = 4
     """Most retrains that are decided in 24 hours of decision time, whatever asks for them. Yours do not count."""
     max_failures: PositiveInt = 3

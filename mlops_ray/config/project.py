@@ -155,7 +155,7 @@ def _training(raw: Mapping[str, Any], known: Known) -> Iterator[tuple[Loc, str]]
                 ("search", "candidates", i, "estimator"),
                 f"package {name!r} is not installed; install it or fix the path",
             )
-    yield from _parallel(search)
+    yield from _parallel(search, _mapping(raw.get("retraining")))
     if search.get("sample_weight") is not None:
         yield from known(("search", "sample_weight"), search["sample_weight"], numbers)
     if task not in TASK_METRICS:
@@ -204,13 +204,16 @@ def _rollout(raw: Mapping[str, Any], used: Sequence[str], known: Known) -> Itera
         if isinstance(column, str) and used and column not in used and column in _names(raw):
             says = f"{column!r} is no input of the model, so the prediction log does not know it; take a feature"
             yield (*loc, "where", "column"), says
+    if _mapping(raw.get("retraining")).get("refit") and _mapping(raw.get("rollout")).get("mode") == "immediate":
+        says = "what is refitted is judged by its rollout, and rollout.mode is immediate; take canary, or remove it"
+        yield ("retraining", "refit"), says
 
 
 def _names(raw: Mapping[str, Any]) -> list[object]:
     return [_mapping(column).get("name") for column in _items(raw.get("columns"))]
 
 
-def _parallel(search: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
+def _parallel(search: Mapping[str, Any], retraining: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
     """What data-parallel candidates (`workers` above 1) do not go with."""
     listed = [c.get("workers", 1) if isinstance(c, Mapping) else 1 for c in _items(search.get("candidates"))]
     several = [(i, workers) for i, workers in enumerate(listed) if isinstance(workers, int) and workers > 1]
@@ -226,6 +229,9 @@ def _parallel(search: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
             value = f"{search[name]!r} " if isinstance(search[name], str) else ""
             says = f"{value}needs all rows in one process, and candidates have workers above 1; remove it"
             yield ("search", name), says
+    if retraining.get("refit"):
+        says = "needs all rows in one process, and candidates have workers above 1; remove it"
+        yield ("retraining", "refit"), says
 
 
 def _gate_columns(gates: Mapping[str, Any], known: Known) -> Iterator[tuple[Loc, str]]:

@@ -6,6 +6,7 @@ machine's time) comes in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -109,12 +110,19 @@ def history(tx: Tx, project: Project, rows: Sequence[RetrainRow] | None = None) 
     unseen = set() if project.retraining.dry_run else {RetrainRow.PROPOSED}
     rows = tx.retrains(project.project) if rows is None else rows
     retrains = [r for r in rows if r.trigger not in (MANUAL, CODE) and r.status not in unseen]
+    decided = tuple(r.decided for r in retrains)
     return History(
-        decided=tuple(r.decided for r in retrains),
+        decided=decided,
         endings=tuple(r.status for r in retrains if r.status not in (*RetrainRow.OPEN, RetrainRow.PROPOSED)),
         open_retrain=tx.open_retrain(project.project) is not None,
         open_rollout=tx.open_rollout(project.project) is not None,
+        new_rows=_rows_since(tx, project, max(decided, default=0.0)) if project.retraining.least_new_rows else None,
     )
+
+
+def _rows_since(tx: Tx, project: Project, since: float) -> int:
+    """Rows that were answered in blocks that began at this decision time or later."""
+    return sum(int(body["n"]) for _, _, body in tx.profiles(project.project, since, math.inf))
 
 
 def save(tx: Tx, project: Project, found: Decision, at: float, evidence: dict[str, Any], *, make: Make) -> None:

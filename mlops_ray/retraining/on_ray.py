@@ -184,6 +184,7 @@ def retrain(
             now=row.decided,
             shuffle_target=planted,
             warm=best_of(project, champion),
+            refit=project.retraining.refit,
         )
         return store.run(lambda tx: _conclude(tx, project, row, trained))
     except BaseException as exc:

@@ -38,12 +38,14 @@ class Due:
 @dataclass(frozen=True)
 class History:
     """What the policy remembers of the retrains that it decided itself: decision times and how they ended, both newest
-    first; and whether a retrain or a rollout is open, whoever asked for it."""
+    first; and whether a retrain or a rollout is open, whoever asked for it. new_rows: that came since the last one was
+    decided, or since traffic began; None where the plan does not ask."""
 
     decided: tuple[float, ...] = ()
     endings: tuple[str, ...] = ()
     open_retrain: bool = False
     open_rollout: bool = False
+    new_rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,9 @@ def decide(plan: Retraining, judged: Sequence[Judged], history: History, *, now:
     runs = [run for t in plan.triggers if (run := _run(judged, t)) and len(run) >= plan.debounce_windows]
     if not runs:
         return Decision(False)
-    found = _unless_held(plan, runs[0][0].trigger, "; ".join(run[-1].why for run in runs), history, now)
+    why, fired = "; ".join(run[-1].why for run in runs), [run[0].trigger for run in runs]
+    asked = next((t for t in fired if _held_back(plan, t, history, now) is None), fired[0])
+    found = _unless_held(plan, asked, why, history, now)
     begun = [one.began for run in runs for one in run if one.began is not None]
     return replace(found, began=min(begun, default=None))
 
@@ -116,6 +120,8 @@ def _held_back(plan: Retraining, trigger: str, history: History, now: float) -> 
         return "a retrain is under way"
     if history.open_rollout:
         return "a rollout is under way"
+    if trigger == "drift" and history.new_rows is not None and history.new_rows < plan.least_new_rows:
+        return f"{history.new_rows:,} new rows of {plan.least_new_rows:,} that drift waits for"
     if not history.decided:
         return None
     waited = now - history.decided[0]

@@ -37,16 +37,27 @@ from mlops_ray.training.search.book import best
 from mlops_ray.training.search.measures import metric_of
 
 Progress = Callable[[str, int, int], None]
+Train = Callable[..., Candidate]
+"""What `training.train` is."""
 
 
 class Loop:
     """One simulated project. `answers` and `store` hold all that happened."""
 
     def __init__(
-        self, project: Project, history: History, store: Store, folder: Path, first: Candidate, *, start: float
+        self,
+        project: Project,
+        history: History,
+        store: Store,
+        folder: Path,
+        first: Candidate,
+        *,
+        start: float,
+        train: Train = training.train,
     ) -> None:
         """Args: store: an empty state database. folder: where artifacts go. first: the version that serves at first.
-        start: when traffic begins, seconds since the epoch; rows before it are the source's.
+        start: when traffic begins, seconds since the epoch; rows before it are the source's. train: for those who keep
+        what was trained before.
 
         Raises: DataError when the gates refused the first version; ConfigError for what no simulation knows."""
         trial.demand_mode(project.rollout)
@@ -54,7 +65,7 @@ class Loop:
             says = f"the gates refuse the first version: {'; '.join(first.result.reasons)}"
             raise DataError(project.project, says)
         self.project, self.history, self.store = project, history, store
-        self._folder, self._start = folder, start
+        self._folder, self._start, self._train = folder, start, train
         self.models: dict[int, Model] = {first.version.version: first.model}
         self.candidates: dict[int, Candidate] = {first.version.version: first}
         self.answers = Answers(len(history.times))
@@ -168,13 +179,14 @@ class Loop:
     def _trained(self, row: RetrainRow, champion: Candidate) -> Candidate:
         project, plan = self.project, self.project.retraining
         metric = metric_of(project.search.metric, project.task)
-        return training.train(
+        return self._train(
             project,
             training_set(project, self.history, self._start, row.decided, row.outcome.get(deciding.BEGAN)),
             folder=self._folder,
             number=max(self.candidates) + 1,
             rival=champion.model,
             warm=best(metric, champion.trials, plan.warm_start),
+            refit=plan.refit,
             now=row.decided,
         )
 
@@ -249,12 +261,14 @@ def training_set(project: Project, history: History, start: float, decided: floa
     return window.choose(project, specs, table.select(names), decided, began=began).rows
 
 
-def first_version(project: Project, history: History, folder: Path, *, start: float) -> Candidate:
+def first_version(
+    project: Project, history: History, folder: Path, *, start: float, train: Train = training.train
+) -> Candidate:
     """The version that the project's `run` would make of the rows before `start`. Raises: as `training.train`."""
     table = history.table.filter(pa.array((history.times < start) & np.isfinite(history.labelled)))
     if not table.num_rows:
         raise DataError(project.project, "no labelled rows before the simulation begins; begin later")
-    return training.train(project, table, folder=folder, number=1, rival=None, now=start)
+    return train(project, table, folder=folder, number=1, rival=None, now=start)
 
 
 def entries(loop: Loop) -> list[ledger.Entry]:

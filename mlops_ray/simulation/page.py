@@ -7,14 +7,18 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
+from mlops_ray.simulation.charts import STYLE, charts
+
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1d2430; --soft: #566070; --line: #dfe3e8; --page: #fff; --fail: #b3261e }
+:root { color-scheme: light dark; --ink: #1d2430; --soft: #566070; --line: #dfe3e8; --page: #fff; --fail: #b3261e;
+  --data: #1f5fae; --a: #5b6b82; --b: #1f5fae; --c: #14713d; --d: #8a5a00 }
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e7ec; --soft: #a2acba; --line: #343b46; --page: #14171c;
-  --fail: #f28b82 } }
+  --fail: #f28b82; --data: #7fb2f0; --a: #55637a; --b: #2f6db8; --c: #2c7d4f; --d: #8f6414 } }
 body { margin: 0 auto; padding: 1.75rem 1.25rem 4rem; max-width: 64rem; background: var(--page); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; overflow-wrap: anywhere }
 h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2.4rem } .wide { overflow-x: auto }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums }
+th, td { overflow-wrap: normal }
 th, td { padding: .4rem .9rem .4rem 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top }
 th { color: var(--soft) } .alarm { color: var(--fail); font-weight: 600 }
 summary { cursor: pointer; color: var(--soft) }
@@ -27,7 +31,7 @@ def page(result: Mapping[str, Any]) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
-        f"<style>{_STYLE}</style></head><body>\n<h1>{escape(title)}</h1>{''.join(_parts(result))}</body></html>\n"
+        f"<style>{_STYLE}{STYLE}</style></head><body>\n<h1>{escape(title)}</h1>{''.join(_parts(result))}</body></html>\n"
     )
 
 
@@ -46,8 +50,8 @@ def _parts(result: Mapping[str, Any]) -> Iterator[str]:
             for run in runs
         ],
     )
-    for run in runs:
-        yield f"<h2>{escape(_named(run))}</h2>"
+    for number, run in enumerate(runs):
+        yield f"<h2>{escape(_named(run))}</h2>" + charts(run, number)
         yield _table(
             ("month", "rows", "loss", "never retrained", "AUC", "alarms", "versions"),
             [

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from mlops_ray.config import DAY_S
 from mlops_ray.monitoring.performance import quality
 from mlops_ray.simulation.loop import Loop, entries, retrains
 from mlops_ray.training import target
 from mlops_ray.training.evaluation.intervals import Floats
 
-_KINDS = ("drift", "estimated", "quality")
+KINDS = ("drift", "multivariate", "estimated", "quality", "sequential")
+"""Entries of judged windows."""
 
 
 def result(loop: Loop, start: float, end: float) -> dict[str, Any]:
@@ -35,7 +37,7 @@ def result(loop: Loop, start: float, end: float) -> dict[str, Any]:
             "why": w.result[kind]["why"],
         }
         for w in kept
-        for kind in _KINDS
+        for kind in KINDS
         if kind in w.result and "alarm" in w.result[kind]
     ]
     made = retrains(loop)
@@ -62,9 +64,21 @@ def result(loop: Loop, start: float, end: float) -> dict[str, Any]:
         "rolled_back": ends.count("rollout rolled back"),
         "alarms": sum(w["alarm"] for w in windows),
         "months": months,
+        "served": _by_day(times, by),
         "windows": windows,
         "decisions": [{"at": e.at, "kind": e.kind, "subject": e.subject, "why": e.why} for e in ledger],
     }
+
+
+def _by_day(times: Floats, by: np.ndarray) -> list[dict[str, Any]]:
+    """Rows that each version answered, day by day."""
+    days = (times // DAY_S).astype(np.int64)
+    found = []
+    for day in np.unique(days):
+        versions, n = np.unique(by[days == day], return_counts=True)
+        rows = {str(version): int(count) for version, count in zip(versions, n, strict=True)}
+        found.append({"at": float(day) * DAY_S, "span_s": DAY_S, "rows": rows})
+    return found
 
 
 def _measured(task: Any, y: Floats, served: Floats, never: Floats) -> dict[str, Any]:

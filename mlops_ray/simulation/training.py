@@ -10,9 +10,10 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,15 +21,16 @@ import pyarrow as pa
 from mlops_ray.config import Project
 from mlops_ray.data import splits
 from mlops_ray.data.features import statistics
+from mlops_ray.data.features.statistics import Partial
 from mlops_ray.data.features.transformer import transformer
-from mlops_ray.data.splits import TRAIN, VALIDATION, FoldCut
+from mlops_ray.data.splits import HOLDOUT, TRAIN, VALIDATION, FoldCut
 from mlops_ray.state import VersionRow
 from mlops_ray.training import packaging, recipe
 from mlops_ray.training import rows as rows_of
 from mlops_ray.training.artifact import model
 from mlops_ray.training.artifact.lock import distributions_of, environment_lock
 from mlops_ray.training.artifact.model import Model
-from mlops_ray.training.fitting import FOLDS, case_of, concluded
+from mlops_ray.training.fitting import FOLDS, case_of, concluded, on_all_rows, served
 from mlops_ray.training.gates import judgement
 from mlops_ray.training.gates.verdict import GateResult, Verdict
 from mlops_ray.training.rows import Rows
@@ -38,6 +40,9 @@ from mlops_ray.training.search.desk import Desk
 from mlops_ray.training.search.stages import wants_single
 from mlops_ray.training.search.study import Study
 from mlops_ray.training.search.trials import FoldData, Job, TrialEnded
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 _LANE = "simulation"
 
@@ -65,12 +70,14 @@ def train(
     number: int,
     rival: Model | None,
     warm: Sequence[Choice] = (),
+    refit: bool = False,
     now: float,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Candidate:
     """Train on `table`, package under `folder`, judge against `rival`; `version` is set where the gates passed.
 
-    Args: number: of the version that it becomes. now: decision time. clock: machine seconds, for the search's budget.
+    Args: number: of the version that it becomes. refit: see `retraining.refit`. now: decision time. clock: machine
+        seconds, for the search's budget.
     Raises: DataError, ConfigError as training does.
     """
     began = clock()
@@ -106,26 +113,47 @@ def train(
     )
     winner = concluded(project, rows, transformer(project.features, every), made, estimator, crossed)
     reference = winner.reference(packaging.bins_for(project, every, rival))
-    artifact, sha256 = packaging.package(
+    packed = partial(
+        packaging.package,
         project,
-        winner.pipeline,
-        rows.inputs(rows.of(splits.HOLDOUT)),
-        run_id,
+        holdout=rows.inputs(rows.of(HOLDOUT)),
+        run_id=run_id,
         classes=rows.classes,
         reference=packaging.calibrated(project, reference, rows, winner.answers),
         lock=environment_lock(distributions_of(winner.pipeline)),
         threshold=winner.threshold,
         recipe={"project": recipe.shaping(project), "simulated": now},
     )
+    artifact, sha256 = packed(winner.pipeline)
     loaded = model.load(artifact, sha256, trusted=project.features.trusted_types)
     case = case_of(project, rows, rival, loaded, winner.threshold)
     result = judgement.judge(project.gates, case, rng=np.random.default_rng(project.seed))
     version = None
+    if result.verdict is Verdict.PASS and refit:
+        held_back = statistics.fold(project.features, rows.table.filter(pa.array(rows.sides == HOLDOUT)), **ends)
+        artifact, sha256 = packed(_refitted(project, rows, every + held_back, choice))
+        loaded = model.load(artifact, sha256, trusted=project.features.trusted_types)
     if result.verdict is Verdict.PASS:
         version = VersionRow(project.project, number, run_id, artifact, sha256, "", VersionRow.REGISTERED, now, {})
     metrics: dict[str, float] = {name: estimate.value for name, estimate in result.metrics.items()}
     seconds = {"train": clock() - began}
     return Candidate(run_id, result.verdict, result, version, metrics, seconds, loaded, choice, trials)
+
+
+def _refitted(project: Project, rows: Rows, every: Partial, choice: Choice) -> Pipeline:
+    """The choice fitted on all rows, the holdout's too. Args: every: the feature statistics of all rows."""
+    made, plan = on_all_rows(project, rows, every), project.search
+    given: dict[str, Any] = {
+        "seed": project.seed,
+        "weights": made.weights,
+        "task": project.task,
+        "class_weight": candidates.class_weights(plan.class_weight, rows.classes),
+    }
+    estimator, crossed = candidates.fit(choice, made.matrix, made.y, **given), None
+    if plan.calibrate != "none":
+        n_classes = len(rows.classes) or None
+        crossed = candidates.crossed(choice, made.matrix, made.y, n_folds=FOLDS, n_classes=n_classes, **given)
+    return served(project, rows, every, made, estimator, crossed)[0]
 
 
 def search(

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlops_ray.config import Project
+from mlops_ray.data.features.statistics import Partial
+from mlops_ray.data.features.transformer import transformer
 from mlops_ray.data.profile import Bins
 from mlops_ray.data.splits import HOLDOUT, TRAIN, VALIDATION
 from mlops_ray.errors import DataError
@@ -80,6 +82,25 @@ def completed(project: Project, rows: Rows, fitted: ColumnTransformer, estimator
     pipeline = Pipeline([("features", fitted), ("model", estimator)])
     score = engines.sklearn_scorer(pipeline, project.features, project.task)
     return pipeline, score(rows.inputs(rows.of(HOLDOUT)))
+
+
+def on_all_rows(project: Project, rows: Rows, every: Partial) -> FoldData:
+    """What `retraining.refit` fits on: the holdout's rows too. Args: every: the feature statistics of all rows."""
+    return rows.matrix(project, rows.y, np.arange(len(rows.y)), np.empty(0, dtype=np.int64), every)
+
+
+def served(
+    project: Project, rows: Rows, every: Partial, made: FoldData, estimator: Any, crossed: Crossed | None
+) -> tuple[Pipeline, Scores]:
+    """The pipeline that serves under `retraining.refit`, and its answers to the holdout, which it was fitted on.
+
+    Args: made: all rows, which the estimator was fitted on; crossed: their scores by fits that did not see them, where
+        the project calibrates. Threshold and reference stay those of the winner that was judged: its scores of the
+        holdout are of rows that it never saw."""
+    plan = project.search
+    if plan.calibrate != "none" and crossed is not None and crossed.raw is not None:
+        estimator = decision.calibrated(estimator, plan.calibrate, crossed.raw, made.y, weights=made.weights)
+    return completed(project, rows, transformer(project.features, every), estimator)
 
 
 def case_of(project: Project, rows: Rows, rival: Model | None, candidate: Model, threshold: float | None) -> Case:

@@ -19,19 +19,20 @@ from mlops_ray.data.features.statistics import Partial
 from mlops_ray.data.features.transformer import transformer
 from mlops_ray.data.lake import DatasetVersion
 from mlops_ray.data.on_ray import fit_features
-from mlops_ray.data.splits import TRAIN, VALIDATION, FoldCut
+from mlops_ray.data.splits import HOLDOUT, TRAIN, VALIDATION, FoldCut
 from mlops_ray.training.evaluation.intervals import Floats
-from mlops_ray.training.fitting import FOLDS, Winner, concluded
+from mlops_ray.training.fitting import FOLDS, Winner, concluded, on_all_rows, served
 from mlops_ray.training.rows import Rows, read
 from mlops_ray.training.search import candidates
 from mlops_ray.training.search.book import Progress
 from mlops_ray.training.search.candidates import Choice
 from mlops_ray.training.search.on_tune import Found, search
 from mlops_ray.training.search.trials import FoldData, TrialEnded
-from mlops_ray.training.target import Labels
+from mlops_ray.training.target import Labels, Scores
 
 if TYPE_CHECKING:
     from sklearn.compose import ColumnTransformer
+    from sklearn.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -93,19 +94,34 @@ class Whole:
         Two tasks, the fit and the folds: each further one is a worker that imports scikit-learn for more than a second.
         """
         project, rows = self.project, self.rows
-        plan, seen = project.search, rows.of(TRAIN, VALIDATION)
-        made = rows.matrix(project, rows.y, seen, np.empty(0, dtype=np.int64), self.every)
+        made = rows.matrix(project, rows.y, rows.of(TRAIN, VALIDATION), np.empty(0, dtype=np.int64), self.every)
+        estimator, crossed = self._fits(choice, made, folds=True)
+        return concluded(project, rows, self.fitted, made, estimator, crossed)
+
+    def refit_on_all(self, choice: Choice, dataset: DatasetVersion) -> tuple[Pipeline, Scores]:
+        """The choice on all rows, see `retraining.refit`: what serves, and its answers to the holdout."""
+        project, rows = self.project, self.rows
+        every = self.every + fit_features(project, dataset, rows.cut, (HOLDOUT,))[0]
+        made = on_all_rows(project, rows, every)
+        estimator, crossed = self._fits(choice, made, folds=project.search.calibrate != "none")
+        return served(project, rows, every, made, estimator, crossed)
+
+    def _fits(self, choice: Choice, made: FoldData, *, folds: bool) -> tuple[Any, Any]:
+        """The fit on `made`, and, with `folds`, its scores by fits that did not see the row."""
+        project, classes = self.project, self.rows.classes
         data = {"matrix": ray.put(made.matrix), "y": ray.put(made.y), "weights": ray.put(made.weights)}
         given = {
             "seed": project.seed,
             "task": project.task,
-            "class_weight": candidates.class_weights(plan.class_weight, rows.classes),
+            "class_weight": candidates.class_weights(project.search.class_weight, classes),
         }
         task: Any = ray.remote(num_cpus=1, max_retries=2)
         whole = task(_fit).remote(choice, given, **data)
-        folds = task(_crossed).remote(choice, given | {"n_folds": FOLDS, "n_classes": len(rows.classes)}, **data)
-        estimator, crossed = ray.get([whole, folds])
-        return concluded(project, rows, self.fitted, made, estimator, crossed)
+        if not folds:
+            return ray.get(whole), None
+        parts = task(_crossed).remote(choice, given | {"n_folds": FOLDS, "n_classes": len(classes)}, **data)
+        estimator, crossed = ray.get([whole, parts])
+        return estimator, crossed
 
 
 def _fit(choice: Choice, given: dict[str, Any], *, matrix: Floats, y: Labels, weights: Floats | None) -> Any:

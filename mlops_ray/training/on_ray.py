@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,7 @@ from mlops_ray.training.search.candidates import Choice
 from mlops_ray.training.search.measures import metric_of
 from mlops_ray.training.search.on_tune import Found
 from mlops_ray.training.search.trials import TrialEnded
+from mlops_ray.training.target import Scores
 
 if TYPE_CHECKING:
     from sklearn.compose import ColumnTransformer
@@ -107,6 +108,7 @@ class _Run:
     shuffle_target: bool
     clock: _Clock
     warm: tuple[Choice, ...]
+    refit: bool
 
 
 def train(
@@ -120,6 +122,7 @@ def train(
     shuffle_target: bool = False,
     resume: bool = False,
     warm: Sequence[Choice] = (),
+    refit: bool = False,
     on_progress: Progress = lambda stage, done, total: None,
 ) -> Trained:
     """Train on `dataset`, judge the winner against `champion`, and register it if it passes. Ray must be initialised.
@@ -128,7 +131,7 @@ def train(
         version's time of creation. tags: go to the run and the version.
         shuffle_target: permutes the labels of all rows but the holdout: a planted bad candidate, for demonstrations.
         resume: take up the newest run over the same rows and settings that did not end well; trials that it finished
-            are not run again. warm: points that the search begins with.
+            are not run again. warm: points that the search begins with. refit: see `retraining.refit`.
     Returns: also when the gates refuse; the artifact is kept for inspection then, without a version.
     Raises: ConfigError for candidates that cannot be built; DataError for rows that cannot be trained on, when no
         trial succeeds, or when there is nothing to resume; ArtifactRefused when the champion's files are not the
@@ -156,7 +159,7 @@ def train(
         with opened as run_id:
             if not resume:
                 tracker.dataset(run_id, dataset)
-            run = _Run(project, dataset, tracker, run_id, rival, given, now, shuffle_target, clock, tuple(warm))
+            run = _Run(project, dataset, tracker, run_id, rival, given, now, shuffle_target, clock, tuple(warm), refit)
             return _train(run, registry)
 
 
@@ -193,6 +196,9 @@ def _train(run: _Run, registry: Registry) -> Trained:
             project, candidate, described | dict(found.choice.params) | {"rows": sum(rows.counts)}
         )
         pages = report.pages(f"Gates of {project.project}", project.gates, case, result, facts, rng=rng)
+    if result.verdict is Verdict.PASS and run.refit and isinstance(way, Whole):
+        with clock.stage("refit on all"):
+            winner, artifact, sha256, candidate = _on_all(run, way, winner, found)
     with clock.stage("log"):
         _log(run, rows, way.every, found, candidate, result, metrics, pages)
     version = None
@@ -230,6 +236,17 @@ def _judge(
         extra = [partial(_found, check) for check in checks]
         result = judgement.judge(plan, case, extra_checks=extra, rng=rng)
     return candidate, case, result
+
+
+def _on_all(run: _Run, way: Whole, winner: Winner, found: Found) -> tuple[Winner, str, str, Model]:
+    """What serves under `retraining.refit`: the winner fitted on all rows, its artifact's address and hash, and what
+    the files hold."""
+    pipeline, answers = way.refit_on_all(found.choice, run.dataset)
+    artifact, sha256 = _package(run, way, replace(winner, pipeline=pipeline), found, said=answers)
+    with tempfile.TemporaryDirectory() as cache:
+        folder = model.fetch(artifact, Path(cache), sha256)
+        served = model.load(folder, sha256, trusted=run.project.features.trusted_types)
+    return replace(winner, pipeline=pipeline), artifact, sha256, served
 
 
 def _register(
@@ -292,8 +309,12 @@ def _search(run: _Run, way: Whole | Parallel) -> Found:
     return found
 
 
-def _package(run: _Run, way: Whole | Parallel, winner: Winner, found: Found) -> tuple[str, str]:
-    """Address and hash of the artifact."""
+def _package(
+    run: _Run, way: Whole | Parallel, winner: Winner, found: Found, said: Scores | None = None
+) -> tuple[str, str]:
+    """Address and hash of the artifact.
+
+    Args: said: the pipeline's answers to the holdout, where they are not the `winner.answers`, of a fit without it."""
     project, rows = run.project, way.rows
     code = checkout()
     made = Recipe(
@@ -310,7 +331,8 @@ def _package(run: _Run, way: Whole | Parallel, winner: Winner, found: Found) -> 
         shuffle_target=run.shuffle_target,
         commit=code.commit if code is not None else None,
         dirty=code.dirty if code is not None else None,
-        scores_sha256=recipe.digest(winner.answers),
+        scores_sha256=recipe.digest(winner.answers if said is None else said),
+        refit=said is not None,
     )
     reference = winner.reference(packaging.bins_for(project, way.every, run.rival))
     return packaging.package(

@@ -57,7 +57,10 @@ def reproduce(project: Project, row: VersionRow, *, search: bool, on_progress: P
         on_progress("features", 1, 1)
         searched = _search(way, made, on_progress) if search else None
         on_progress("refit", 0, 1)
-        now = way.refit(made.winner).answers
+        if made.refit and isinstance(way, Whole):
+            now = way.refit_on_all(made.winner, dataset)[1]
+        else:
+            now = way.refit(made.winner).answers
         before = engines.sklearn_scorer(stored.pipeline(), then.features, then.task)(rows.inputs(rows.of(HOLDOUT)))
         on_progress("refit", 1, 1)
     same, gap = recipe.compare(then.task, made.scores_sha256, before, now)

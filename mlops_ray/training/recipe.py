@@ -32,7 +32,8 @@ class Recipe:
 
     project: the blocks that shape a model; dataset: uri, version and content hash; choice: the winner of the search;
     score: its validation score. commit: of the code, None outside a checkout; dirty: whether tracked files differed.
-    scores_sha256: of the scikit-learn pipeline's answers to the holdout, see `digest`.
+    scores_sha256: of the scikit-learn pipeline's answers to the holdout, see `digest`. refit: whether it learnt from
+    the holdout's rows as well, see `retraining.refit`.
     """
 
     project: dict[str, Any]
@@ -45,6 +46,7 @@ class Recipe:
     commit: str | None
     dirty: bool | None
     scores_sha256: str
+    refit: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON-friendly values."""

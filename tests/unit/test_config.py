@@ -605,3 +605,12 @@ def test_data_parallel_candidates_alone_are_accepted(tmp_path: Path) -> None:
     text = re.sub(r"(?s)\nsearch:.*?(?=\n\w|\Z)", wide, GOOD)
     assert load(tmp_path, text).search.is_parallel
     assert not load(tmp_path, GOOD).search.is_parallel
+
+
+def test_a_refit_needs_rows_in_one_process_and_a_rollout_that_judges_it(tmp_path: Path) -> None:
+    assert load(tmp_path, GOOD + "retraining: {refit: true}\n").retraining.refit
+    (found,) = problems(tmp_path, GOOD + "retraining: {refit: true}\nrollout: {mode: immediate}\n")
+    assert "retraining.refit: what is refitted is judged by its rollout" in found
+    wide = "\nsearch:\n  candidates: [{estimator: xgboost, workers: 2}]\nretraining: {refit: true}\n"
+    (found,) = problems(tmp_path, re.sub(r"(?s)\nsearch:.*?(?=\n\w|\Z)", wide, GOOD))
+    assert "retraining.refit: needs all rows in one process" in found

@@ -178,6 +178,26 @@ def test_weights_calibration_threshold_and_folds_together(worlds: Callable[[str]
     }
 
 
+@pytest.mark.parametrize("calibrate", ["none", "sigmoid"])
+def test_what_learnt_from_its_holdout_is_judged_without_it_and_made_again(
+    worlds: Callable[[str], World], calibrate: str
+) -> None:
+    world = worlds("binary")
+    project = world.project(["linear"], search={"calibrate": calibrate})
+    without, done = (world.train(project, refit=refit) for refit in (False, True))
+    assert done.verdict is Verdict.PASS, done.result.reasons
+    assert done.version is not None
+    assert done.metrics == without.metrics
+    said, before = (model.load(each.artifact, each.sha256) for each in (done, without))
+    assert said.sha256 == done.version.sha256
+    assert said.reference.to_dict() == before.reference.to_dict()
+    rows = rows_of.read(project, world.dataset)
+    holdout = rows.inputs(rows.of(HOLDOUT))
+    assert np.abs(said.score(holdout) - before.score(holdout)).max() > 1e-4
+    again = reproduce(project, done.version, search=False, on_progress=silent)
+    assert (again.same, again.max_gap) == ("bit-equal", 0.0)
+
+
 @pytest.mark.parametrize(
     "task", ["regression", *(pytest.param(task, marks=pytest.mark.slow) for task in ("binary", "multiclass"))]
 )

@@ -96,6 +96,27 @@ def test_what_holds_a_firing_trigger_back(history: dict[str, Any], held_back: st
         assert held_back in found.reason
 
 
+@pytest.mark.parametrize(
+    ("new_rows", "held_back"),
+    [(0, "0 new rows of 9,000"), (8_999, "8,999 new rows of 9,000"), (9_000, None), (None, None)],
+)
+def test_drift_waits_for_something_new_to_learn(new_rows: int | None, held_back: str | None) -> None:
+    plan = PLAN.model_copy(update={"least_new_rows": 9_000})
+    found = decision(*FIRING, plan=plan, new_rows=new_rows)
+    assert found.retrain is (held_back is None)
+    assert (held_back or "drift 1") in found.reason
+
+
+def test_a_loss_that_has_risen_does_not_wait_for_new_rows_but_for_the_cooldown() -> None:
+    plan = PLAN.model_copy(update={"least_new_rows": 9_000})
+    both = (*FIRING, *judged("performance", 1, 1))
+    found = decision(*both, plan=plan, new_rows=10)
+    assert found == Decision(True, "performance", "drift 1; performance 1")
+    held = decision(*both, plan=plan, new_rows=10, decided=(NOW - DAY,))
+    assert not held.retrain
+    assert held.trigger == "drift"
+
+
 @pytest.mark.parametrize("history", [{"open_retrain": True}, {"decided": (NOW,)}])
 def test_without_an_alarm_there_is_nothing_to_hold_back(history: dict[str, Any]) -> None:
     assert decision(*judged("drift", 0, 0), **history) == Decision(False)

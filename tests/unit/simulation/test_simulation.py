@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +16,7 @@ import pyarrow.parquet
 import pytest
 import yaml
 from rich.console import Console
+from sklearn.linear_model import LogisticRegression
 
 from mlops_ray.cli.simulate import view
 from mlops_ray.config import DAY_S, load_project
@@ -21,6 +24,7 @@ from mlops_ray.data.profile import Profile, empty
 from mlops_ray.data.profile import fold as folded
 from mlops_ray.errors import ConfigError, DataError
 from mlops_ray.monitoring.judgement import judge_drift
+from mlops_ray.simulation import training
 from mlops_ray.simulation.history import history
 from mlops_ray.simulation.page import page
 from mlops_ray.training.target import counted
@@ -126,6 +130,27 @@ def test_the_future_changes_nothing(lived: dict[str, Any], tmp_path: Path) -> No
         assert json.dumps(whole[name]) == json.dumps(short[name])
 
 
+def test_a_retrain_that_learns_from_its_holdout_is_judged_without_it(lived: dict[str, Any], tmp_path: Path) -> None:
+    """The gates, the threshold and the monitor's reference know nothing of the second fit; the answers do."""
+    plan = load_project([lived["file"]], env={})
+    table = orders(50, turns=99).drop_columns(["known"])
+    given: dict[str, Any] = {"number": 1, "rival": None, "now": FIRST}
+    without, with_all = (
+        training.train(plan, table, folder=tmp_path / str(refit), refit=refit, **given) for refit in (False, True)
+    )
+    assert without.result.to_dict() == with_all.result.to_dict()
+    assert without.model.reference.to_dict() == with_all.model.reference.to_dict()
+    assert without.choice == with_all.choice
+    rows = history(plan, table)
+    said = with_all.model.score(rows.inputs(slice(0, 500)))
+    assert not np.allclose(said, without.model.score(rows.inputs(slice(0, 500))), atol=1e-4)
+    # By hand: one weight per city and the standardised weight, on all rows.
+    weight, city = rows.columns["weight"].astype(np.float64), rows.columns["city"] == "b"
+    by_hand = np.column_stack([(weight - weight.mean()) / weight.std(), ~city, city]).astype(np.float64)
+    fitted = LogisticRegression(C=with_all.choice.params["C"]).fit(by_hand, rows.y.astype(int))
+    assert said == pytest.approx(fitted.predict_proba(by_hand)[:500, 1], abs=1e-3)
+
+
 def test_a_window_in_bulk_is_the_sum_of_its_blocks(lived: dict[str, Any]) -> None:
     """The simulation folds a window at once, collectors block by block, and the monitor adds: the same verdict."""
     from mlops_ray.simulation.loop import first_version
@@ -153,6 +178,28 @@ def test_the_page_tells_it(lived: dict[str, Any]) -> None:
     assert "rollout promoted" in told
     assert "retraining.triggers" in told
     assert "<script" not in told
+
+
+def test_the_page_draws_what_its_tables_say(lived: dict[str, Any]) -> None:
+    told = page(lived["result"])
+    drawn = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", told, re.S)]
+    assert len(drawn) == 2 * len(lived["result"]["runs"])  # for a desk and for a phone
+    run, svg = lived["result"]["runs"][0], drawn[0]
+    marks = [mark.get("class") for mark in svg.iter("circle")]
+    assert marks.count("loud") == sum(w["alarm"] for w in run["windows"])
+    assert len(marks) == len(run["windows"])
+    kinds = [d["kind"] for d in run["decisions"]]
+    assert len([line for line in svg.iter("line") if line.get("class") == "decided"]) == kinds.count("retrain decided")
+    assert len([p for p in svg.iter("polygon") if p.get("class") == "went"]) == kinds.count("rollout promoted")
+    for month in run["months"]:
+        assert f"{month['loss']:.4f}" in "".join(svg.itertext())
+    width, height = (float(n) for n in svg.get("viewBox", "").split()[2:])
+    for bar in svg.iter("rect"):
+        x, y, w, h = (float(bar.get(name, "")) for name in ("x", "y", "width", "height"))
+        assert 0 <= x <= x + w <= width
+        assert 0 <= y <= y + h <= height
+    answered = sum(n for day in run["served"] for n in day["rows"].values())
+    assert answered == run["rows"]
 
 
 def test_people_see_the_settings_side_by_side_and_each_decision(lived: dict[str, Any]) -> None:
