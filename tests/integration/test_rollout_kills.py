@@ -162,7 +162,8 @@ class RunApart(Run):
 Make = Callable[[Story], RunApart]
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+# test_rollout_faults.py tells the same stories to SQLite at every run.
+@pytest.fixture(params=[pytest.param("sqlite", marks=pytest.mark.slow), "postgresql"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
     made: list[RunApart] = []
 

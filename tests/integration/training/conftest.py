@@ -25,7 +25,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(scope="session", params=["sqlite", "postgres", "server"])
+@pytest.fixture(scope="session", params=["sqlite", "server", pytest.param("postgres", marks=pytest.mark.slow)])
 def tracking_uri(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A store of each kind, kept for the session: making its tables takes seconds."""
     if request.param == "postgres":

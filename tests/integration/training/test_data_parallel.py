@@ -318,6 +318,7 @@ def test_workers_that_die_every_time_are_given_up(pair: Pair) -> None:
     assert pair.team.fit(always, seed=3, metric="log_loss", timeout_s=LONG_S).boosted.rounds == 5
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_ends_at_the_time_limit_and_leaves_nothing(world: World, pair: Pair) -> None:
     def stop(done: int, _: float) -> None:
         if done == 3:
@@ -346,7 +347,8 @@ def until(holds: Callable[[], bool], within_s: float = 30) -> None:
 # Other tasks, and what surrounds a fit --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task", ["multiclass", pytest.param("regression", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["multiclass", "regression"])
 def test_other_tasks_fit_as_well_as_one_process(ray_local: None, tmp_path: Path, task: Task) -> None:
     world = world_of(tmp_path, task, n=6000)
     plain = world.shards(weight="w")

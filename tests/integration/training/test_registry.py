@@ -53,7 +53,9 @@ def register(registry: Registry, run: str, fitted: Pipeline | None = None, **cha
     return registry.register(run, fitted, **given | changes)
 
 
-@pytest.mark.parametrize("task", list(CLASSES))
+@pytest.mark.parametrize(
+    "task", [pytest.param(task, marks=() if task == "binary" else pytest.mark.slow) for task in CLASSES]
+)
 def test_a_version_is_loaded_without_this_package(make_room: Callable[..., Room], task: str) -> None:
     dtype = {"binary": "int", "multiclass": "string", "regression": "float"}[task]
     columns = [{"name": "y", "dtype": dtype}, {"name": "id", "dtype": "string"}, {"name": "at", "dtype": "timestamp"}]

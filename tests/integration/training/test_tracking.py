@@ -309,6 +309,7 @@ def test_passwords_stay_out_of_messages(tmp_path: Path) -> None:
     assert "geheim" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_search_outlives_a_restart_of_its_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
