@@ -22,7 +22,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from benchmarks.loop.kept import Kept
-from benchmarks.loop.policies import POLICIES, Year, live
+from benchmarks.loop.policies import POLICIES, Year, live, unweighted
 from benchmarks.loop.table import show, table
 from mlops_ray.config import DAY_S
 from mlops_ray.demo.flights import flights
@@ -78,7 +78,7 @@ def main() -> None:
     rows = history(project, lived, label_time="landed")
     with tempfile.TemporaryDirectory() as folder:
         kept = Kept(asked.kept or Path(folder) / "kept")
-        first = simulated.first_version(project, rows, Path(folder), start=start, train=kept.train)
+        first = simulated.first_version(unweighted(project), rows, Path(folder), start=start, train=kept.train)
         year = Year(project, rows, start, end, Path(folder), first, kept)
         wanted = dict.fromkeys(["never", *(asked.policy or POLICIES)])
         result = {"settings": settings_of, **table(year, {name: live(year, name) for name in wanted})}

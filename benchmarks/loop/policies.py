@@ -8,7 +8,8 @@
 * ours: the loop of `mlops-ray simulate`.
 
 All four start from the same version, know a label when it comes, and score with the same ONNX graphs. What the loop's
-settings say of retrains (`retraining`, `gates`, `rollout`) is its own; the search is everybody's.
+settings say of retrains (`retraining`, `gates`, `rollout`, `search.half_life_s`) is its own; the rest of the search is
+everybody's.
 """
 
 from __future__ import annotations
@@ -61,6 +62,11 @@ class Year:
     kept: Kept
 
     @property
+    def plain(self) -> Project:
+        """The project without what is the loop's own: rows of any age count alike."""
+        return unweighted(self.project)
+
+    @property
     def lag_s(self) -> float:
         """All labels of a row are known after so long."""
         return self.project.monitoring.label_horizon_s
@@ -80,6 +86,11 @@ class Year:
         return firsts
 
 
+def unweighted(project: Project) -> Project:
+    """The project without `search.half_life_s`, which is the loop's way of choosing rows."""
+    return project.model_copy(update={"search": project.search.model_copy(update={"half_life_s": None})})
+
+
 def never(year: Year) -> Outcome:
     """The first version answers throughout."""
     rows = year.rows.between(year.start, year.end)
@@ -92,7 +103,7 @@ def monthly(year: Year) -> Outcome:
     """A search on the first of each month, always accepted."""
     found = never(year)
     split = year.project.split.model_copy(update={"holdout_share": 0.02})
-    project = year.project.model_copy(update={"split": split})
+    project = year.plain.model_copy(update={"split": split})
     for number, first in enumerate(year.months()[1:], 2):
         table = year.known(first)
         made = year.kept.train(project, table, folder=year.folder / "monthly", number=number, rival=None, now=first)
@@ -107,7 +118,7 @@ def monthly(year: Year) -> Outcome:
 def naive(year: Year) -> Outcome:
     """Fixed parameters when a week's accuracy falls, replaced if better on one split."""
     found, h = never(year), year.rows
-    search = year.project.search
+    search = year.plain.search
     fixed = search.candidates[year.first.choice.candidate]
     fixed = fixed.model_copy(update={"params": dict(year.first.choice.params), "space": {}})
     project = year.project.model_copy(

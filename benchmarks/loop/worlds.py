@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.loop.kept import Kept
-from benchmarks.loop.policies import POLICIES, Year, live
+from benchmarks.loop.policies import POLICIES, Year, live, unweighted
 from mlops_ray.config import DAY_S, Project
 from mlops_ray.monitoring.performance import losses
 from mlops_ray.simulation import loop as simulated
@@ -69,16 +69,19 @@ BODY: dict[str, Any] = {
 }
 LOOSE: dict[str, Any] = {"gates": {"margin": 0.1, "power": 0.05}}
 QUICK: dict[str, Any] = LOOSE | {"rollout": {"shares": [0.5]}}
+ALL: dict[str, Any] = QUICK | {"retraining": {"refit": True, "least_new_rows": 40 * PER_DAY, "train_on": "all"}}
 VARIANTS: dict[str, dict[str, Any]] = {
     "strict": {},
     "loose": LOOSE,
     "quick": QUICK,
     "refit": QUICK | {"retraining": {"refit": True}},
     "waits": QUICK | {"retraining": {"refit": True, "least_new_rows": 40 * PER_DAY}},
-    "all": QUICK | {"retraining": {"refit": True, "least_new_rows": 40 * PER_DAY, "train_on": "all"}},
+    "all": ALL,
+    "fades": ALL | {"search": {"half_life_s": 60 * DAY_S}},
 }
 """Settings of the loop, each beside those before: gates as the file of flights has them; gates that leave the judgement
-to the canary; a canary of one step; a refit on the holdout; drift that waits for 40 days of rows; all rows."""
+to the canary; a canary of one step; a refit on the holdout; drift that waits for 40 days of rows; all rows; older
+ones for less."""
 
 
 def project(variant: str) -> Project:
@@ -131,7 +134,7 @@ def lived(world: str, seed: int, variant: str, policies: tuple[str, ...], folder
     rows = history(plan, generated(world, seed), label_time="known")
     start, end = FIRST + BEGINS * DAY_S, FIRST + DAYS * DAY_S
     kept = Kept(folder / "kept")
-    first = simulated.first_version(plan, rows, folder, start=start, train=kept.train)
+    first = simulated.first_version(unweighted(plan), rows, folder, start=start, train=kept.train)
     year = Year(plan, rows, start, end, folder / f"{world}-{seed}-{variant}", first, kept)
     inside = rows.between(start, end)
     found = {}

@@ -60,7 +60,7 @@ class _Chart:
         return self.rows[0] + self.rows[1] * (len(self._kinds()) + 1)
 
     def x(self, at: float) -> float:
-        since, until = self.run["from"], self.run["until"]
+        since, until = float(self.run["from"]), float(self.run["until"])
         return self.left + (self.width - self.left - self.right) * (at - since) / max(until - since, 1.0)
 
     def svg(self) -> str:
@@ -111,7 +111,7 @@ class _Chart:
         ]
         if not told:
             return
-        values = [m[which] for _, _, m in told for which in ("loss", "loss_never")]
+        values = [float(m[which]) for _, _, m in told for which in ("loss", "loss_never")]
         low, high = min(values), max(values)
         room = max(high - low, 1e-6)
         top, height = self.loss
