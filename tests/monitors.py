@@ -158,7 +158,7 @@ class World:
                     "stable": [1] * N,
                     "stable_score": said.scores,
                     "label": said.y.astype(np.float64),
-                    **{f"x_{n}": said.inputs.get(n, _empty(kind)) for n, kind in self.project.features.kinds.items()},
+                    **{f"x_{n}": said.inputs.get(n, empty(kind)) for n, kind in self.project.features.kinds.items()},
                 }
             )
         )
@@ -167,8 +167,9 @@ class World:
         return {"spool": "s", "base": i - 1, "number": i, "profiles": [(1, start, body)], "nodes": (), **news}
 
 
-def _empty(kind: str) -> Any:
-    return np.full(N, "", dtype=object) if kind == "string" else np.full(N, np.nan)
+def empty(kind: str, n: int = N) -> Any:
+    """A column of so many missing values."""
+    return np.full(n, "", dtype=object) if kind == "string" else np.full(n, np.nan)
 
 
 class Run:
