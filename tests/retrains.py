@@ -501,9 +501,10 @@ class Life:
             open_ones, served = (tx.open_retrain("small"), tx.open_rollout("small")), tx.serving("small")
             sound = ledger.verify(tx, "small").ok
         doubled, lost, jobs = list[str](), list[str](), self.cluster.jobs
+        spoilt = {row.id for row in rows if row.id in self.cluster.spoilt and row.status == "failed"}
         for k, began in enumerate(self.began):
             until = self.began[k + 1] if k + 1 < len(self.began) else float("inf")
-            mine = [r for r in rows if began < r.decided <= until and r.id not in self.cluster.spoilt]
+            mine = [r for r in rows if began < r.decided <= until and r.id not in spoilt]
             if not any(r.status == "succeeded" for r in mine):
                 lost.append(f"episode {k}: {[(r.status, r.reason) for r in mine]}")
             if len(mine) > 1:
@@ -529,7 +530,7 @@ class Life:
         return {
             "episodes": len(self.began),
             "retrains": len(rows),
-            "spoilt": len(self.cluster.spoilt),
+            "spoilt": len(spoilt),
             "jobs": sum(job.starts for job in jobs.values()),
             "doubled": doubled,
             "lost": lost,

@@ -19,6 +19,7 @@ import pyarrow as pa
 from mlops_ray import ledger
 from mlops_ray.config import DAY_S, Project, RolloutPlan
 from mlops_ray.errors import DataError, MlopsRayError
+from mlops_ray.monitoring import apart
 from mlops_ray.monitoring.loop import judged, pending
 from mlops_ray.monitoring.sources import Sources, Yardstick
 from mlops_ray.retraining import deciding, window
@@ -114,6 +115,12 @@ class Loop:
             conclude = judged(self.store, self.project, self._sources, self._decide, one)
             if conclude is not None:
                 self.store.run(conclude)
+        while (due := apart.pending(self.store, self.project, now)) is not None:
+            asked = apart.ask(self.store, self.project, self._sources, due)
+            told = None if asked is None else asked.told()
+            if asked is None or told is None:
+                return
+            self.store.run(partial(apart.conclude, project=self.project, decide=self._decide, asked=asked, told=told))
 
     def _rows(self, start: float, end: float, known_by: float, *, inputs: bool = False) -> pa.Table:
         return captured.rows(self.project, self.history, self.answers, start, end, known_by)
