@@ -17,9 +17,10 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, Secret
 
 from mlops_ray.config.base import DAY_S, Config, Name
 
-OfWindow = Literal["drift", "quality", "estimated_quality"]
+OfWindow = Literal["drift", "quality", "estimated_quality", "multivariate", "data_quality"]
 When = Literal[
     OfWindow,
+    "sequential",
     "no_traffic",
     "retrain_failed",
     "retrain_rejected",
@@ -173,6 +174,8 @@ DEFAULT_RULES = (
     _default("drift", "warning"),
     _default("quality", "critical"),
     _default("estimated_quality", "warning"),
+    _default("sequential", "critical"),
+    _default("multivariate", "warning"),
     _default("no_traffic", "warning"),
     _default("retrain_failed", "warning"),
     _default("retrain_rejected", "info"),
@@ -182,7 +185,8 @@ DEFAULT_RULES = (
     _default("rollout_waiting_approval", "info"),
     _default("version_waiting_approval", "info"),
 )
-"""In force where the project file has no `rules`: every condition, told to every channel, repeated daily."""
+"""In force where the project file has no `rules`: told to every channel, repeated daily. Every condition but
+`data_quality`, which is no part of the budget of false alarms: whoever wants to be called for it says so."""
 
 
 class Alerts(Config):
@@ -190,7 +194,7 @@ class Alerts(Config):
 
     channels: Mapping[Name, Channel] = Field(default={}, max_length=16)
     rules: tuple[Rule, ...] | None = Field(default=None, max_length=200)
-    """In place of the default rules, which are one for each condition."""
+    """In place of the default rules, which are one for each condition but `data_quality`."""
 
     @property
     def in_force(self) -> tuple[Rule, ...]:
