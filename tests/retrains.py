@@ -44,6 +44,8 @@ N = 20
 """Rows of a block on each of two nodes."""
 NODES = ("n1", "n2")
 RATE = 0.02
+SELDOM, RARE = ("seen", "launched", "noted", "stopped", "closed"), 10.0
+"""Points that a monitor seldom comes by, and how much more often it dies there."""
 TURNS = 2
 """So often everybody comes to act while a block lasts."""
 TURN_S = 25.0
@@ -284,7 +286,7 @@ class Life:
     def _monitor(self) -> Loop:
         sources = Sources(self.rows, self._yardstick, lambda since: 0)
         store, mind = self._mortal("monitor"), replace(brain("", dashboard=""), launcher=self.cluster)
-        fault = lambda point: self.fate.at(f"monitor {point}")  # noqa: E731
+        fault = lambda point: self.fate.at(f"monitor {point}", RARE if point in SELDOM else None)  # noqa: E731
         return Loop(self.project, store, mind, sources, lambda: self.serve.machine_s, fault=fault)
 
     def _controller(self) -> Controller:

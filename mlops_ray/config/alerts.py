@@ -175,6 +175,8 @@ DEFAULT_RULES = (
     _default("quality", "critical"),
     _default("estimated_quality", "warning"),
     _default("sequential", "critical"),
+    # It has no part of the budget of false alarms, so it is listed and shown, and nobody is told unless a rule says so.
+    Rule(name="data_quality", when="data_quality", severity="info", notify=()),
     _default("multivariate", "warning"),
     _default("no_traffic", "warning"),
     _default("retrain_failed", "warning"),
@@ -185,8 +187,7 @@ DEFAULT_RULES = (
     _default("rollout_waiting_approval", "info"),
     _default("version_waiting_approval", "info"),
 )
-"""In force where the project file has no `rules`: told to every channel, repeated daily. Every condition but
-`data_quality`, which is no part of the budget of false alarms: whoever wants to be called for it says so."""
+"""In force where the project file has no `rules`: every condition, told to every channel, repeated daily."""
 
 
 class Alerts(Config):
@@ -194,7 +195,7 @@ class Alerts(Config):
 
     channels: Mapping[Name, Channel] = Field(default={}, max_length=16)
     rules: tuple[Rule, ...] | None = Field(default=None, max_length=200)
-    """In place of the default rules, which are one for each condition but `data_quality`."""
+    """In place of the default rules, which are one for each condition."""
 
     @property
     def in_force(self) -> tuple[Rule, ...]:

@@ -18,12 +18,9 @@ from mlops_ray.monitoring import budget, captured, drift
 from mlops_ray.monitoring.brain import Decide
 from mlops_ray.monitoring.due import ENTRIES, Due, Kind, told_apart
 from mlops_ray.monitoring.multivariate import Told
-from mlops_ray.monitoring.sources import JUDGED, Sources, stable_of
+from mlops_ray.monitoring.sources import JUDGED, TOLD, Sources, stable_of
 from mlops_ray.serving.log import tables as log
 from mlops_ray.state import Cursor, Store, Tx, VersionRow, WindowRow
-
-TOLD = "told apart"
-"""Cursor: the instant that was answered last."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from mlops_ray.training.target import Classes, Scores
 
 JUDGED = "judged"
 """Cursor: the instant and the kind of what was judged last."""
+TOLD = "told apart"
+"""Cursor: the instant for which a classifier has told live rows from the holdout's last."""
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def judge(store: Store, project: Project, sources: Sources, due: Due) -> Judged 
         return _drifted(project, sources, stable, blocks, windows, due)
     rows = sources.rows(due.start, due.end, due.at)
     labels, scores = labelled(project, sources, rows, stable)
-    found = judgement.judge_quality(plan, reference, labels, scores, rng, project.task)
+    found = judgement.judge_quality(plan, reference, labels, scores, rng, project.task, span_s=span_s)
     mine, threshold = captured.scored_by(stable.version, rows), sources.yardstick(stable).threshold
     found.detail.update(realised.shown(project, reference, threshold, mine, labels, scores))
     return Judged(due, stable, found, _scored(store, project, sources, windows, rows, due))
@@ -147,7 +147,8 @@ def _estimated(
         at=due.at,
         rng=rng,
     )
-    found = judgement.judge_estimate(project.monitoring, project.task, known.reference, entry, rng)
+    span_s = due.end - due.start
+    found = judgement.judge_estimate(project.monitoring, project.task, known.reference, entry, rng, span_s=span_s)
     return entry | {"alarm": found.alarm, "why": found.why, **found.detail}
 
 

@@ -8,11 +8,10 @@ from typing import Any
 
 from mlops_ray.config import Project
 from mlops_ray.monitoring.alerts.alerting import Condition
-from mlops_ray.monitoring.apart import TOLD
 from mlops_ray.monitoring.clock import decision_now
 from mlops_ray.monitoring.due import ENTRIES, Kind
 from mlops_ray.monitoring.record import ENTRY
-from mlops_ray.monitoring.sources import JUDGED
+from mlops_ray.monitoring.sources import JUDGED, TOLD
 from mlops_ray.state import Tx, WindowRow
 
 Conditions = Callable[[Tx, Project, float], Sequence[Condition]]
