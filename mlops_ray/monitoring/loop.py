@@ -137,7 +137,10 @@ class Loop:
         if trouble is None and overdue:
             launcher.stop(row)
             self._fault("stopped")
-            trouble = f"the job was stopped after {self._project.retraining.timeout_s:g} s"
+            waited = f"{self._project.retraining.timeout_s:g} s"
+            trouble = f"the job was stopped after {waited}"
+            if row.status == "decided":
+                trouble = f"no job could be submitted within {waited}; see the monitor's log"
         if trouble is not None:
             why = trouble
             self._store.run(lambda tx: self._brain.close_failed(tx, row, why))
