@@ -49,7 +49,7 @@ SELDOM, RARE = ("seen", "launched", "noted", "stopped", "closed"), 10.0
 TURNS = 2
 """So often everybody comes to act while a block lasts."""
 TURN_S = 25.0
-MOST_BLOCKS = 60
+MOST_BLOCKS = 120
 """An episode that has led to nothing by then is lost."""
 BINS = Bins({"x": (-2.0, 0.0, 2.0)}, {})
 HORIZON_S = BLOCK_S

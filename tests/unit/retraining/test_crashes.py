@@ -23,7 +23,7 @@ def test_each_episode_comes_to_one_retrain_whatever_dies_or_is_said_twice(
 ) -> None:
     struck: Counter[str] = Counter()
     for seed in range(3):
-        life = Life(seed, f"sqlite:///{tmp_path}/{seed}.db", put=monkeypatch.setattr, rate=0.05, episodes=1)
+        life = Life(seed, f"sqlite:///{tmp_path}/{seed}.db", put=monkeypatch.setattr, episodes=1)
         told = life.live()
         life.close()
         assert (told["doubled"], told["lost"]) == ([], []), seed
