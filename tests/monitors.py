@@ -21,7 +21,7 @@ from mlops_ray.data.profile import Bins, Profile, fold
 from mlops_ray.monitoring.brain import Brain
 from mlops_ray.monitoring.loop import Loop, Point
 from mlops_ray.monitoring.multivariate import Told, tell
-from mlops_ray.monitoring.sources import Sources, Yardstick
+from mlops_ray.monitoring.sources import Ask, Sources, Yardstick, at_once
 from mlops_ray.monitoring.standing import DETECTORS
 from mlops_ray.retraining.on_ray import brain
 from mlops_ray.serving.log import tables as log
@@ -91,6 +91,8 @@ class Story:
     turned: int = 1000
     project: dict[str, Any] = field(default_factory=dict)
     tell: Callable[..., Told] = tell
+    ask: Ask | None = None
+    """Who is asked, where the answer takes its time."""
 
 
 class Cluster:
@@ -132,7 +134,9 @@ class World:
             tx.save_serving("small", {"stable": {"version": 1}, "share": 0.0}, 0)
 
     def sources(self) -> Sources:
-        return Sources(self.rows, lambda version: self.yardstick, lambda since: 0, self.story.tell)
+        return Sources(
+            self.rows, lambda version: self.yardstick, lambda since: 0, self.story.ask or at_once(self.story.tell)
+        )
 
     def brain(self) -> Brain:
         return replace(brain("", dashboard=""), launcher=self.cluster)
@@ -158,7 +162,7 @@ class World:
                     "stable": [1] * N,
                     "stable_score": said.scores,
                     "label": said.y.astype(np.float64),
-                    **{f"x_{n}": said.inputs.get(n, _empty(kind)) for n, kind in self.project.features.kinds.items()},
+                    **{f"x_{n}": said.inputs.get(n, empty(kind)) for n, kind in self.project.features.kinds.items()},
                 }
             )
         )
@@ -167,8 +171,9 @@ class World:
         return {"spool": "s", "base": i - 1, "number": i, "profiles": [(1, start, body)], "nodes": (), **news}
 
 
-def _empty(kind: str) -> Any:
-    return np.full(N, "", dtype=object) if kind == "string" else np.full(N, np.nan)
+def empty(kind: str, n: int = N) -> Any:
+    """A column of so many missing values."""
+    return np.full(n, "", dtype=object) if kind == "string" else np.full(n, np.nan)
 
 
 class Run:

@@ -28,7 +28,7 @@ def rules(config: Config, output: Output = None, as_json: AsJson = False) -> Non
 
     mlops-ray monitoring rules -c configs/flights.yaml -o flights-rules.yaml
     """
-    from mlops_ray.monitoring.rules import text
+    from mlops_ray.monitoring.prometheus.rules import text
     from mlops_ray.verbs import monitoring
 
     document = monitoring.rules(config, os.environ)

@@ -17,9 +17,10 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, Secret
 
 from mlops_ray.config.base import DAY_S, Config, Name
 
-OfWindow = Literal["drift", "quality", "estimated_quality"]
+OfWindow = Literal["drift", "quality", "estimated_quality", "multivariate", "data_quality"]
 When = Literal[
     OfWindow,
+    "sequential",
     "no_traffic",
     "retrain_failed",
     "retrain_rejected",
@@ -173,6 +174,10 @@ DEFAULT_RULES = (
     _default("drift", "warning"),
     _default("quality", "critical"),
     _default("estimated_quality", "warning"),
+    _default("sequential", "critical"),
+    # It has no part of the budget of false alarms, so it is listed and shown, and nobody is told unless a rule says so.
+    Rule(name="data_quality", when="data_quality", severity="info", notify=()),
+    _default("multivariate", "warning"),
     _default("no_traffic", "warning"),
     _default("retrain_failed", "warning"),
     _default("retrain_rejected", "info"),

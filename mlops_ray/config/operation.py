@@ -174,8 +174,8 @@ class Monitoring(Config):
     slide_s: PositiveFloat | None = None
     """How often a window of `window_s` closes for drift, overlapping the one before; None: `window_s`, side by side."""
     window_rows: PositiveInt | None = None
-    """Windows by rows: each ends with the block that fills it, however long that takes. `window_s` then only says
-    how long a window of the quality's limit is held to be."""
+    """Windows by rows: each ends with the block that fills it, however long that takes; `window_s` then says nothing,
+    and the quality's limit is for a window as long as it took."""
     seasonal: Literal["weekday", "hour_of_week"] | None = None
     """Hold a window against rows of the same weekday or hour of the week (UTC) alone, where there are enough of them.
     Windows must be as short: a day, or an hour."""

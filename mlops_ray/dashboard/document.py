@@ -12,6 +12,7 @@ from mlops_ray.dashboard.parts import (
     Document,
     Ledger,
     LedgerEntry,
+    Notice,
     Serving,
 )
 from mlops_ray.serving.versions import Wanted
@@ -38,6 +39,7 @@ def document(of: Gathered, *, release: str) -> Document:
         loop=loop.loop(of),
         serving=_serving(of),
         alerts=windows.alerts(of),
+        notices=tuple(Notice(a.rule, a.subject, a.severity, a.state, a.since, a.why) for a in of.alerts),
         traffic=windows.traffic(of),
         quality=windows.quality(of),
         drift=windows.drift(of),

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 
 from mlops_ray import ledger
 from mlops_ray.config import Project
+from mlops_ray.config.alerts import SEVERITIES
 from mlops_ray.ledger import Entry
+from mlops_ray.monitoring.alerts import book
+from mlops_ray.monitoring.alerts.alerting import Alert
 from mlops_ray.monitoring.clock import decision_now
 from mlops_ray.monitoring.folding import rows_cursor
 from mlops_ray.rollout import orders
@@ -21,7 +24,7 @@ from mlops_ray.state import RetrainRow, RolloutRow, ServingRow, Store, Tx, Versi
 # What a screen can show, and a phone can be sent: a year of weekly windows, four months of days.
 MOST_WINDOWS, MOST_BLOCKS = 60, 120
 MOST_VERSIONS, MOST_ROLLOUTS, MOST_RETRAINS = 20, 12, 20
-MOST_ENTRIES = 400
+MOST_ENTRIES, MOST_ALERTS = 400, 50
 # Decision time is told in steps of so many seconds: where nothing else has changed, the document stays the same.
 _STEP_S = 10.0
 
@@ -32,7 +35,7 @@ class Gathered:
 
     now: decision time, seconds since the epoch; None before any traffic. rows: answered by each version so far.
     traffic: (version, start of the block of time, rows). outlook: of the open rollout. n_entries: of the whole ledger,
-    whose last MOST_ENTRIES are `entries`; head: the hash of the last.
+    whose last MOST_ENTRIES are `entries`; head: the hash of the last. alerts: those that are open, worst first.
     """
 
     project: Project
@@ -49,6 +52,7 @@ class Gathered:
     entries: tuple[Entry, ...]
     n_entries: int
     head: str
+    alerts: tuple[Alert, ...] = ()
 
     @property
     def stable(self) -> int | None:
@@ -97,6 +101,7 @@ def _gathered(tx: Tx, project: Project, machine_now: float) -> Gathered:
         entries=tuple(ledger.entries(tx, name, max(0, n_entries - MOST_ENTRIES))),
         n_entries=n_entries,
         head=head,
+        alerts=tuple(sorted(book.opened(tx, name), key=lambda a: -SEVERITIES.index(a.severity))[:MOST_ALERTS]),
     )
 
 

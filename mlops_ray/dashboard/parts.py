@@ -226,6 +226,19 @@ class Alert:
 
 
 @dataclass(frozen=True)
+class Notice:
+    """An alert that is open. since: on the machine's clock, seconds since the epoch. state: pending, firing,
+    acknowledged or silenced."""
+
+    rule: str
+    subject: str
+    severity: str
+    state: str
+    since: float
+    says: str
+
+
+@dataclass(frozen=True)
 class LedgerEntry:
     """A line of the ledger. hash: its first twelve characters."""
 
@@ -278,6 +291,7 @@ class Document:
     loop: Loop
     serving: Serving
     alerts: tuple[Alert, ...]
+    notices: tuple[Notice, ...]
     traffic: Traffic
     quality: Quality
     drift: Drift

@@ -12,12 +12,18 @@ from typing import Any
 from mlops_ray.dashboard.gathered import Gathered
 from mlops_ray.dashboard.parts import Alert, Drift, DriftWindow, Estimate, Quality, QualityPoint, Traffic
 from mlops_ray.dashboard.wording import metric, moment, span
+from mlops_ray.monitoring.alerts.observed import sequential_alarm
 from mlops_ray.monitoring.record import ENTRY, MAIN, METHODS
 from mlops_ray.state import WindowRow
 
 MOST_FEATURES = 40
 """Rows of the heat map: the features that drifted most."""
-_TRIGGERS = (("drift", "drift"), ("quality", "performance"), (ENTRY, "estimated performance"))
+_TRIGGERS = (
+    ("drift", "drift"),
+    ("quality", "performance"),
+    (ENTRY, "estimated performance"),
+    ("multivariate", "features together"),
+)
 _UNITS = {"binary": "nats", "multiclass": "nats", "regression": "of the target"}
 
 
@@ -144,4 +150,8 @@ def alerts(of: Gathered) -> tuple[Alert, ...]:
             run.append(said)
         if run:
             found.append(Alert(trigger, float(run[-1].get("at", 0.0)), str(run[0].get("why", ""))))
+    stable = of.stable
+    alarm = None if stable is None else sequential_alarm(of.windows[::-1], stable)
+    if alarm is not None:
+        found.append(Alert("loss after every block", float(alarm.get("at", 0.0)), str(alarm.get("why", ""))))
     return tuple(found)

@@ -60,11 +60,17 @@ def due(plan: Monitoring, *, first: float, judged: Cursor, now: float, filled: S
     found = [Due(end, Kind.DRIFT, start, end) for start, end in closed]
     found += [Due(end + horizon_s, Kind.QUALITY, start, end) for start, end in mature]
     found += [Due(end + horizon_s, Kind.SEQUENTIAL, end - plan.block_s, end) for end in blocks[-_MOST:]]
-    if plan.multivariate_s is not None:
-        ends = clock.passed(since, now, every_s=plan.multivariate_s)[-_MOST:]
-        found += [Due(end, Kind.MULTIVARIATE, end - plan.multivariate_s, end) for end in ends]
     # A window that began before the traffic did is a part of one, no fair sample of its hours and weekdays.
     return [d for d in sorted(found) if d.start >= first and not is_judged(d, judged)]
+
+
+def told_apart(plan: Monitoring, *, first: float, told: Cursor, now: float) -> list[Due]:
+    """The same for the classifier, whose answers come when they come. Args: told: `at` of what it answered last."""
+    every_s = plan.multivariate_s
+    if every_s is None:
+        return []
+    ends = clock.passed(max(told.at, first), now, every_s=every_s)[-_MOST:]
+    return [Due(end, Kind.MULTIVARIATE, end - every_s, end) for end in ends if end - every_s >= first]
 
 
 def after(plan: Monitoring, now: float) -> float:

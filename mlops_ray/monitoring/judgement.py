@@ -101,14 +101,16 @@ def judge_quality(
     scores: NDArray[np.float64],
     rng: np.random.Generator,
     task: Task = "binary",
+    *,
+    span_s: float | None = None,
 ) -> Judgement:
     """Realised quality of stable over a mature cohort. Args: labels: shape (n,), as in `target`, NaN where not known;
-    scores: as in `target`."""
+    scores: as in `target`; span_s: how long the window was, `window_s` where it is not given."""
     found, metric = performance.quality(labels, scores, task), LOSS[task]
     detail: dict[str, Any] = vars(found) | {"metric": metric, "coverage": found.coverage, "limit": None}
     if found.loss is None or found.n_labelled < plan.min_rows:
         return _silent("performance", f"warming up: {found.n_labelled} labelled rows of {plan.min_rows}", detail)
-    limit = _limit(plan, reference, rng)
+    limit = _limit(plan, reference, rng, span_s)
     if limit is None:
         return _silent("performance", f"uncalibrated: the holdout has {len(reference.holdout)} blocks", detail)
     why = f"{_SAID[metric]} {found.loss:.4f} against a limit of {limit:.4f} ({found.n_labelled} labelled rows)"
@@ -116,9 +118,16 @@ def judge_quality(
 
 
 def judge_estimate(
-    plan: Monitoring, task: Task, reference: Reference, entry: Mapping[str, Any], rng: np.random.Generator
+    plan: Monitoring,
+    task: Task,
+    reference: Reference,
+    entry: Mapping[str, Any],
+    rng: np.random.Generator,
+    *,
+    span_s: float | None = None,
 ) -> Judgement:
-    """A window's estimated loss against the limit of the realised one. Args: entry: as `record.estimated` makes it.
+    """A window's estimated loss against the limit of the realised one. Args: entry: as `record.estimated` makes it;
+    span_s: as in `judge_quality`.
 
     The better trusted method speaks, and by as much as it is trusted: half its interval is divided by the trust, and
     alarms when the lower end still lies above the limit. Without a record nothing alarms."""
@@ -131,7 +140,7 @@ def judge_estimate(
     trust, each = entry["record"][method]["trust"], said[method]
     if trust <= 0:
         return _silent(ESTIMATED, f"{entry['why']}; no estimate has proved true yet", {"limit": None})
-    highest = _limit(plan, reference, rng)
+    highest = _limit(plan, reference, rng, span_s)
     if highest is None:
         why = f"{entry['why']}; uncalibrated: the holdout has {len(reference.holdout)} blocks"
         return _silent(ESTIMATED, why, {"limit": None})
@@ -143,12 +152,13 @@ def judge_estimate(
     return Judgement(ESTIMATED, least > highest, why, {"limit": highest})
 
 
-def _limit(plan: Monitoring, reference: Reference, rng: np.random.Generator) -> float | None:
-    """Of the realised loss of a window."""
+def _limit(plan: Monitoring, reference: Reference, rng: np.random.Generator, span_s: float | None) -> float | None:
+    """Of the realised loss of a window: a longer one strays less, and of longer ones there are fewer a month."""
+    span_s = plan.window_s if span_s is None else span_s
     return performance.limit(
         reference.holdout,
-        round(plan.window_s / reference.block_s),
-        drift.level(budget.share(plan, "quality"), plan.window_s),
+        max(1, round(span_s / reference.block_s)),
+        drift.level(budget.share(plan, "quality"), span_s),
         min_blocks=plan.min_blocks,
         rng=rng,
     )

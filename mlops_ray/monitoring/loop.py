@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Literal
 
 from mlops_ray.config import Project
-from mlops_ray.monitoring import blocks, clock, windows
+from mlops_ray.monitoring import apart, blocks, clock, windows
 from mlops_ray.monitoring.brain import Brain, Decide
 from mlops_ray.monitoring.clock import DECISION_TIME
 from mlops_ray.monitoring.due import Due, Kind, after, due
@@ -43,7 +43,8 @@ class Loop:
         """Args: machine_now: seconds since the epoch; fault: called at every point, for tests that end it there."""
         self._project, self._name, self._store = project, project.project, store
         self._brain, self._sources, self._machine_now, self._fault = brain, sources, machine_now, fault
-        self._considered = self._nothing_until = -math.inf
+        self._considered = self._nothing_until = self._untold_until = -math.inf
+        self._asked: apart.Asked | None = None
 
     def push(self, pushed: Mapping[str, Any]) -> bool:
         """Fold what a collector committed, exactly once, whatever is repeated; whether this push was the next one of
@@ -68,7 +69,10 @@ class Loop:
                     row = tx.open_retrain(self._name)
             self._consider(now)
             self._fault("considered")
-        return {"now": now, "open_retrain": None if row is None else self._see_to_retrain(row)}
+        seen_to = None if row is None else self._see_to_retrain(row)
+        if now is not None:
+            self._tell_apart(now)
+        return {"now": now, "open_retrain": seen_to}
 
     def _judge_until(self, now: float) -> bool:
         """Whether all that is due by then has been judged, and is not due again."""
@@ -81,6 +85,27 @@ class Loop:
             self._store.run(conclude)
             self._fault("saved")
         return found is not None
+
+    def _tell_apart(self, now: float) -> None:
+        """Have a classifier try to tell live rows from the holdout's, and look at its answer at a later tick. Last in a
+        tick: whoever fails to answer holds up nothing, and is asked anew."""
+        every_s, asked, self._asked = self._project.monitoring.multivariate_s, self._asked, None
+        if every_s is None:
+            return
+        if asked is None and now >= self._untold_until:
+            due = apart.pending(self._store, self._project, now)
+            if due is None:
+                self._untold_until = (now // every_s + 1) * every_s
+                return
+            asked = apart.ask(self._store, self._project, self._sources, due)
+        told = None if asked is None else asked.told()
+        if asked is None or told is None:
+            self._asked = asked
+            return
+        answered = partial(apart.conclude, project=self._project, decide=self._brain.decide, asked=asked, told=told)
+        self._fault("judged")
+        self._store.run(answered)
+        self._fault("saved")
 
     def _consider(self, now: float) -> None:
         """Have the policy decide about what no window asks for: its schedule, and the number of new labels."""
@@ -112,7 +137,10 @@ class Loop:
         if trouble is None and overdue:
             launcher.stop(row)
             self._fault("stopped")
-            trouble = f"the job was stopped after {self._project.retraining.timeout_s:g} s"
+            waited = f"{self._project.retraining.timeout_s:g} s"
+            trouble = f"the job was stopped after {waited}"
+            if row.status == "decided":
+                trouble = f"no job could be submitted within {waited}; see the monitor's log"
         if trouble is not None:
             why = trouble
             self._store.run(lambda tx: self._brain.close_failed(tx, row, why))

@@ -14,8 +14,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from mlops_ray.monitoring.alerts import book
-from mlops_ray.monitoring.exposed import Family, families, gather, shown
 from mlops_ray.monitoring.folding import rows_cursor
+from mlops_ray.monitoring.prometheus.exposed import Family, families, gather, shown
 from mlops_ray.monitoring.record import ENTRY, METHODS
 from mlops_ray.state import Store, WindowRow
 

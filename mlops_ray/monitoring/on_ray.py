@@ -19,6 +19,7 @@ import ray
 
 from mlops_ray.cluster.background import keep_doing
 from mlops_ray.config import parse_portable
+from mlops_ray.errors import BackendUnavailable
 from mlops_ray.monitoring import captured
 from mlops_ray.monitoring.brain import Brain
 from mlops_ray.monitoring.labels import arrived
@@ -41,10 +42,19 @@ def _task(rows: tuple[Any, ...], plan: dict[str, Any]) -> Told:
     return tell(*rows, **plan)
 
 
-def _tell(*rows: Any, **plan: Any) -> Told:
-    """`multivariate.tell` as a task, so that some hundred small fits do not run in the actor that folds pushes."""
-    found: Told = ray.get(_task.remote(rows, plan))
-    return found
+def _ask(*rows: Any, **plan: Any) -> Callable[[], Told | None]:
+    """`multivariate.tell` as a task, so that some hundred small fits hold up neither pushes nor ticks."""
+    answer = _task.remote(rows, plan)
+
+    def told() -> Told | None:
+        ready, _ = ray.wait([answer], timeout=0)
+        try:
+            found: Told | None = ray.get(answer) if ready else None
+        except ray.exceptions.RayError as exc:
+            raise BackendUnavailable("the task that tells live rows from the holdout's", str(exc)) from exc
+        return found
+
+    return told
 
 
 class Monitor:
@@ -55,7 +65,7 @@ class Monitor:
         store, brain = Store.open(self._project.storage.state), make_brain(text)
         self._yardsticks: dict[str, Yardstick] = {}
         rows, labels_since = partial(captured.rows, self._project), partial(arrived, labels_uri(self._project))
-        sources = Sources(rows, self._yardstick, labels_since, _tell)
+        sources = Sources(rows, self._yardstick, labels_since, _ask)
         self._loop = Loop(self._project, store, brain, sources, time.time)
         self._busy = threading.Lock()
         registry = prometheus_client.CollectorRegistry()

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -21,6 +21,8 @@ from mlops_ray.training.target import Classes, Scores
 
 JUDGED = "judged"
 """Cursor: the instant and the kind of what was judged last."""
+TOLD = "told apart"
+"""Cursor: the instant for which a classifier has told live rows from the holdout's last."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,32 @@ class Rows(Protocol):
         """Those of [start, end), as `captured.rows` gives them for a project."""
 
 
+Ask = Callable[..., Callable[[], Told | None]]
+"""Takes what `multivariate.tell` takes; what it gives says the answer, or None while there is none."""
+
+
+def at_once(tell: Callable[..., Told] = tell) -> Ask:
+    """Asks here and now."""
+
+    def ask(*rows: Any, **plan: Any) -> Callable[[], Told]:
+        told = tell(*rows, **plan)
+        return lambda: told
+
+    return ask
+
+
+AT_ONCE = at_once()
+
+
 @dataclass(frozen=True)
 class Sources:
     """Where what is judged comes from: the log's rows, what a version is held against, and how many labels became
-    known after a time (seconds since the epoch). tell: carries out `multivariate.tell`, maybe elsewhere."""
+    known after a time (seconds since the epoch). ask: has `multivariate.tell` carried out, maybe elsewhere."""
 
     rows: Rows
     yardstick: Callable[[VersionRow], Yardstick]
     labels_since: Callable[[float], int]
-    tell: Callable[..., Told] = tell
+    ask: Ask = AT_ONCE
 
 
 def stable_of(tx: Tx, project: str) -> VersionRow | None:

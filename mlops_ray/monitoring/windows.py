@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from mlops_ray.config import Project
 from mlops_ray.data.profile import Profile, codes, empty
-from mlops_ray.monitoring import budget, captured, drift, heeded, judgement, realised, record
+from mlops_ray.monitoring import captured, heeded, judgement, realised, record
 from mlops_ray.monitoring.brain import Decide
 from mlops_ray.monitoring.due import ENTRIES, Due, Kind, Window, by_rows, is_judged, is_side_by_side
 from mlops_ray.monitoring.sources import JUDGED, Sources, Yardstick, labelled, stable_of
@@ -47,11 +47,9 @@ def judge(store: Store, project: Project, sources: Sources, due: Due) -> Judged 
     rng = np.random.default_rng([project.seed, int(due.end)])
     if due.kind is Kind.DRIFT:
         return _drifted(project, sources, stable, blocks, windows, due)
-    if due.kind is Kind.MULTIVARIATE:
-        return Judged(due, stable, _told_apart(project, sources, stable, due), {})
     rows = sources.rows(due.start, due.end, due.at)
     labels, scores = labelled(project, sources, rows, stable)
-    found = judgement.judge_quality(plan, reference, labels, scores, rng, project.task)
+    found = judgement.judge_quality(plan, reference, labels, scores, rng, project.task, span_s=span_s)
     mine, threshold = captured.scored_by(stable.version, rows), sources.yardstick(stable).threshold
     found.detail.update(realised.shown(project, reference, threshold, mine, labels, scores))
     return Judged(due, stable, found, _scored(store, project, sources, windows, rows, due))
@@ -91,27 +89,6 @@ def _drifted(
     if not is_side_by_side(plan, (due.start, due.end)):
         return Judged(due, stable, found, {})
     return Judged(due, stable, found, {stable.version: _estimated(project, known, stable, windows, rows(), due)})
-
-
-def _told_apart(project: Project, sources: Sources, stable: VersionRow, due: Due) -> judgement.Judgement:
-    """Whether a classifier tells stable's rows of the window from those of its holdout."""
-    plan, reference = project.monitoring, sources.yardstick(stable).reference
-    known = reference.calibration
-    if known is None:
-        why = "uncalibrated: the version was trained by a release that kept no sample of its holdout"
-        return judgement.Judgement("drift", False, why, {"auc": None, "p": None})
-    rows = captured.scored_by(stable.version, sources.rows(due.start, due.end, due.at, inputs=True))
-    times = rows["event_time"].cast(pa.int64()).to_numpy() / 1e6
-    told = sources.tell(
-        known.sample.codes,
-        known.sample.block,
-        codes(reference.bins, log.inputs(project, rows)),
-        np.floor(times / plan.block_s).astype(np.int64),
-        alarm_level=drift.level(budget.share(plan, "multivariate"), due.end - due.start),
-        min_rows=plan.min_rows,
-        rng=np.random.default_rng([project.seed, int(due.end), 3]),
-    )
-    return judgement.Judgement("drift", told.alarm, told.why, {"auc": told.auc, "p": told.p, "rows": len(rows)})
 
 
 def _change(project: Project, known: Yardstick, rows: Callable[[], pa.Table], seed: int, feature: str) -> float:
@@ -170,7 +147,8 @@ def _estimated(
         at=due.at,
         rng=rng,
     )
-    found = judgement.judge_estimate(project.monitoring, project.task, known.reference, entry, rng)
+    span_s = due.end - due.start
+    found = judgement.judge_estimate(project.monitoring, project.task, known.reference, entry, rng, span_s=span_s)
     return entry | {"alarm": found.alarm, "why": found.why, **found.detail}
 
 

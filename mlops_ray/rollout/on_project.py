@@ -13,23 +13,23 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from enum import StrEnum
 from typing import Any, TypeVar
 
 from mlops_ray import ledger
-from mlops_ray.config import Project, RolloutPlan
+from mlops_ray.config import Project
 from mlops_ray.data.following import Following
 from mlops_ray.errors import LeaseLost
-from mlops_ray.rollout import canary, experiment, orders, schedule, traffic
+from mlops_ray.rollout import orders, steps, traffic
 from mlops_ray.rollout.analysis import Analysis
 from mlops_ray.rollout.canary import CanaryState, Phase
 from mlops_ray.rollout.looks import due, look, read
+from mlops_ray.rollout.steps import Known, Looked, Replicas, compares, following, look_at
 from mlops_ray.serving import applications
 from mlops_ray.serving.on_apply import application_states, live_replicas, replica_status, try_apply
 from mlops_ray.serving.versions import Wanted
 from mlops_ray.state import Lease, ServingRow, Store, Tx
-from mlops_ray.training.gates.verdict import Verdict
 from mlops_ray.training.on_registry import Registry
 
 T = TypeVar("T")
@@ -192,15 +192,10 @@ class Controller:
                 return
             said = orders.standing(tx, row, machine_now=time.time())
         plan, before = orders.plan_of(row), CanaryState.from_dict(row.state)
-        shut = schedule.closed(plan.schedule, now)
-        now = max(now, before.since)
-        after = canary.heard(plan, before, approved=said.approved, rejected=said.rejected, may_go=shut is None, now=now)
-        if after != before:
-            asked = plan.approval != "none" and before.phase is Phase.PENDING
-            self._save(rollout, before, after, lease, why=str(said) if asked else "the schedule is open")
-        decided = canary.at_once(plan, after)
-        if decided != after:
-            self._save(rollout, after, decided, lease, why="the plan compares nothing: `mode: immediate`")
+        while (step := following(plan, before, Known(said=said), now=now))[0] != before:
+            after, why = step
+            self._save(rollout, before, after, lease, why=why)
+            before = after
 
     def _judge(self, rollout: str, now: float, lease: Lease) -> None:
         """Look at the evidence when a look is due, and save what was seen and what follows from it.
@@ -212,9 +207,9 @@ class Controller:
         if row is None:
             return
         plan, before = orders.plan_of(row), CanaryState.from_dict(row.state)
-        at = due(plan.look_s, now)
-        self._on_trial = before.is_looked_at and (plan.mode != "immediate" or before.phase is Phase.BAKING)
-        if not self._on_trial or at <= row.created:
+        at = look_at(plan, before, created=row.created, now=now)
+        self._on_trial = compares(plan, before)
+        if at is None:
             return
         log, again = self._log or Following(), at <= looked.at
         self._log = log
@@ -225,13 +220,7 @@ class Controller:
         if again and n == looked.number:
             return
         analysis = look(self._store, self._project, row, plan, seen)
-        after, why = before, None
-        now, may_go = max(at, before.changed) if again else at, not again and schedule.closed(plan.schedule, at) is None
-        if before.arms:
-            after = experiment.advance(plan, before, analysis, now=now, may_go=may_go)
-            why = experiment.in_words(before, after, analysis)
-        elif not again or analysis.verdict is Verdict.FAIL:
-            after = canary.advance(plan, before, analysis.verdict, now=now, may_go=may_go, exhausted=analysis.exhausted)
+        after, why = following(plan, before, Known(looked=Looked(analysis, at, again)), now=now)
         self._save(rollout, before, after, lease, why=why, analysis=analysis, looked=(at, n))
 
     def _save(
@@ -241,14 +230,13 @@ class Controller:
         after: CanaryState,
         lease: Lease,
         *,
-        why: str | None = None,
+        why: str,
         analysis: Analysis | None = None,
         looked: tuple[float, int] | None = None,
     ) -> None:
         """Save a look and the transition that follows, with its entry in the ledger, unless somebody else's came first.
 
-        Args: looked: decision time of the look, and how many rows of the log it took in. why: for the ledger; None: the
-            reason, or what the analysis says."""
+        Args: looked: decision time of the look, and how many rows of the log it took in. why: for the ledger."""
         self._fault(Point.DECIDING)
 
         def save(tx: Tx) -> None:
@@ -263,17 +251,10 @@ class Controller:
             if after == before:
                 orders.keep_look(tx, row, seen)
                 return
-            share = canary.canary_share(orders.plan_of(row), after)
+            kind = steps.kind(orders.plan_of(row), after)
+            evidence = {} if seen is None else {"analysis": seen["analysis"]}
             orders.transition(
-                tx,
-                row,
-                after,
-                kind=f"rollout {after.phase}" + (f" at {share:g}" if share and after.phase is Phase.RAMPING else ""),
-                who=orders.US,
-                why=why or _in_words(after, analysis),
-                machine_now=time.time(),
-                evidence={} if seen is None else {"analysis": seen["analysis"]},
-                look=seen,
+                tx, row, after, kind=kind, who=orders.US, why=why, machine_now=time.time(), evidence=evidence, look=seen
             )
 
         self._guarded(lease, save)
@@ -310,48 +291,37 @@ class Controller:
         if row is None or served is None:
             return None
         plan, before, wanted = orders.plan_of(row), CanaryState.from_dict(row.state), Wanted.of(served)
-        after, why, trouble = before, None, None
+        seen, trouble = Replicas(), None
         if before.phase is Phase.PROMOTING:
             replicas = replica_status(self._name, wanted)
             if self._persists(rollout, any(str(row.version) in r["failed"] for r in replicas), _UNHEALTHY_S):
-                after, why = canary.fell(before, now=now), f"stable's replicas cannot load v{row.version}"
+                seen = Replicas(trouble=f"stable's replicas cannot load v{row.version}")
             elif wanted.stable is None or wanted.stable.version != row.version:
                 if replicas and all(row.version in r["loaded"] for r in replicas):
                     self._fault(Point.OBSERVED)
                     self._guarded(lease, lambda tx: traffic.flip(tx, rollout))
                 trouble = f"stable's replicas are loading v{row.version}"
             else:
-                answering = bool(replicas) and all(r["stable"] == row.version for r in replicas)
-                after, why = canary.flipped(plan, before, answering=answering, now=now), "every replica answers with it"
-                trouble = None if answering else f"stable's replicas are flipping to v{row.version}"
+                seen = Replicas(answering=bool(replicas) and all(r["stable"] == row.version for r in replicas))
+                trouble = None if seen.answering else f"stable's replicas are flipping to v{row.version}"
         elif before.phase is Phase.BAKING:
             status, message = application_states(self._dashboard).get(self._name, ("absent", ""))
             if self._persists(f"{rollout} bakes", status in ("UNHEALTHY", "DEPLOY_FAILED"), _UNHEALTHY_S):
-                after, why = canary.fell(before, now=now), f"stable's replicas do not live with it: {message[-200:]}"
-        elif before.arms and (before.phase is Phase.STARTING or before.on_trial is not None):
-            after, trouble = self._see_arms(rollout, plan, before, now)
-            why = experiment.in_words(before, after)
+                seen = Replicas(trouble=f"stable's replicas do not live with it: {message[-200:]}")
         elif before.phase is Phase.STARTING or before.on_trial is not None:
-            name = applications.version_application(self._name, row.version)
-            status, message = application_states(self._dashboard).get(name, ("absent", ""))
-            sick = self._persists(rollout, status == "UNHEALTHY", _UNHEALTHY_S)
-            stuck = self._persists(f"{rollout} starts", before.phase is Phase.STARTING, _START_S)
-            crashed = status == "DEPLOY_FAILED" or sick or stuck or self._keeps_dying(rollout, name)
-            after = canary.started(plan, before, ready=status == "RUNNING", crashed=crashed, now=now)
-            trouble = f"{name} is {status}: {message[-200:]}" if after == before and status != "RUNNING" else None
+            versions = before.live if before.arms else (row.version,)
+            seen, trouble = self._see(rollout, versions, starts=before.phase is Phase.STARTING)
+        after, why = following(plan, before, Known(replicas=seen), now=now)
         if after != before:
             self._fault(Point.OBSERVED)
             self._save(rollout, before, after, lease, why=why)
             return f"the rollout is {after.phase} now"  # one more tick applies what follows from it
         return trouble
 
-    def _see_arms(
-        self, rollout: str, plan: RolloutPlan, before: CanaryState, now: float
-    ) -> tuple[CanaryState, str | None]:
-        """The state after a look at each arm's application, and what is in the way, or None."""
+    def _see(self, rollout: str, versions: Collection[int], *, starts: bool) -> tuple[Replicas, str | None]:
+        """What the applications of the versions on trial show, and what is in the way, or None."""
         states, ready, crashed, troubles = application_states(self._dashboard), set(), set(), []
-        starts = before.phase is Phase.STARTING
-        for version in before.live:
+        for version in versions:
             name = applications.version_application(self._name, version)
             status, message = states.get(name, ("absent", ""))
             sick = self._persists(f"{rollout} {name}", status == "UNHEALTHY", _UNHEALTHY_S)
@@ -362,8 +332,7 @@ class Controller:
                 ready.add(version)
             else:
                 troubles.append(f"{name} is {status}: {message[-200:]}")
-        after = experiment.started(plan, before, ready=ready, crashed=crashed, now=now)
-        return after, "; ".join(troubles) or None
+        return Replicas(ready, crashed), "; ".join(troubles) or None
 
     def _keeps_dying(self, rollout: str, application: str) -> bool:
         """Whether the canary's process was replaced too often: Serve does so for ever, and calls it running between."""
@@ -422,13 +391,6 @@ class Controller:
         result = self._store.run(run)
         self._fault(Point.COMMITTED)
         return result
-
-
-def _in_words(after: CanaryState, analysis: Analysis | None) -> str:
-    """Why a transition was made, for the ledger."""
-    if analysis is not None:
-        return "; ".join(metric.in_words() for metric in analysis.metrics)
-    return str(after.reason) or "the canary is ready"
 
 
 def look_name(rollout: str) -> str:

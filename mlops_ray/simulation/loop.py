@@ -17,15 +17,15 @@ import numpy as np
 import pyarrow as pa
 
 from mlops_ray import ledger
-from mlops_ray.config import DAY_S, Project
+from mlops_ray.config import DAY_S, Project, RolloutPlan
 from mlops_ray.errors import DataError, MlopsRayError
+from mlops_ray.monitoring import apart
 from mlops_ray.monitoring.loop import judged, pending
 from mlops_ray.monitoring.sources import Sources, Yardstick
 from mlops_ray.retraining import deciding, window
-from mlops_ray.rollout import canary, orders, schedule, traffic
-from mlops_ray.rollout.analysis import Analysis
+from mlops_ray.rollout import orders, steps, traffic
+from mlops_ray.rollout.approval import Standing
 from mlops_ray.rollout.canary import CanaryState, Phase
-from mlops_ray.rollout.looks import due as look_due
 from mlops_ray.serving import routing
 from mlops_ray.simulation import captured, training, trial
 from mlops_ray.simulation.history import History
@@ -39,6 +39,8 @@ from mlops_ray.training.search.measures import metric_of
 Progress = Callable[[str, int, int], None]
 Train = Callable[..., Candidate]
 """What `training.train` is."""
+
+_AGREED = Standing(approved=True, rejected=False, missing=0)
 
 
 class Loop:
@@ -124,6 +126,12 @@ class Loop:
             conclude = judged(self.store, self.project, self._sources, self._decide, one)
             if conclude is not None:
                 self.store.run(conclude)
+        while (due := apart.pending(self.store, self.project, now)) is not None:
+            asked = apart.ask(self.store, self.project, self._sources, due)
+            told = None if asked is None else asked.told()
+            if asked is None or told is None:
+                return
+            self.store.run(partial(apart.conclude, project=self.project, decide=self._decide, asked=asked, told=told))
 
     def _rows(self, start: float, end: float, known_by: float, *, inputs: bool = False) -> pa.Table:
         return captured.rows(self.project, self.history, self.answers, start, end, known_by)
@@ -201,53 +209,42 @@ class Loop:
             if row is None:
                 break
             plan, before = orders.plan_of(row), CanaryState.from_dict(row.state)
-            after, analysis, why = self._next(row, plan, before, now, looked=looked)
-            looked = looked or analysis is not None
-            if after == before and analysis is None:
+            if before.phase is Phase.PROMOTING:
+                self.store.run(partial(traffic.flip, rollout=row.id))
+            at = None if looked else steps.look_at(plan, before, created=row.created, now=now)
+            found = None if at is None else self._look(row, plan, at)
+            after, why = steps.following(plan, before, steps.Known(_AGREED, found, _ready(row)), now=now)
+            looked = looked or found is not None
+            if after == before and found is None:
                 break
-            self._save(row, before, after, analysis, why, now)
+            self._save(row, before, after, found, why)
         self.store.run(lambda tx: orders.save_wanted(tx, name, now=now))
 
-    def _next(
-        self, row: RolloutRow, plan: Any, before: CanaryState, now: float, *, looked: bool
-    ) -> tuple[CanaryState, Analysis | None, str]:
-        """State after the next thing that happens, the look that led to it, and why in words."""
-        at = look_due(plan.look_s, now)
-        may_go = schedule.closed(plan.schedule, max(now, before.since)) is None
-        heard = canary.heard(plan, before, approved=True, rejected=False, may_go=may_go, now=max(now, before.since))
-        heard = canary.at_once(plan, heard)
-        if heard != before:
-            return heard, None, "the schedule is open, and who is asked agrees"
-        started = canary.started(plan, before, ready=True, crashed=False, now=now)
-        if started != before:
-            return started, None, "the canary is ready"
-        if before.phase is Phase.PROMOTING:
-            self.store.run(lambda tx: traffic.flip(tx, row.id))
-            return canary.flipped(plan, before, answering=True, now=now), None, "every replica answers with it"
-        if not looked and before.is_looked_at and at > row.created:
-            models = self.models[row.stable], self.models[row.version]
-            found = trial.look(self.project, row, plan, self.history, self.answers, models, at)
-            after = canary.advance(plan, before, found.verdict, now=at, may_go=may_go, exhausted=found.exhausted)
-            return after, found, "; ".join(metric.in_words() for metric in found.metrics)
-        return before, None, ""
+    def _look(self, row: RolloutRow, plan: RolloutPlan, at: float) -> steps.Looked:
+        models = self.models[row.stable], self.models[row.version]
+        return steps.Looked(trial.look(self.project, row, plan, self.history, self.answers, models, at), at)
 
     def _save(
-        self, row: RolloutRow, before: CanaryState, after: CanaryState, found: Analysis | None, why: str, now: float
+        self, row: RolloutRow, before: CanaryState, after: CanaryState, looked: steps.Looked | None, why: str
     ) -> None:
-        seen = None if found is None else {"at": now, "analysis": found.to_dict()}
+        seen = None if looked is None else {"at": looked.at, "analysis": looked.analysis.to_dict()}
 
         def save(tx: Any) -> None:
             if after == before:
                 orders.keep_look(tx, row, seen)
                 return
-            share = canary.canary_share(orders.plan_of(row), after)
-            kind = f"rollout {after.phase}" + (f" at {share:g}" if share and after.phase is Phase.RAMPING else "")
+            kind = steps.kind(orders.plan_of(row), after)
             evidence = {} if seen is None else {"analysis": seen["analysis"]}
             orders.transition(
                 tx, row, after, kind=kind, who=orders.US, why=why, machine_now=now, evidence=evidence, look=seen
             )
 
         self.store.run(save)
+
+
+def _ready(row: RolloutRow) -> steps.Replicas:
+    """What replicas show that are ready at once."""
+    return steps.Replicas(ready=(row.version,), answering=True)
 
 
 def training_set(project: Project, history: History, start: float, decided: float, began: float | None) -> pa.Table:

@@ -15,9 +15,9 @@ import pytest
 import requests
 
 from mlops_ray.config import load_project
-from mlops_ray.monitoring.grafana import dashboard
 from mlops_ray.monitoring.on_prometheus import Exposition
-from mlops_ray.monitoring.rules import rules, text
+from mlops_ray.monitoring.prometheus.grafana import dashboard
+from mlops_ray.monitoring.prometheus.rules import rules, text
 from mlops_ray.state import Store
 from tests import watched
 from tests.prometheus import Server, promtool, running

@@ -4,7 +4,7 @@ const EVERY_MS = 4000;
 const STORED = "mlops_ray token";
 const by = (id) => document.getElementById(id);
 const PARTS = [
-  ["alerts", alertsPart, (d) => d.alerts], ["loop", loopPart, (d) => [d.loop, d.serving]], ["rollout", rolloutPart, (d) => d.rollouts],
+  ["alerts", alertsPart, (d) => [d.alerts, d.notices]], ["loop", loopPart, (d) => [d.loop, d.serving]], ["rollout", rolloutPart, (d) => d.rollouts],
   ["quality", qualityPart, (d) => d.quality], ["traffic", trafficPart, (d) => [d.traffic, d.serving.rows]], ["drift", driftPart, (d) => d.drift],
   ["retrains", retrainsPart, (d) => d.retrains], ["lineage", lineagePart, (d) => d.lineage], ["ledger", ledgerPart, (d) => d.ledger],
 ];

@@ -51,9 +51,10 @@ function loopPart(doc) {
 }
 
 function alertsPart(doc) {
-  if (!doc.alerts.length) return null;
-  return [el("h2", {}, "Alarming now"), el("ul", { class: "alerts" }, doc.alerts.map((a) => el("li", {},
-    el("b", {}, a.trigger), " since ", when(a.since), el("div", {}, told(a.says)))))];
+  const alarms = doc.alerts.map((a) => el("li", {}, el("b", {}, a.trigger), " since ", when(a.since), el("div", {}, told(a.says))));
+  const open = doc.notices.map((a) => el("li", {}, el("b", {}, `${a.severity}: ${a.rule}`), ` of ${a.subject}, ${a.state}, since `, when(a.since), el("div", {}, told(a.says))));
+  const list = (title, items) => items.length ? [el("h2", {}, title), el("ul", { class: "alerts" }, items)] : [];
+  return alarms.length + open.length ? [...list("Alarming now", alarms), ...list("Open alerts", open)] : null;
 }
 
 function metricPart(m, rollout) {

@@ -9,13 +9,20 @@ from typing import Any
 from mlops_ray.config import Project
 from mlops_ray.monitoring.alerts.alerting import Condition
 from mlops_ray.monitoring.clock import decision_now
+from mlops_ray.monitoring.due import ENTRIES, Kind
 from mlops_ray.monitoring.record import ENTRY
+from mlops_ray.monitoring.sources import JUDGED, TOLD
 from mlops_ray.state import Tx, WindowRow
 
 Conditions = Callable[[Tx, Project, float], Sequence[Condition]]
 """(tx, project, machine time): what holds, as rooms further down know it."""
 
-_ENTRIES = {"drift": "drift", "quality": "quality", "estimated_quality": ENTRY}
+_ENTRIES = {
+    "drift": ENTRIES[Kind.DRIFT],
+    "quality": ENTRIES[Kind.QUALITY],
+    "estimated_quality": ENTRY,
+    "multivariate": ENTRIES[Kind.MULTIVARIATE],
+}
 """What rules call it, and its key in a window's result."""
 # Windows that are looked at: quality lags behind drift by the label horizon, and rules ask for runs of up to 20.
 _N_WINDOWS = 60
@@ -33,7 +40,7 @@ class Observer:
         name = self._project.project
         serving = tx.serving(name)
         stable = serving.spec["stable"]["version"] if serving and serving.spec.get("stable") else None
-        key = (tx.cursor(name, "judged"), stable)
+        key = (tx.cursor(name, JUDGED), tx.cursor(name, TOLD), stable)
         if key != self._read[0]:
             self._read = key, [] if stable is None else of_windows(tx.windows(name, _N_WINDOWS), stable)
         return [*self._read[1], *_no_traffic(tx, self._project, machine_now)]
@@ -51,14 +58,43 @@ def of_windows(windows: Sequence[WindowRow], stable: int) -> list[Condition]:
         n = next((i for i, entry in enumerate(judged) if not entry["alarm"]), len(judged))
         if n:
             found.append(Condition(when, f"v{stable}", judged[0]["why"], n))
+    if (alarm := sequential_alarm(windows, stable)) is not None:
+        found.append(Condition("sequential", f"v{stable}", alarm["why"]))
+    flights = [entry for w in windows if w.version == stable and (entry := _flight(w)) is not None]
+    n = next((i for i, entry in enumerate(flights) if not entry["findings"]), len(flights))
+    if n:
+        found.append(Condition("data_quality", f"v{stable}", flights[0]["why"], n))
+    return found
+
+
+def sequential_alarm(windows: Sequence[WindowRow], stable: int) -> Mapping[str, Any] | None:
+    """The newest alarm of the sequential detector about the stable version, while it stands. Args: windows: newest
+    first.
+
+    The detector says nothing else, and begins anew after an alarm. So one stands until the realised quality of a whole
+    window after it is judged to be well; what lasts alarms again."""
+    mine, key = [w for w in windows if w.version == stable], ENTRIES[Kind.SEQUENTIAL]
+    last = max((w for w in mine if key in w.result), key=lambda w: w.end, default=None)
+    if last is None:
+        return None
+    since = [w.result[ENTRIES[Kind.QUALITY]] for w in mine if w.start >= last.end and ENTRIES[Kind.QUALITY] in w.result]
+    if any(_says_something(entry) and not entry["alarm"] for entry in since):
+        return None
+    found: Mapping[str, Any] = last.result[key]
+    return found
+
+
+def _flight(window: WindowRow) -> Mapping[str, Any] | None:
+    """What the window says of data quality in flight, or None where it could not be judged."""
+    found: Mapping[str, Any] | None = window.result.get(ENTRIES[Kind.DRIFT], {}).get("in_flight")
     return found
 
 
 def _says_something(entry: Mapping[str, Any] | None) -> bool:
-    """Whether a window's entry comes of a judgement: one has a limit, of the whole or of each feature."""
+    """Whether a window's entry comes of a judgement: one has a limit, of the whole or of each feature, or an AUC."""
     if entry is None:
         return False
-    return bool(entry.get("alarm") or entry.get("features")) or entry.get("limit") is not None
+    return bool(entry.get("alarm") or entry.get("features")) or any(entry.get(k) is not None for k in ("limit", "auc"))
 
 
 def _no_traffic(tx: Tx, project: Project, machine_now: float) -> list[Condition]:

@@ -14,9 +14,10 @@ from mlops_ray.dashboard import gathered, parts
 from mlops_ray.dashboard.document import document, to_json
 from mlops_ray.dashboard.gathered import gather
 from mlops_ray.dashboard.parts import SCHEMA, Document
+from mlops_ray.monitoring.alerts import alerting, book
 from mlops_ray.rollout import orders
 from mlops_ray.rollout.canary import CanaryState, Phase
-from mlops_ray.state import RetrainRow, Store, VersionRow
+from mlops_ray.state import RetrainRow, Store, VersionRow, WindowRow
 from tests import histories
 from tests.histories import BEGAN, DAY, WEEK
 
@@ -163,6 +164,31 @@ def test_an_alarm_of_stable_shows_until_a_window_is_calm(one: Store) -> None:
     assert found.loop.says == "v1 answers all requests; drift alarms."
     assert found.alerts[0].says.startswith("x: PSI")
     histories.judge(one, PROJECT, 3, 1, loss=0.5, mature=False)
+    assert made(one).alerts == ()
+
+
+def test_open_alerts_are_shown_with_the_worst_first(one: Store) -> None:
+    histories.serve(one, PROJECT)
+    with one.begin() as tx:
+        for at, (rule, severity, phase) in enumerate(
+            (("drift", "warning", "firing"), ("quality", "critical", "firing"), ("old", "critical", "resolved"))
+        ):
+            stands = alerting.Phase(phase)
+            book.save(tx, PROJECT.project, alerting.Alert(rule, rule, "v1", severity, stands, at, f"{rule} says"))
+    assert [(n.rule, n.state, n.since, n.says) for n in made(one).notices] == [
+        ("quality", "firing", 1.0, "quality says"),
+        ("drift", "firing", 0.0, "drift says"),
+    ]
+
+
+def test_the_detector_after_every_block_alarms_until_a_whole_window_is_well(one: Store) -> None:
+    histories.serve(one, PROJECT)
+    histories.live(one, PROJECT, 0, 22, (1, 1.0))
+    entry = {"alarm": True, "why": "the loss has risen", "at": BEGAN + WEEK}
+    with one.begin() as tx:
+        tx.save_window(WindowRow(PROJECT.project, BEGAN, BEGAN + DAY, 1, {"sequential": entry}))
+    assert [(a.trigger, a.says) for a in made(one).alerts] == [("loss after every block", "the loss has risen")]
+    histories.judge(one, PROJECT, 1, 1, loss=0.5, mature=True)
     assert made(one).alerts == ()
 
 

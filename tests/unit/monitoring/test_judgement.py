@@ -54,6 +54,17 @@ def quality(labels: Any, scores: Any, plan: Monitoring = PLAN, **of: Any) -> Jud
     return judge_quality(plan, reference(**of), labels, scores, np.random.default_rng(0))
 
 
+def test_the_limit_of_quality_is_for_a_window_as_long_as_it_was() -> None:
+    """By rows a window may take a day or a month: a short one strays further by chance."""
+    labels, scores = cohort(0.2)
+    day, week, month = (
+        judge_quality(PLAN, reference(), labels, scores, np.random.default_rng(0), span_s=days * DAY_S).detail["limit"]
+        for days in (1, 7, 28)
+    )
+    assert day > week > month
+    assert week == quality(labels, scores).detail["limit"]
+
+
 def test_a_week_like_the_reference_is_calm() -> None:
     found = drift(week())
     assert (found.trigger, found.alarm) == ("drift", False)

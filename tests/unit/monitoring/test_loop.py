@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from mlops_ray.data.profile import Bins, fold
+from mlops_ray.errors import BackendUnavailable
 from mlops_ray.monitoring.loop import Point
 from mlops_ray.monitoring.multivariate import Told
 from tests.monitors import BLOCK_S, MONITORING, START, N, Run, Story
@@ -46,6 +48,67 @@ def test_the_classifier_is_asked_on_schedule_and_its_alarm_is_a_reason_to_retrai
     entry = next(iter(found.values()))["multivariate"]
     assert (entry["alarm"], entry["auc"], entry["p"]) == (True, 0.7, 0.01)
     assert ("drift", "a classifier tells the rows") in [(r[0], r[1]) for r in left["retrains"]]
+
+
+def test_the_classifier_holds_up_no_tick_and_is_asked_anew_when_its_answer_is_lost(tmp_path: Path) -> None:
+    asked, answers = list[Any](), list[Told | None]()
+
+    def ask(*rows: Any, **plan: Any) -> Any:
+        asked.append(plan["rng"].random())
+        return lambda: answers.pop(0)
+
+    plan = MONITORING | {"multivariate_s": 4 * BLOCK_S}
+    run = Run(Story(n_blocks=6, project={"monitoring": plan}, ask=ask), f"sqlite:///{tmp_path}/state.db")
+    answers += [None] * 100
+    run.tell()
+    left = run.left_behind()
+    assert len(asked) == 1
+    assert [w[0] for w in left["windows"] if "drift" in w[3]]  # judged meanwhile
+    assert not [w for w in left["windows"] if "multivariate" in w[3]]
+    run._loop = run._new()  # the answer is lost with the one who waited for it
+    answers[:] = [None, Told(0.7, 0.01, True, "a classifier tells the rows")]
+    run._loop.tick()
+    assert len(asked) == 2
+    assert asked[0] == asked[1]
+    run._loop.tick()
+    found = [w[3]["multivariate"] for w in windows(run) if "multivariate" in w[3]]
+    assert [(entry["alarm"], entry["at"] - START) for entry in found] == [(True, 4 * BLOCK_S)]
+
+
+def test_a_task_that_fails_is_asked_anew_and_holds_up_nothing_else(tmp_path: Path) -> None:
+    answers: list[Any] = [BackendUnavailable("the task", "died"), Told(0.5, 0.9, False, "it does not")]
+
+    def told() -> Told:
+        found: Any = answers.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return Told(**vars(found))
+
+    plan = MONITORING | {"multivariate_s": 4 * BLOCK_S}
+    story = Story(n_blocks=4, project={"monitoring": plan}, ask=lambda *rows, **plan: told)
+    run = Run(story, f"sqlite:///{tmp_path}/state.db")
+    with pytest.raises(BackendUnavailable):
+        run.tell()
+    assert run.left_behind()["judged"].at == START + 4 * BLOCK_S
+    run._loop.tick()
+    assert [w[3]["multivariate"]["why"] for w in windows(run) if "multivariate" in w[3]] == ["it does not"]
+
+
+def test_an_answer_about_a_version_that_is_not_stable_any_more_asks_for_nothing(tmp_path: Path) -> None:
+    answers: list[Told | None] = [None] * 100
+    plan = MONITORING | {"multivariate_s": 4 * BLOCK_S}
+    story = Story(n_blocks=6, project={"monitoring": plan}, ask=lambda *rows, **plan: lambda: answers.pop(0))
+    run = Run(story, f"sqlite:///{tmp_path}/state.db")
+    run.tell()
+    with run.world.store.begin() as tx:
+        tx.save_version(replace(tx.version("small", 1), version=2))
+        tx.save_serving("small", {"stable": {"version": 2}, "share": 0.0}, 0)
+    answers[:] = [Told(0.7, 0.01, True, "a classifier tells the rows")]
+    run._loop.tick()
+    left = run.left_behind()
+    entry = next(w[3]["multivariate"] for w in windows(run) if "multivariate" in w[3])
+    assert entry["decision"] == "v1 is not stable any more"
+    assert not [r for r in left["retrains"] if "a classifier" in r[1]]
 
 
 def test_windows_by_rows_are_judged_once_each_and_matured(tmp_path: Path) -> None:

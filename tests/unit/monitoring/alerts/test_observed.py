@@ -52,6 +52,35 @@ def test_drift_of_a_judged_window_has_features() -> None:
     assert of_windows(windows(good, BAD, kind="drift"), 3) == []
 
 
+def test_the_classifier_alarms_in_runs_and_says_nothing_where_it_was_not_asked() -> None:
+    bad = {"alarm": True, "why": "told apart", "auc": 0.7, "p": 0.01}
+    good, silent = bad | {"alarm": False, "auc": 0.5}, bad | {"alarm": False, "auc": None}
+    found = of_windows(windows(silent, bad, silent, bad, good, kind="multivariate"), 3)
+    assert found == [Condition("multivariate", "v3", "told apart", 2)]
+    assert of_windows(windows(good, bad, kind="multivariate"), 3) == []
+
+
+def test_an_alarm_of_the_sequential_detector_stands_until_a_whole_window_after_it_is_well() -> None:
+    alarm = WindowRow("small", 10.0, 20.0, 3, {"sequential": {"alarm": True, "why": "risen", "at": 22.0}})
+    during, after = (WindowRow("small", at, at + 7.0, 3, {"quality": GOOD}) for at in (14.0, 21.0))
+    stands = [Condition("sequential", "v3", "risen")]
+    assert of_windows([alarm], 3) == stands
+    assert of_windows([during, alarm], 3) == stands
+    assert of_windows([after, during, alarm], 3) == []
+    silent = WindowRow("small", 21.0, 28.0, 3, {"quality": SILENT})
+    assert of_windows([silent, alarm], 3) == stands
+    assert of_windows([alarm], 4) == []
+
+
+def test_data_quality_in_flight_alarms_in_runs_of_windows_with_findings() -> None:
+    def drift(*findings: str) -> dict[str, Any]:
+        return GOOD | {"features": [{"feature": "x"}], "in_flight": {"findings": list(findings), "why": "x: missing"}}
+
+    found = of_windows(windows(drift("x"), SILENT, drift("x"), drift(), kind="drift"), 3)
+    assert found == [Condition("data_quality", "v3", "x: missing", 2)]
+    assert of_windows(windows(drift(), drift("x"), kind="drift"), 3) == []
+
+
 def test_before_anything_happened(store: Store) -> None:
     with store.read() as tx:
         assert Observer(SMALL).observe(tx, 1e9) == []

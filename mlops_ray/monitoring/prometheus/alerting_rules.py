@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mlops_ray.config import DAY_S, Project
-from mlops_ray.monitoring.promql import duration, newest, over, selected
+from mlops_ray.monitoring.prometheus.promql import duration, newest, over, selected
 from mlops_ray.serving.log.tally import SCORE_S
 
 Severity = Literal["critical", "warning", "info"]

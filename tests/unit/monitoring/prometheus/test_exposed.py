@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from mlops_ray.monitoring.exposed import LAST_VERSIONS, STATES, Family, families, gather, shown, standing
 from mlops_ray.monitoring.folding import fold
+from mlops_ray.monitoring.prometheus.exposed import LAST_VERSIONS, STATES, Family, families, gather, shown, standing
 from mlops_ray.state import RetrainRow, RolloutRow, ServingRow, Store, VersionRow, WindowRow
 
 PUSH: dict[str, Any] = {"spool": "s", "base": -1, "number": 0, "profiles": [], "watermark": None, "newest": None}

@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 from mlops_ray.cli import app
 from mlops_ray.config import Project, load_project
-from mlops_ray.monitoring.grafana import SCHEMA_VERSION, dashboard, uid
+from mlops_ray.monitoring.prometheus.grafana import SCHEMA_VERSION, dashboard, uid
 from tests import fakes
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 CONFIG = str(ROOT / "configs/flights.yaml")
 DASHBOARD_FIELDS = {
     "annotations",

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlops_ray.config import Project
-from mlops_ray.monitoring.panel import OURS, Panel
-from mlops_ray.monitoring.panels import rows
+from mlops_ray.monitoring.prometheus.panel import OURS, Panel
+from mlops_ray.monitoring.prometheus.panels import rows
 
 SCHEMA_VERSION = 42
 _WIDTH = 24  # columns of Grafana's grid

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from mlops_ray.config import Project
-from mlops_ray.monitoring.alerting_rules import alerts
 from mlops_ray.monitoring.judgement import LOSS
-from mlops_ray.monitoring.promql import QUANTILES, newest, over, selected
+from mlops_ray.monitoring.prometheus.alerting_rules import alerts
+from mlops_ray.monitoring.prometheus.promql import QUANTILES, newest, over, selected
 
 
 def rules(project: Project, files: str) -> dict[str, Any]:

@@ -13,12 +13,12 @@ import yaml
 
 from mlops_ray.cli import app
 from mlops_ray.config import Project, load_project
-from mlops_ray.monitoring.promql import duration, over
-from mlops_ray.monitoring.rules import rules, text
+from mlops_ray.monitoring.prometheus.promql import duration, over
+from mlops_ray.monitoring.prometheus.rules import rules, text
 from tests import fakes
 from tests.prometheus import promtool
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 FILES = "-c configs/flights.yaml"
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
