@@ -99,7 +99,6 @@ def judge_quality(
     reference: Reference,
     labels: NDArray[np.float64],
     scores: NDArray[np.float64],
-    rng: np.random.Generator,
     task: Task = "binary",
 ) -> Judgement:
     """Realised quality of stable over a mature cohort. Args: labels: shape (n,), as in `target`, NaN where not known;
@@ -108,16 +107,14 @@ def judge_quality(
     detail: dict[str, Any] = vars(found) | {"metric": metric, "coverage": found.coverage, "limit": None}
     if found.loss is None or found.n_labelled < plan.min_rows:
         return _silent("performance", f"warming up: {found.n_labelled} labelled rows of {plan.min_rows}", detail)
-    limit = _limit(plan, reference, rng)
+    limit = _limit(plan, reference)
     if limit is None:
         return _silent("performance", f"uncalibrated: the holdout has {len(reference.holdout)} blocks", detail)
     why = f"{_SAID[metric]} {found.loss:.4f} against a limit of {limit:.4f} ({found.n_labelled} labelled rows)"
     return Judgement("performance", found.loss > limit, why, detail | {"limit": limit})
 
 
-def judge_estimate(
-    plan: Monitoring, task: Task, reference: Reference, entry: Mapping[str, Any], rng: np.random.Generator
-) -> Judgement:
+def judge_estimate(plan: Monitoring, task: Task, reference: Reference, entry: Mapping[str, Any]) -> Judgement:
     """A window's estimated loss against the limit of the realised one. Args: entry: as `record.estimated` makes it.
 
     The better trusted method speaks, and by as much as it is trusted: half its interval is divided by the trust, and
@@ -131,7 +128,7 @@ def judge_estimate(
     trust, each = entry["record"][method]["trust"], said[method]
     if trust <= 0:
         return _silent(ESTIMATED, f"{entry['why']}; no estimate has proved true yet", {"limit": None})
-    highest = _limit(plan, reference, rng)
+    highest = _limit(plan, reference)
     if highest is None:
         why = f"{entry['why']}; uncalibrated: the holdout has {len(reference.holdout)} blocks"
         return _silent(ESTIMATED, why, {"limit": None})
@@ -143,14 +140,13 @@ def judge_estimate(
     return Judgement(ESTIMATED, least > highest, why, {"limit": highest})
 
 
-def _limit(plan: Monitoring, reference: Reference, rng: np.random.Generator) -> float | None:
+def _limit(plan: Monitoring, reference: Reference) -> float | None:
     """Of the realised loss of a window."""
     return performance.limit(
         reference.holdout,
         round(plan.window_s / reference.block_s),
         drift.level(budget.share(plan, "quality"), plan.window_s),
         min_blocks=plan.min_blocks,
-        rng=rng,
     )
 
 
