@@ -94,7 +94,10 @@ def ours(month: Month, of_losses: dict[float, Alarms]) -> dict[float, Alarms]:
     together = drift.alike(len(month.reference), month.block_s, MIN_BLOCKS)
     found = measure({name: r for name, (r, _) in known.items()}, month.tiling, together, gather=True)
     statistics = {name: psi(r.sum(axis=0), worlds.summed(now, month.spans)) for name, (r, now) in known.items()}
-    gained = {name: evidence.gains(evidence.bets(r.sum(axis=0)[None])[0], now[:, None]) for name, (r, now) in known.items()}
+    gained = {
+        name: (evidence.gains(evidence.bets(r.sum(axis=0)[None])[0], now[:, None]), evidence.weights(r.shape[1]))
+        for name, (r, now) in known.items()
+    }
     alarms: dict[float, Alarms] = {}
     for budget in BUDGETS:
         level = drift.level(share(plan(budget, month), "drift"), drift.MONTH_S / month.per_month)
@@ -114,22 +117,22 @@ def plan(budget: float, month: Month) -> Monitoring:
     return Monitoring(
         block_s=month.block_s,
         window_s=month.block_s,
-        multivariate_s=7 * drift.DAY_S,
+        multivariate_s=month.block_s,
         min_blocks=MIN_BLOCKS,
         false_alarms_per_month=budget,
     )
 
 
-def gathered(gained: dict[str, Floats], gathering: dict[str, Gathering], begins: int) -> int:
-    """Alarms of evidence since block `begins`; after each it is begun anew."""
-    alarms, start, n = 0, 0, len(gained[drift.SCORES])
+def gathered(gained: dict[str, tuple[Floats, Floats]], gathering: dict[str, Gathering], begins: int) -> int:
+    """Alarms of evidence since block `begins`; after each it is begun anew. Args: gained: in each block by each bet,
+    and the bets' weights."""
+    alarms, start, n = 0, 0, len(gained[drift.SCORES][0])
     while start < n:
         firsts = [n]
         for name, how in gathering.items():
-            found = gained[name][start:] / how.effects
-            enough = evidence.gathered(found, evidence.weights((found.shape[2] - evidence.N_MOMENTS) // evidence.N_SHARES))
-            over = np.flatnonzero(enough[0][:, 0] > how.limit)
-            firsts += [start + int(over[0])] if len(over) else []
+            found, weight = gained[name]
+            over = evidence.gathered(found[start:] / how.effects, weight)[0][:, 0] > how.limit
+            firsts += [start + int(over.argmax())] if over.any() else []
         at = min(firsts)
         alarms += begins <= at < n
         start = at + 1
@@ -297,14 +300,21 @@ def main() -> None:
     start = time.perf_counter()
     worst, least = 0.0, np.inf
     ours_of = " | ".join(f"ours, {budget:g} a month" for budget in BUDGETS)
-    print(f"| world | rows | features | {ours_of} | parts | {' | '.join(PEERS)} |", "|---" * 13 + "|", sep="\n", flush=True)
+    print(
+        f"| world | rows | features | {ours_of} | parts | {' | '.join(PEERS)} |",
+        "|---" * 13 + "|",
+        sep="\n",
+        flush=True,
+    )
     sizes = (months, asked, given.reference_days, live, given.seed)
     found = chain(drawn(*sizes, given.worlds), counted(*sizes) if "b" in given.worlds else ())
     for world, rows, features, cell in found:
         said = []
         for budget, alarms in cell.alarms.items():
             rate = Rate.of(alarms, live)
-            said.append(f"{rate.mean:.2f} [{rate.upper:.2f}]" + (f" {rate.uncalibrated:.0%}" if rate.uncalibrated else ""))
+            said.append(
+                f"{rate.mean:.2f} [{rate.upper:.2f}]" + (f" {rate.uncalibrated:.0%}" if rate.uncalibrated else "")
+            )
             worst = max(worst, rate.upper / budget)
             if world.startswith("(a)"):
                 least = min(least, rate.mean / budget)
