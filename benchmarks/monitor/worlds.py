@@ -20,6 +20,7 @@ from scipy.special import ndtr, ndtri
 from mlops_ray.data.distance import FINE_BINS, N_BINS, Sample
 from mlops_ray.demo.flights import flights
 from mlops_ray.monitoring import drift
+from mlops_ray.monitoring.yardstick import Tiling
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -43,10 +44,10 @@ class Month:
 
     reference: Counts
     live: Counts
-    spans: drift.Tiling
+    spans: Tiling
     begins: int
     per_month: float
-    tiling: drift.Tiling
+    tiling: Tiling
     block_s: float
     outcomes: Counts
     live_outcomes: Counts
@@ -63,7 +64,7 @@ class Month:
         return replace(self, reference=self.reference[:, kept], live=self.live[:, kept])
 
 
-def summed(blocks: Counts, spans: drift.Tiling) -> Counts:
+def summed(blocks: Counts, spans: Tiling) -> Counts:
     """Blocks added up to windows."""
     until = np.concatenate([np.zeros_like(blocks[:1]), blocks.cumsum(axis=0)])
     return np.asarray(until[spans[:, 1]] - until[spans[:, 0]])

@@ -11,7 +11,7 @@ import numpy as np
 from mlops_ray.config import DAY_S, HOUR_S, Monitoring
 from mlops_ray.data.profile import Profile
 from mlops_ray.monitoring import budget, drift
-from mlops_ray.monitoring.yardstick import Gathering
+from mlops_ray.monitoring.yardstick import Gathering, Tiling
 from mlops_ray.training.artifact.model import Reference
 
 # Of a season: its length, and that of its phases, in seconds. The epoch began on a Thursday.
@@ -25,7 +25,7 @@ class Against:
 
     total: Profile
     thresholds: drift.Thresholds
-    tiling: drift.Tiling
+    tiling: Tiling
     phase: str = ""
 
 
@@ -58,7 +58,7 @@ def gathering(plan: Monitoring, reference: Reference) -> tuple[Mapping[str, Gath
     return found.gathering, found.why
 
 
-def _whole(plan: Monitoring, reference: Reference, tiling: drift.Tiling, span_s: float) -> drift.Thresholds:
+def _whole(plan: Monitoring, reference: Reference, tiling: Tiling, span_s: float) -> drift.Thresholds:
     """Limits from all of the reference, for windows of `span_s` seconds."""
     return drift.calibrate(
         [profile for _, profile in reference.blocks],
@@ -71,7 +71,7 @@ def _whole(plan: Monitoring, reference: Reference, tiling: drift.Tiling, span_s:
     )
 
 
-def _tiling(plan: Monitoring, reference: Reference) -> drift.Tiling:
+def _tiling(plan: Monitoring, reference: Reference) -> Tiling:
     """The reference's blocks cut into windows like the live ones."""
     if plan.window_rows is not None:
         return drift.by_rows(np.array([p.n for _, p in reference.blocks], dtype=np.int64), plan.window_rows)

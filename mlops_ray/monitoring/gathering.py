@@ -18,15 +18,16 @@ from mlops_ray.data.profile import Profile
 from mlops_ray.monitoring import evidence
 from mlops_ray.monitoring.against import gathering
 from mlops_ray.monitoring.drift import SCORES
-from mlops_ray.monitoring.yardstick import Floats
+from mlops_ray.monitoring.yardstick import Whole
 from mlops_ray.training.artifact.model import Reference
 
 
 @dataclass(frozen=True)
 class Feature:
-    """One feature: what is enough (nats), rows of a block that count at most, of each bet its effect and its evidence,
-    the feature's evidence, and since when it has been rising (seconds since the epoch)."""
+    """One feature: the reference's rows per bin, what is enough (nats), rows of a block that count at most, of each bet
+    its effect and its evidence, the feature's evidence, and since when it has been rising (seconds since the epoch)."""
 
+    known: tuple[int, ...]
     limit: float
     most_rows: int
     effects: tuple[float, ...]
@@ -59,7 +60,7 @@ class Inputs:
     def from_dict(body: Mapping[str, Any]) -> Inputs:
         """What `to_dict` wrote."""
         features = {
-            name: Feature(**{**one, "effects": tuple(one["effects"]), "evidence": tuple(one["evidence"])})
+            name: Feature(**{k: tuple(v) if isinstance(v, list) else v for k, v in one.items()})
             for name, one in body["features"].items()
         }
         return Inputs(**{**body, "budget": tuple(body["budget"]), "features": features})
@@ -73,8 +74,9 @@ def begun(plan: Monitoring, reference: Reference, version: int, at: float) -> In
     known, why = gathering(plan, reference)
     if known is None:
         return replace(here, why=f"uncalibrated: {why}")
+    total = reference.total
     features = {
-        name: Feature(one.limit, one.most_rows, tuple(one.effects.tolist()), (), 0.0, at).anew(at)
+        name: Feature(_counts(total, name), one.limit, one.most_rows, tuple(one.effects.tolist()), (), 0.0, at).anew(at)
         for name, one in known.items()
     }
     return replace(here, features=features, why=f"gathering: {why}")
@@ -99,10 +101,10 @@ def look(
         before = begun(plan, reference, version, end - plan.block_s)
     if not before.features:
         return before, ()
-    total, now = reference.total, {}
-    for name, one in before.features.items():
-        known, seen = (total.scores, own.scores) if name == SCORES else (total.counts[name], block.counts[name])
-        now[name] = _after(one, known.astype(np.float64), seen.astype(np.float64), end)
+    now = {
+        name: _after(one, np.array(_counts(own if name == SCORES else block, name)), end)
+        for name, one in before.features.items()
+    }
     n_rows = before.n_rows + own.n
     why = f"warming up: {n_rows} rows of the version of {plan.min_rows}"
     if n_rows < plan.min_rows:
@@ -122,12 +124,17 @@ def _budget(plan: Monitoring) -> tuple[float, float]:
     return plan.false_alarms_per_month, plan.window_s
 
 
-def _after(one: Feature, known: Floats, seen: Floats, end: float) -> Feature:
+def _counts(profile: Profile, name: str) -> tuple[int, ...]:
+    counts = profile.scores if name == SCORES else profile.counts[name]
+    return tuple(map(int, counts.tolist()))
+
+
+def _after(one: Feature, seen: Whole, end: float) -> Feature:
     n = float(seen.sum())
     if n == 0:
         return one
-    on, _ = evidence.bets(known[None])
+    on, _ = evidence.bets(np.array(one.known)[None])
     found = evidence.gains(on, seen[None, None]) * min(1.0, one.most_rows / n) / np.array(one.effects)
-    totals, of_bets = evidence.gathered(found, evidence.weights(len(known)), np.array(one.evidence)[None])
+    totals, of_bets = evidence.gathered(found, evidence.weights(len(one.known)), np.array(one.evidence)[None])
     total = float(totals[-1, 0])
     return replace(one, evidence=tuple(of_bets[0].tolist()), total=total, began=one.began if total > 0 else end)
