@@ -60,7 +60,15 @@ class Inputs:
     def from_dict(body: Mapping[str, Any]) -> Inputs:
         """What `to_dict` wrote."""
         features = {
-            name: Feature(**{k: tuple(v) if isinstance(v, list) else v for k, v in one.items()})
+            name: Feature(
+                tuple(one["known"]),
+                one["limit"],
+                one["most_rows"],
+                tuple(one["effects"]),
+                tuple(one["evidence"]),
+                one["total"],
+                one["began"],
+            )
             for name, one in body["features"].items()
         }
         return Inputs(**{**body, "budget": tuple(body["budget"]), "features": features})

@@ -159,7 +159,9 @@ def measure(
     if gather:
         ahead = np.concatenate(peaks, axis=1) + _AHEAD
         others = _together(_scales_without(ahead, groups))
-        largest = np.maximum(largest, (ahead / others[groups]).max(axis=1))
+        # What no limit lies below takes no rank from the index.
+        counting = np.where(ahead > _LEAST_EVIDENCE + _AHEAD, ahead / others[groups], 0.0)
+        largest = np.maximum(largest, counting.max(axis=1))
         known = Peaks(_together(_scale(ahead)), tuple(spread), np.concatenate(most_rows))
     if per > 1:
         n = len(largest) // per
