@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from mlops_ray.config import DAY_S, HOUR_S, Monitoring
 from mlops_ray.data.profile import Profile
 from mlops_ray.monitoring import budget, drift
+from mlops_ray.monitoring.yardstick import Gathering, Tiling
 from mlops_ray.training.artifact.model import Reference
 
 # Of a season: its length, and that of its phases, in seconds. The epoch began on a Thursday.
@@ -23,7 +25,7 @@ class Against:
 
     total: Profile
     thresholds: drift.Thresholds
-    tiling: drift.Tiling
+    tiling: Tiling
     phase: str = ""
 
 
@@ -41,18 +43,35 @@ def against(plan: Monitoring, reference: Reference, start: float, end: float) ->
             phase = f"{_WEEKDAYS[day]}s" + ("" if hour is None else f" at {hour:02}:00")
             return Against(found[0], found[1], _tiling(plan, reference), phase)
     tiling = _tiling(plan, reference)
-    thresholds = drift.calibrate(
+    return Against(reference.total, _whole(plan, reference, tiling, end - start), tiling)
+
+
+def gathering(plan: Monitoring, reference: Reference) -> tuple[Mapping[str, Gathering] | None, str]:
+    """How evidence about each feature is gathered between the ends of windows, and why so or not.
+
+    Windows by rows are held to last as long as those of the reference."""
+    tiling = _tiling(plan, reference)
+    if not len(tiling):
+        return None, f"the {len(reference.blocks)} blocks of the reference are too few for two windows"
+    span_s = plan.window_s if plan.window_rows is None else float(np.diff(tiling).mean()) * reference.block_s
+    found = _whole(plan, reference, tiling, span_s)
+    return found.gathering, found.why
+
+
+def _whole(plan: Monitoring, reference: Reference, tiling: Tiling, span_s: float) -> drift.Thresholds:
+    """Limits from all of the reference, for windows of `span_s` seconds."""
+    return drift.calibrate(
         [profile for _, profile in reference.blocks],
         tiling,
-        drift.level(budget.share(plan, "drift"), end - start),
+        drift.level(budget.share(plan, "drift"), span_s),
         block_s=reference.block_s,
         min_blocks=plan.min_blocks,
         per=1 if plan.slide_s is None else round(plan.window_s / plan.slide_s),
+        gather=plan.seasonal is None,
     )
-    return Against(reference.total, thresholds, tiling)
 
 
-def _tiling(plan: Monitoring, reference: Reference) -> drift.Tiling:
+def _tiling(plan: Monitoring, reference: Reference) -> Tiling:
     """The reference's blocks cut into windows like the live ones."""
     if plan.window_rows is not None:
         return drift.by_rows(np.array([p.n for _, p in reference.blocks], dtype=np.int64), plan.window_rows)

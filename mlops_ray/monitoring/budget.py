@@ -2,7 +2,7 @@
 
 | detector | part | why so much |
 |---|---|---|
-| `drift`: all features and the scores | 0.49 | limits are ranks among the reference's windows |
+| `drift`: all features and scores, by window and by block | 0.49 | limits are ranks among the reference's windows |
 | `quality`: the realised loss of a window | 0.43 | its limits rise slowly as its part falls |
 | `losses`: the sequential detector | 0.04 | its delay grows with the logarithm of 1 / part alone |
 | `multivariate`: the domain classifier | 0.04 | a smaller part takes more permutations, and nothing else |

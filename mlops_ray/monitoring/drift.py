@@ -5,19 +5,21 @@ the reference is cut into windows as long as the live ones, and each is compared
 is compared with all of it: so the sampling error of both sides counts, and what neighbours in time share. How often a
 limit is passed is told from windows that had no part in it: those of the same week (or day, or hour) are left out
 together.
+
+Beside the windows' statistics stand, in the same maximum, the peaks of what `evidence` gathers block by block: so both
+share one budget, and the reference's own blocks say how far either strays without drift.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mlops_ray.data.distance import psi
 from mlops_ray.data.profile import Profile
+from mlops_ray.monitoring.yardstick import Gathering, Tiling, Whole, measure
 
 DAY_S = 86_400.0
 MONTH_S = 30.4375 * DAY_S
@@ -25,23 +27,16 @@ MONTH_S = 30.4375 * DAY_S
 
 # What rows have in common ends with these, by the calendar that people live by: longest first.
 _SPANS_S = (7 * DAY_S, DAY_S, 3600.0)
-# Features are brought to one scale by this quantile of their own statistic before the maximum is taken.
-_SCALE_QUANTILE = 0.9
-# Highest ranks by which it is told how far windows clump: extreme enough to matter, many enough to tell.
-_CLUMP_RANKS = 10
-
-Floats = NDArray[np.float64]
-Whole = NDArray[np.int64]
-Tiling = Whole
-"""Windows side by side: of each its first block and the one after its last, shape (windows, 2)."""
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Alarm limit per feature; None where the reference supports none (`uncalibrated`)."""
+    """Alarm limit per feature; None where the reference supports none (`uncalibrated`). gathering: per feature, where
+    evidence is gathered between the ends of windows."""
 
     limits: dict[str, float] | None
     why: str
+    gathering: Mapping[str, Gathering] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -123,126 +118,6 @@ def alike(n_blocks: int, block_s: float, min_blocks: int) -> int:
     return 0
 
 
-@dataclass(frozen=True, eq=False)
-class Yardstick:
-    """What windows of the reference do against the rest of it: from that follow limits at any level.
-
-    scales: per feature, nats, shape (features,). least: the statistic of a window like the reference but for two rows.
-    largest: of each window the maximum over features of the statistic by the scale that windows alike had no part in,
-    shape (n,). together: number of the windows alike, shape (n,), rising.
-    """
-
-    features: tuple[str, ...]
-    scales: Floats
-    least: Floats
-    largest: Floats
-    together: Whole
-
-    def limits(self, alarm_level: float) -> dict[str, float] | None:
-        """Limit per feature such that a window like the reference's passes any of them with probability `alarm_level`;
-        None where the reference supports no such limits."""
-        factor = self._factor(alarm_level)
-        if factor is None:
-            return None
-        limits = np.maximum(self.scales * factor, self.least)
-        return dict(zip(self.features, limits.tolist(), strict=True))
-
-    def _factor(self, alarm_level: float) -> float | None:
-        """Of all scales: what a new window's maximum passes with probability `alarm_level`; None where no maximum of
-        the reference is so rarely passed.
-
-        The k-th largest of n is passed by a new one with probability k / (n + 1) when windows are exchangeable (split
-        conformal, Vovk 2005). Windows alike pass it together: so it is counted how many windows pass the k-th largest
-        of those that are not like them. That count is one lucky or unlucky week for the highest limits; how far windows
-        clump is told by the first few ranks together, and no rate may be below what that says. Between two such rates
-        the limit is read by a straight line.
-        """
-        n, folds = len(self.largest), np.unique(self.together)
-        # Where windows may clump, one passing does not tell a lucky reference from a calm one.
-        if len(folds) < 2 or alarm_level * (n + 1) < (1 if len(folds) == n else 2):
-            return None
-        ranks = np.arange(1, max(int(alarm_level * (n + 1)) + 3, _CLUMP_RANKS + 1))
-        passed = np.zeros(len(ranks))
-        rising = np.sort(self.largest)
-        for which in folds:
-            mine = self.together == which
-            others = np.sort(self.largest[~mine])
-            limits = others[-np.minimum(np.ceil(ranks * len(others) / n).astype(np.int64), len(others))]
-            passed += mine.sum() - np.searchsorted(np.sort(self.largest[mine]), limits, side="right")
-        first = slice(0, min(_CLUMP_RANKS, max(1, n // 2)))
-        by_chance = ranks * n / (n - n / len(folds) + 1)
-        clumped = float((passed - by_chance)[first].mean())
-        rates = np.maximum.accumulate(np.maximum(passed, ranks + clumped)) / (n + 1)
-        k = int(np.searchsorted(rates, alarm_level, side="right"))  # ranks whose rate is at most the level
-        if k == 0:
-            return None
-        at, beyond = rising[-min(k, n)], rising[-min(k + 1, n)]
-        if k == len(rates):
-            return float(at)
-        return float(at + (beyond - at) * (alarm_level - rates[k - 1]) / (rates[k] - rates[k - 1]))
-
-
-def measure(counts: Mapping[str, Whole], tiling: Tiling, together: int, per: int = 1) -> Yardstick | None:
-    """The reference measured by itself; None when one of its windows has no rows.
-
-    Args: counts: rows per bin of each feature, shape (blocks, bins); tiling: at least two windows; together: so many
-        blocks are alike (`alike`); per: so many windows in a row overlap, and the largest statistic of them counts:
-        what one bad day does to all windows that hold it is one alarm.
-    """
-    features: list[str] = []
-    statistics, least = [], []
-    # Features of as many bins are computed side by side.
-    for _, names in groupby(sorted(counts, key=lambda f: counts[f].shape[1]), lambda f: counts[f].shape[1]):
-        group = list(names)
-        blocks = np.stack([counts[name] for name in group], axis=1)
-        until = np.concatenate([np.zeros_like(blocks[:1]), blocks.cumsum(axis=0)])
-        windows, total = until[tiling[:, 1]] - until[tiling[:, 0]], until[-1]
-        rows, all_rows = windows.sum(axis=2), total.sum(axis=1)
-        if not ((rows > 0) & (rows < all_rows)).all():
-            return None
-        # A live window stands against all of the reference, this one against what is left of it: the variance of the
-        # difference is larger by the inverse of this factor.
-        statistics.append(psi(total - windows, windows) * (1 - (rows / all_rows) ** 2))
-        least.append(_stray(total, (rows / all_rows).min(axis=0)))
-        features += group
-    found, floor = np.concatenate(statistics, axis=1), np.concatenate(least)
-    groups = np.unique(tiling[:, 0] // together, return_inverse=True)[1]
-    others = np.maximum(_scales_without(found, groups), floor)
-    largest = (found / others[groups]).max(axis=1)
-    if per > 1:
-        n = len(largest) // per
-        largest, groups = largest[-n * per :].reshape(n, per).max(axis=1), groups[-n * per :: per]
-    return Yardstick(tuple(features), np.maximum(_scale(found), floor), floor, largest, groups)
-
-
-def _stray(total: Whole, share: Floats) -> Floats:
-    """Statistic of a window, `share` of the reference, that has two rows too many in each feature's emptiest bin.
-
-    What is constant in the reference has statistics of almost 0, and one row of a new kind is no drift. Two, because a
-    live window may be a little smaller than those of the reference.
-    """
-    window = total * share[:, None]
-    emptiest = total.argmin(axis=1)[:, None]
-    np.put_along_axis(window, emptiest, np.take_along_axis(window, emptiest, axis=1) + 2, axis=1)
-    return psi(total, window)
-
-
-def _scale(statistics: Floats) -> Floats:
-    return np.asarray(np.quantile(statistics, _SCALE_QUANTILE, axis=0, method="higher"))
-
-
-def _scales_without(statistics: Floats, groups: Whole) -> Floats:
-    """`_scale` without the windows of each group, shape (groups, features): a live window has no part in it either."""
-    n, sizes = len(statistics), np.bincount(groups)
-    left = np.maximum(n - sizes, 1)
-    above = left - 1 - np.ceil(_SCALE_QUANTILE * (left - 1)).astype(np.int64)  # of those left, so many lie above it
-    top = min(n, int((above + sizes).max()) + 1)
-    falling = np.argsort(-statistics, axis=0)[:top]
-    values, whose = np.take_along_axis(statistics, falling, axis=0), groups[falling]
-    at = [((whose != group).cumsum(axis=0) > above[group]).argmax(axis=0) for group in range(len(sizes))]
-    return np.asarray(np.take_along_axis(values, np.stack(at), axis=0))
-
-
 def calibrate(
     blocks: Sequence[Profile],
     tiling: Tiling,
@@ -252,12 +127,14 @@ def calibrate(
     min_blocks: int,
     together: int | None = None,
     per: int = 1,
+    gather: bool = False,
 ) -> Thresholds:
     """Limits such that a window like the reference's own alarms with probability `alarm_level`.
 
     Args: blocks: contiguous blocks of the reference, oldest first, each about `block_s` long; tiling: `by_time` or
         `by_rows`, or `sliding` with `per` windows that overlap; alarm_level: of the whole detector, over all features
-        together, and over the `per` windows; together: blocks that are alike, where that is known.
+        together, and over the `per` windows; together: blocks that are alike, where that is known; gather: whether
+        evidence is gathered between the ends of windows, and shares the level.
     Returns: a limit per feature. Features are scaled by their own 90 % quantile and the maximum's quantile is taken,
         which accounts for dependence between features (max-statistic, Westfall & Young 1993). The scores, where every
         block has them, count as one feature more, `SCORES`.
@@ -271,13 +148,13 @@ def calibrate(
     scored = np.stack([block.scores for block in blocks])
     if (scored.sum(axis=1) == [block.n for block in blocks]).all():
         counts[SCORES] = scored
-    found = measure(counts, tiling, together, per)
+    found = measure(counts, tiling, together, per, gather=gather)
     if found is None:
         return Thresholds(None, "the reference has windows without rows")
     limits = found.limits(alarm_level)
     if limits is None:
         return Thresholds(None, f"{len(blocks)} blocks support no alarm level of {alarm_level:.3f}")
-    return Thresholds(limits, f"{len(tiling)} windows of the reference")
+    return Thresholds(limits, f"{len(tiling)} windows of the reference", found.gathering(alarm_level))
 
 
 def compare(reference: Profile, window: Profile, thresholds: Mapping[str, float]) -> tuple[Drift, ...]:

@@ -24,6 +24,7 @@ class Kind(IntEnum):
     QUALITY = 1
     SEQUENTIAL = 2
     MULTIVARIATE = 3
+    INPUTS = 4
 
 
 ENTRIES = {
@@ -31,13 +32,14 @@ ENTRIES = {
     Kind.QUALITY: "quality",
     Kind.SEQUENTIAL: "sequential",
     Kind.MULTIVARIATE: "multivariate",
+    Kind.INPUTS: "inputs",
 }
 """Key of each judgement in a window's result."""
 
 
 @dataclass(frozen=True, order=True)
 class Due:
-    """The window [start, end), or the sequential detector's block, is to be judged at the decision time `at`; all in
+    """The window [start, end), or the sequential detectors' block, is to be judged at the decision time `at`; all in
     seconds since the epoch."""
 
     at: float
@@ -60,6 +62,9 @@ def due(plan: Monitoring, *, first: float, judged: Cursor, now: float, filled: S
     found = [Due(end, Kind.DRIFT, start, end) for start, end in closed]
     found += [Due(end + horizon_s, Kind.QUALITY, start, end) for start, end in mature]
     found += [Due(end + horizon_s, Kind.SEQUENTIAL, end - plan.block_s, end) for end in blocks[-_MOST:]]
+    if plan.seasonal is None:  # a season's windows are held against their like, which are no neighbours
+        ends = clock.passed(since, now, every_s=plan.block_s)[-_MOST:]
+        found += [Due(end, Kind.INPUTS, end - plan.block_s, end) for end in ends]
     # A window that began before the traffic did is a part of one, no fair sample of its hours and weekdays.
     return [d for d in sorted(found) if d.start >= first and not is_judged(d, judged)]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from mlops_ray.data.profile import Profile
 from mlops_ray.monitoring.cause import percent
-from mlops_ray.monitoring.drift import Tiling
+from mlops_ray.monitoring.yardstick import Tiling
 from mlops_ray.training.artifact.model import Reference
 
 # Of the rows: what is read off a heat map.

@@ -99,7 +99,6 @@ def judge_quality(
     reference: Reference,
     labels: NDArray[np.float64],
     scores: NDArray[np.float64],
-    rng: np.random.Generator,
     task: Task = "binary",
     *,
     span_s: float | None = None,
@@ -110,7 +109,7 @@ def judge_quality(
     detail: dict[str, Any] = vars(found) | {"metric": metric, "coverage": found.coverage, "limit": None}
     if found.loss is None or found.n_labelled < plan.min_rows:
         return _silent("performance", f"warming up: {found.n_labelled} labelled rows of {plan.min_rows}", detail)
-    limit = _limit(plan, reference, rng, span_s)
+    limit = _limit(plan, reference, span_s)
     if limit is None:
         return _silent("performance", f"uncalibrated: the holdout has {len(reference.holdout)} blocks", detail)
     why = f"{_SAID[metric]} {found.loss:.4f} against a limit of {limit:.4f} ({found.n_labelled} labelled rows)"
@@ -122,7 +121,6 @@ def judge_estimate(
     task: Task,
     reference: Reference,
     entry: Mapping[str, Any],
-    rng: np.random.Generator,
     *,
     span_s: float | None = None,
 ) -> Judgement:
@@ -140,7 +138,7 @@ def judge_estimate(
     trust, each = entry["record"][method]["trust"], said[method]
     if trust <= 0:
         return _silent(ESTIMATED, f"{entry['why']}; no estimate has proved true yet", {"limit": None})
-    highest = _limit(plan, reference, rng, span_s)
+    highest = _limit(plan, reference, span_s)
     if highest is None:
         why = f"{entry['why']}; uncalibrated: the holdout has {len(reference.holdout)} blocks"
         return _silent(ESTIMATED, why, {"limit": None})
@@ -152,7 +150,7 @@ def judge_estimate(
     return Judgement(ESTIMATED, least > highest, why, {"limit": highest})
 
 
-def _limit(plan: Monitoring, reference: Reference, rng: np.random.Generator, span_s: float | None) -> float | None:
+def _limit(plan: Monitoring, reference: Reference, span_s: float | None) -> float | None:
     """Of the realised loss of a window: a longer one strays less, and of longer ones there are fewer a month."""
     span_s = plan.window_s if span_s is None else span_s
     return performance.limit(
@@ -160,7 +158,6 @@ def _limit(plan: Monitoring, reference: Reference, rng: np.random.Generator, spa
         max(1, round(span_s / reference.block_s)),
         drift.level(budget.share(plan, "quality"), span_s),
         min_blocks=plan.min_blocks,
-        rng=rng,
     )
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Literal
 
 from mlops_ray.config import Project
-from mlops_ray.monitoring import apart, blocks, clock, windows
+from mlops_ray.monitoring import apart, blocks, clock, inputs, windows
 from mlops_ray.monitoring.brain import Brain, Decide
 from mlops_ray.monitoring.clock import DECISION_TIME
 from mlops_ray.monitoring.due import Due, Kind, after, due
@@ -164,6 +164,9 @@ def judged(store: Store, project: Project, sources: Sources, decide: Decide, one
     if one.kind is Kind.SEQUENTIAL:
         looked = blocks.look(store, project, sources, one)
         return None if looked is None else partial(blocks.conclude, project=project, decide=decide, looked=looked)
+    if one.kind is Kind.INPUTS:
+        seen = inputs.look(store, project, sources, one)
+        return None if seen is None else partial(inputs.conclude, project=project, decide=decide, looked=seen)
     found = windows.judge(store, project, sources, one)
     return None if found is None else partial(windows.conclude, project=project, decide=decide, judged=found)
 

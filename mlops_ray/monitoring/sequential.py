@@ -103,7 +103,7 @@ def update(watch: Watch, state: State, losses: NDArray[Any]) -> State:
     Args: losses: shape (n,), in [0, 1], oldest first: 0 or 1, or a loss clipped to its bound and divided by it.
     Raises: DataError when one is not in [0, 1].
     """
-    return _after(watch, state, _gains(watch, losses) / watch.design_effect)
+    return step(watch, state, gains(watch, losses) / watch.design_effect)
 
 
 def update_blocks(watch: Watch, state: State, blocks: Sequence[NDArray[Any]]) -> State:
@@ -112,11 +112,11 @@ def update_blocks(watch: Watch, state: State, blocks: Sequence[NDArray[Any]]) ->
     Args: blocks: oldest first, each of losses as in `update`; one without rows is a step too, without evidence.
     Raises: DataError when a loss is not in [0, 1].
     """
-    gains = [_gains(watch, block).sum(axis=1) for block in blocks]
-    return _after(watch, state, np.array(gains).reshape(-1, len(_ODDS)).T / watch.design_effect)
+    of_blocks = [gains(watch, block).sum(axis=1) for block in blocks]
+    return step(watch, state, np.array(of_blocks).reshape(-1, len(_ODDS)).T / watch.design_effect)
 
 
-def _gains(watch: Watch, losses: NDArray[Any]) -> NDArray[np.float64]:
+def gains(watch: Watch, losses: NDArray[Any]) -> NDArray[np.float64]:
     """Logarithm of what each row multiplies each size's evidence by, shape (sizes, n)."""
     x = np.asarray(losses, dtype=np.float64)
     if x.size and not (x.min() >= 0 and x.max() <= 1):
@@ -127,12 +127,12 @@ def _gains(watch: Watch, losses: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(np.log1p(bet * (x - m)))
 
 
-def _after(watch: Watch, state: State, gains: NDArray[np.float64]) -> State:
-    """Args: gains: of each step, shape (sizes, steps)."""
-    n = gains.shape[1]
+def step(watch: Watch, state: State, gained: NDArray[np.float64]) -> State:
+    """The state after steps that gained so much evidence, shape (sizes, steps)."""
+    n = gained.shape[1]
     if not n:
         return state
-    rises = gains.cumsum(axis=1)
+    rises = gained.cumsum(axis=1)
     # Evidence goes on from before while it was any, or begins at the lowest point so far.
     before = np.array(state.evidence)
     lows = np.concatenate([-np.maximum(before, 0)[:, None], rises[:, :-1]], axis=1)

@@ -1,4 +1,4 @@
-"""Where the sequential detector stands: a row of the state database, saved with the cursor of what it has seen."""
+"""Where the sequential detectors stand: rows of the state database, saved with the cursor of what they have seen."""
 
 from __future__ import annotations
 
@@ -45,13 +45,24 @@ class Standing:
 
 
 def read(tx: Tx, project: str) -> Standing | None:
-    """Where the project's detector stands, or None before its first block."""
-    c = DETECTORS.c
-    query = select(c.body).where(c.project == project, c.name == _NAME)
-    body = tx.connection.execute(query).scalar_one_or_none()
-    return None if body is None else Standing.from_dict(json.loads(body))
+    """Where the project's detector of the loss stands, or None before its first block."""
+    body = read_body(tx, project, _NAME)
+    return None if body is None else Standing.from_dict(body)
 
 
 def save(tx: Tx, project: str, now: Standing) -> None:
     """Save where it stands; in the transaction of its cursor."""
-    tx.upsert(DETECTORS, {"project": project, "name": _NAME, "body": now.to_dict()})
+    save_body(tx, project, _NAME, now.to_dict())
+
+
+def read_body(tx: Tx, project: str, name: str) -> dict[str, Any] | None:
+    """Where the detector called `name` stands, as its own `to_dict` wrote it; None before its first block."""
+    c = DETECTORS.c
+    query = select(c.body).where(c.project == project, c.name == name)
+    body = tx.connection.execute(query).scalar_one_or_none()
+    return None if body is None else dict(json.loads(body))
+
+
+def save_body(tx: Tx, project: str, name: str, body: Mapping[str, Any]) -> None:
+    """Save where the detector called `name` stands."""
+    tx.upsert(DETECTORS, {"project": project, "name": name, "body": dict(body)})

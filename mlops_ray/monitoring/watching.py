@@ -6,6 +6,7 @@ comes later is in windows no more, and not here either. Pure; where it stands is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -15,6 +16,7 @@ from scipy import stats
 from mlops_ray.config import Monitoring
 from mlops_ray.monitoring import budget
 from mlops_ray.monitoring.drift import MONTH_S
+from mlops_ray.monitoring.performance import Block
 from mlops_ray.monitoring.sequential import Watch, run_length, update_blocks
 from mlops_ray.monitoring.standing import Standing
 from mlops_ray.training.artifact.model import Reference
@@ -50,15 +52,20 @@ class Alarm:
 
 
 def scale(plan: Monitoring, reference: Reference) -> Scale | str:
-    """The scale of a version's losses, from its holdout; or in words why there is none.
+    """The scale of a version's losses, from its holdout; or in words why there is none."""
+    if reference.calibration is None:
+        return "uncalibrated: the version was trained by a release that kept no calibration"
+    return measured(plan, reference.holdout, row_losses(reference.calibration))
+
+
+def measured(plan: Monitoring, blocks: Sequence[Block], some: Floats) -> Scale | str:
+    """The scale of losses by blocks of a holdout; or in words why there is none. Args: some: losses of some of its
+    rows.
 
     The baseline is the upper end of the holdout's mean, by Student's t of its blocks; the design effect the upper end
     of the variance of block sums over that of as many independent rows, whatever runs of blocks show most of it.
     """
-    known, blocks = reference.calibration, reference.holdout
     needed = max(2, plan.min_blocks)
-    if known is None:
-        return "uncalibrated: the version was trained by a release that kept no calibration"
     if len(blocks) < needed:
         return f"uncalibrated: the holdout has {len(blocks)} blocks; {needed} are needed"
     rows, sums = np.array([b[1] for b in blocks], dtype=np.float64), np.array([b[2] for b in blocks])
@@ -67,7 +74,7 @@ def scale(plan: Monitoring, reference: Reference) -> Scale | str:
     error = np.sqrt((strayed**2).sum() * n / (n - 1)) / rows.sum()
     baseline = mean + float(stats.t.ppf(1 - _DOUBT, n - 1)) * float(error)
     bound = _BOUND * max(baseline, CLIP)
-    alone = float(np.minimum(row_losses(known), bound).var())
+    alone = float(np.minimum(some, bound).var())
     effects = [_effect(strayed, rows, run, alone) for run in _runs(n, needed)]
     length = run_length(budget.share(plan, "losses"), MONTH_S / plan.block_s)
     return Scale(Watch(1 / _BOUND, length, max(1.0, *effects)), bound)

@@ -44,12 +44,11 @@ def judge(store: Store, project: Project, sources: Sources, due: Due) -> Judged 
     if stable is None:
         return None
     plan, reference = project.monitoring, sources.yardstick(stable).reference
-    rng = np.random.default_rng([project.seed, int(due.end)])
     if due.kind is Kind.DRIFT:
         return _drifted(project, sources, stable, blocks, windows, due)
     rows = sources.rows(due.start, due.end, due.at)
     labels, scores = labelled(project, sources, rows, stable)
-    found = judgement.judge_quality(plan, reference, labels, scores, rng, project.task, span_s=span_s)
+    found = judgement.judge_quality(plan, reference, labels, scores, project.task, span_s=span_s)
     mine, threshold = captured.scored_by(stable.version, rows), sources.yardstick(stable).threshold
     found.detail.update(realised.shown(project, reference, threshold, mine, labels, scores))
     return Judged(due, stable, found, _scored(store, project, sources, windows, rows, due))
@@ -135,7 +134,7 @@ def _estimated(
     project: Project, known: Yardstick, stable: VersionRow, windows: list[WindowRow], mine: pa.Table, due: Due
 ) -> record.Entry:
     """What the quality of stable's rows of the window, `mine`, will turn out to be."""
-    rng = np.random.default_rng([project.seed, int(due.end), 1])  # drift has the generator without the 1
+    rng = np.random.default_rng([project.seed, int(due.end), 1])
     before = sorted((w for w in windows if w.version == stable.version and w.end < due.end), key=lambda w: w.end)
     entry = record.estimated(
         project.monitoring,
@@ -148,7 +147,7 @@ def _estimated(
         rng=rng,
     )
     span_s = due.end - due.start
-    found = judgement.judge_estimate(project.monitoring, project.task, known.reference, entry, rng, span_s=span_s)
+    found = judgement.judge_estimate(project.monitoring, project.task, known.reference, entry, span_s=span_s)
     return entry | {"alarm": found.alarm, "why": found.why, **found.detail}
 
 

@@ -30,6 +30,7 @@ _TRIGGERS = {
     ENTRY: ESTIMATED,
     "sequential": "performance",
     "multivariate": "drift",
+    "inputs": "drift",
 }
 """What an entry of a window's result triggers; other entries trigger nothing."""
 _SCHEDULED = "retrain schedule"

@@ -217,7 +217,7 @@ class Loop:
             looked = looked or found is not None
             if after == before and found is None:
                 break
-            self._save(row, before, after, found, why)
+            self._save(row, before, after, found, why, now)
         self.store.run(lambda tx: orders.save_wanted(tx, name, now=now))
 
     def _look(self, row: RolloutRow, plan: RolloutPlan, at: float) -> steps.Looked:
@@ -225,7 +225,13 @@ class Loop:
         return steps.Looked(trial.look(self.project, row, plan, self.history, self.answers, models, at), at)
 
     def _save(
-        self, row: RolloutRow, before: CanaryState, after: CanaryState, looked: steps.Looked | None, why: str
+        self,
+        row: RolloutRow,
+        before: CanaryState,
+        after: CanaryState,
+        looked: steps.Looked | None,
+        why: str,
+        now: float,
     ) -> None:
         seen = None if looked is None else {"at": looked.at, "analysis": looked.analysis.to_dict()}
 

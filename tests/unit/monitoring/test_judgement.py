@@ -51,7 +51,7 @@ def cohort(probability: float, n: int = 700, known: float = 1.0) -> tuple[Any, A
 
 
 def quality(labels: Any, scores: Any, plan: Monitoring = PLAN, **of: Any) -> Judgement:
-    return judge_quality(plan, reference(**of), labels, scores, np.random.default_rng(0))
+    return judge_quality(plan, reference(**of), labels, scores)
 
 
 def test_the_limit_of_quality_is_for_a_window_as_long_as_it_was() -> None:
@@ -146,7 +146,7 @@ def entry(value: float, half: float, *, trust: float = 0.8, weighted: tuple[floa
 
 
 def expected(found: dict[str, Any], **of: Any) -> Judgement:
-    return judge_estimate(PLAN, "binary", reference(**of), found, np.random.default_rng(0))
+    return judge_estimate(PLAN, "binary", reference(**of), found)
 
 
 def test_an_estimate_alarms_by_as_much_as_it_is_trusted() -> None:
@@ -203,5 +203,5 @@ def test_estimates_spend_next_to_nothing_of_the_false_alarm_budget() -> None:
             codes = np.empty((len(said), 0), dtype=np.uint16)
             loss = estimate(known, said, codes, threshold=0.5)["log_loss"]
             found = entry(loss.value, loss.value - loss.low, trust=1.0)
-            alarms.append(judge_estimate(PLAN, "binary", kept, found, rng).alarm)
+            alarms.append(judge_estimate(PLAN, "binary", kept, found).alarm)
     assert np.mean(alarms) <= 0.01

@@ -60,21 +60,21 @@ def test_false_alarms_come_about_as_often_as_was_chosen() -> None:
     chosen, found = level(0.5, 7 * DAY_S), []
     for seed in range(100):
         rng = np.random.default_rng(seed)
-        highest = limit(days(rng, 60), 7, chosen, min_blocks=8, rng=rng)
+        highest = limit(days(rng, 60), 7, chosen, min_blocks=8)
         found += (weekly_means(days(rng, 30 * 7)) > highest).tolist()
     assert 0.5 * chosen <= np.mean(found) <= 2 * chosen
 
 
 def test_real_decay_is_seen() -> None:
     rng = np.random.default_rng(0)
-    highest = limit(days(rng, 60), 7, 0.1, min_blocks=8, rng=rng)
+    highest = limit(days(rng, 60), 7, 0.1, min_blocks=8)
     assert (weekly_means(days(rng, 70, worse=0.2)) > highest).all()
 
 
 def test_the_limit_lies_above_the_holdouts_mean_and_falls_with_longer_windows() -> None:
     holdout = days(np.random.default_rng(1), 60)
     mean = sum(b[2] for b in holdout) / sum(b[1] for b in holdout)
-    limits = [limit(holdout, n, 0.05, min_blocks=8, rng=np.random.default_rng(0)) for n in (1, 7, 60)]
+    limits = [limit(holdout, n, 0.05, min_blocks=8) for n in (1, 7, 60)]
     assert None not in limits
     assert limits == sorted(limits, reverse=True)  # type: ignore[type-var]
     assert limits[-1] > mean  # type: ignore[operator]
@@ -83,11 +83,11 @@ def test_the_limit_lies_above_the_holdouts_mean_and_falls_with_longer_windows() 
 @pytest.mark.parametrize(("n", "min_blocks"), [(7, 8), (0, 1), (1, 1)])
 def test_a_short_holdout_supports_no_limit(n: int, min_blocks: int) -> None:
     """Found: one block with `min_blocks: 1` raised ValueError."""
-    assert limit(days(np.random.default_rng(0), n), 7, 0.1, min_blocks=min_blocks, rng=np.random.default_rng(0)) is None
+    assert limit(days(np.random.default_rng(0), n), 7, 0.1, min_blocks=min_blocks) is None
 
 
 def test_a_holdout_shorter_than_a_window_still_has_a_limit() -> None:
     rng = np.random.default_rng(0)
-    found = limit(days(rng, 8), 14, 0.1, min_blocks=8, rng=rng)
+    found = limit(days(rng, 8), 14, 0.1, min_blocks=8)
     assert found is not None
     assert math.isfinite(found)
