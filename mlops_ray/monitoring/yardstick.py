@@ -14,8 +14,8 @@ from mlops_ray.monitoring import evidence
 
 # Features are brought to one scale by this quantile of their own statistic before the maximum is taken.
 _SCALE_QUANTILE = 0.9
-# Nats that evidence is ahead of its scale: fewer leave more of the budget to the index; with so many, that of blocks
-# of few rows has most of it, which is where it is quicker.
+# Nats that evidence is ahead of its scale: more would leave more of the budget to the index; with so many, evidence of
+# blocks of few rows has most of it, which is where it is quicker.
 _AHEAD = 2.0
 # Nats of evidence that no limit lies below: fifty times the capital is something.
 _LEAST_EVIDENCE = 4.0
