@@ -27,6 +27,9 @@ from mlops_ray.errors import BackendUnavailable
 
 NAMESPACE = "mlops_ray"
 # Ports of a cluster's replicas: as many as there can be of them on one machine, half of them for gRPC.
+_START_S = 120
+"""How long `ray start` may take; it takes five on an idle machine."""
+
 _REPLICA_PORTS = 200
 
 
@@ -195,7 +198,11 @@ def start(project: Project) -> Cluster:
     # Written down before anything runs: whoever is killed in between leaves nothing that the next one cannot end.
     _write_down(project, cluster, complete=False)
     try:
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+        try:
+            done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=_START_S)
+        except subprocess.TimeoutExpired as exc:
+            says = f"`ray start` did not end within {_START_S} s; is the machine too busy? Then run the command again"
+            raise BackendUnavailable("the Ray cluster", says) from exc
         if done.returncode:
             lines = (done.stderr.strip() or done.stdout.strip()).splitlines()[-3:]
             raise BackendUnavailable("the Ray cluster", "`ray start` failed: " + " ".join(lines))

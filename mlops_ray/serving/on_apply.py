@@ -205,8 +205,9 @@ def _disagreement(states: dict[str, tuple[str, str]], served: list[applications.
 
 
 def _last_line(message: str) -> str:
-    lines = message.strip().splitlines()
-    return f"({lines[-1].strip()})" if lines else ""
+    """The last line that says something, in brackets: Ray's messages may end with a line of one full stop."""
+    lines = [line.strip() for line in message.splitlines() if any(map(str.isalnum, line))]
+    return f"({lines[-1]})" if lines else ""
 
 
 @functools.cache
