@@ -26,10 +26,9 @@ from mlops_ray.config import Project
 from mlops_ray.errors import BackendUnavailable
 
 NAMESPACE = "mlops_ray"
-# Ports of a cluster's replicas: as many as there can be of them on one machine, half of them for gRPC.
+# How long `ray start` may take; it takes five seconds on an idle machine.
 _START_S = 120
-"""How long `ray start` may take; it takes five on an idle machine."""
-
+# Ports of a cluster's replicas: as many as there can be of them on one machine, half of them for gRPC.
 _REPLICA_PORTS = 200
 
 
