@@ -203,7 +203,8 @@ def side_by_side(store: Store, numbers: tuple[int, ...], at: float) -> str:
 
     def run(tx: Tx) -> str:
         first, *beside = numbers
-        rollout = orders.begin(tx, of, first, beside=beside, supersede=False, who="ann", why="three kinds", now=at)
+        given = {"who": "ann", "why": "three kinds", "now": at, "machine_now": at}
+        rollout = orders.begin(tx, of, first, beside=beside, supersede=False, **given)
         arms = (*(Arm(number) for number in numbers[:-1]), Arm(numbers[-1], Reason.EVIDENCE, at))
         move(tx, of, row_of(tx, rollout), CanaryState(Phase.RAMPING, 0, at, arms=arms), "rollout ramping", None)
         return rollout

@@ -58,8 +58,7 @@ def test_the_limit_of_quality_is_for_a_window_as_long_as_it_was() -> None:
     """By rows a window may take a day or a month: a short one strays further by chance."""
     labels, scores = cohort(0.2)
     day, week, month = (
-        judge_quality(PLAN, reference(), labels, scores, np.random.default_rng(0), span_s=days * DAY_S).detail["limit"]
-        for days in (1, 7, 28)
+        judge_quality(PLAN, reference(), labels, scores, span_s=days * DAY_S).detail["limit"] for days in (1, 7, 28)
     )
     assert day > week > month
     assert week == quality(labels, scores).detail["limit"]
