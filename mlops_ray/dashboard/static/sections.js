@@ -82,14 +82,14 @@ function decided(r) {
 }
 
 // The versions that a rollout tries.
-const named = (r) => r.versions.map((v) => `v${v}`).join(", ");
+const onTrial = (r) => r.versions.map((v) => `v${v}`).join(", ");
 
 function rolloutPart(doc) {
   if (!doc.rollouts.length) return [head("rollout", "Rollout"), empty("No version had to replace another yet. When a candidate passes its gates, its canary shows here: the share that it answers, and how its losses compare with stable's.")];
   const [r, ...others] = doc.rollouts;
   const note = r.open ? "under way" : "the last one";
   const waits = r.waits.length ? el("p", { class: "note" }, `It waits for: ${r.waits.join("; ")}.`) : null;
-  const body = [head("rollout", `Rollout of ${named(r)} against v${r.against}`, note), r.open ? null : el("p", {}, told(r.says), "."), steps(r), waits];
+  const body = [head("rollout", `Rollout of ${onTrial(r)} against v${r.against}`, note), r.open ? null : el("p", {}, told(r.says), "."), steps(r), waits];
   if (r.metrics.length) {
     body.push(el("div", { class: "metrics" }, r.metrics.map((m) => metricPart(m, r))),
       legend([key(draw("rect", { class: "band", width: 22, height: 14 }), draw("line", { class: "mean", x1: 0, x2: 22, y1: 7, y2: 7 })), "canary minus stable; positive is worse. The band is a confidence sequence: it holds at all looks together"],
@@ -99,7 +99,7 @@ function rolloutPart(doc) {
   }
   body.push(decided(r));
   if (others.length) body.push(el("details", { "data-key": "older rollouts" }, el("summary", {}, `Rollouts before it (${others.length})`), el("ul", { class: "rows" }, others.map((o) =>
-    el("li", {}, el("div", { class: "top" }, el("b", {}, `${named(o)} against v${o.against}`), el("span", { class: `word ${o.phase === "promoted" ? "good" : "wait"}` }, o.phase), when(o.began)), el("div", { class: "small" }, told(o.says)))))));
+    el("li", {}, el("div", { class: "top" }, el("b", {}, `${onTrial(o)} against v${o.against}`), el("span", { class: `word ${o.phase === "promoted" ? "good" : "wait"}` }, o.phase), when(o.began)), el("div", { class: "small" }, told(o.says)))))));
   return body;
 }
 
