@@ -195,7 +195,9 @@ def kill_daily(run: RunApart, killed: set[tuple[float, Point]]) -> Callable[[Poi
     return fault
 
 
-@pytest.mark.parametrize("name", TOLD)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if "aborted" in name else name for name in TOLD]
+)
 def test_sigkill_at_each_point_loses_repeats_and_reorders_nothing(name: str, make: Make) -> None:
     undisturbed = make(TOLD[name]).tell(lambda _: None)
     assert (undisturbed["rollouts"][0][1]["phase"], undisturbed["answers"]) == ENDS[name]

@@ -42,9 +42,10 @@ def command(file: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "mlops_ray", "train", "-c", str(file), "--json", *more]
 
 
+@pytest.mark.slow  # test_search.py kills a driver at every run
 @pytest.mark.parametrize(
     "how",
-    [pytest.param(signal.SIGKILL, id="kill -9"), pytest.param(signal.SIGINT, id="Ctrl-C", marks=pytest.mark.slow)],
+    [pytest.param(signal.SIGKILL, id="kill -9"), pytest.param(signal.SIGINT, id="Ctrl-C")],
 )
 def test_a_search_goes_on_where_its_driver_died(file: Path, how: signal.Signals) -> None:
     root = file.parent

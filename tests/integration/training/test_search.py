@@ -117,7 +117,7 @@ def test_each_lane_has_one_thread(tmp_path: Path) -> None:
     assert found.score == pytest.approx(-np.mean([math.log(0.1 if y else 0.9) for y in fold().y[400:]]))
 
 
-@pytest.mark.parametrize("task", ["multiclass", "regression"])
+@pytest.mark.parametrize("task", ["multiclass", pytest.param("regression", marks=pytest.mark.slow)])
 def test_folds_and_weights_of_other_tasks(tmp_path: Path, task: Task) -> None:
     folds = [fold(task, seed=seed, weights=True) for seed in (1, 2)]
     plan = {"trials": 4, "max_s": 300, "candidates": ["linear", FOREST, BOOSTING]}

@@ -91,6 +91,7 @@ def silent(stage: str, done: int, total: int) -> None:
     """No progress shown."""
 
 
+@pytest.mark.slow
 def test_a_version_of_two_workers_is_judged_registered_and_made_again_bit_by_bit(
     ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
